@@ -1,0 +1,1 @@
+"""What runs at a unit: dials out, relays to the local HTTP service."""

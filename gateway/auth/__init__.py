@@ -1,0 +1,1 @@
+"""Keys, audiences and token verification."""

@@ -1,0 +1,1 @@
+"""The configuration document: model, check, compile to a snapshot, swap."""

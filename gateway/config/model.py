@@ -1,0 +1,162 @@
+"""The configuration document: one YAML file, decoded strictly into these structs.
+
+A field that is not declared here is refused with its path. Cross-references (does that role exist?) are checked in
+`gateway.config.check`; nothing here reads a file, a clock or the environment.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9._-]{0,63}$", description="lower case letters, digits, . _ -")]
+UnitId = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+SecretRef = Annotated[str, Meta(pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$", description="env:NAME or file:PATH")]
+Positive = Annotated[int, Meta(ge=1)]
+Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+Algorithm = Literal[
+    "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
+]
+
+
+class _Strict(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class Gateway(_Strict, kw_only=True):
+    """Settings of the policy as a whole."""
+
+    realm: str = "caregate"
+    leeway_s: Annotated[int, Meta(ge=0, le=120)] = 5
+    trusted_proxies: tuple[str, ...] = ()
+    limits: tuple[Name, ...] = ()
+    """Taken for every request before routing; may only be per address."""
+
+
+class Cors(_Strict, kw_only=True):
+    origins: tuple[str, ...]
+    credentials: bool = False
+    max_age_s: Annotated[int, Meta(ge=0, le=86_400)] = 600
+    headers: tuple[str, ...] = ("authorization", "content-type", "idempotency-key")
+
+
+class Audience(_Strict, kw_only=True):
+    """`aud` of its tokens is the audience's name."""
+
+    issuer: Annotated[str, Meta(min_length=1)]
+    cors: Cors | None = None
+
+
+class Key(_Strict, kw_only=True):
+    """HS*: `secret`. The others: `public_key` (PEM or JWK), and `private_key` where the gateway issues tokens."""
+
+    kid: Annotated[str, Meta(min_length=1, max_length=128)]
+    alg: Algorithm
+    secret: SecretRef | None = None
+    public_key: SecretRef | None = None
+    private_key: SecretRef | None = None
+
+
+class Role(_Strict, kw_only=True):
+    audience: Name
+    keys: Annotated[tuple[Key, ...], Meta(min_length=1)]
+    access_lifetime_s: Positive = 900
+    max_lifetime_s: Positive = 3600
+    permissions: tuple[str, ...] = ()
+    limits: tuple[Name, ...] = ()
+
+
+class LimitRule(_Strict, kw_only=True):
+    """`rate` requests in `period_s` seconds on average, `burst` at once."""
+
+    per: Literal["address", "principal", "role", "route", "unit"]
+    rate: Positive
+    period_s: Positive = 1
+    burst: Positive
+
+
+class Upstream(_Strict, kw_only=True):
+    endpoints: Annotated[tuple[str, ...], Meta(min_length=1)]
+    """http://host:port, no path."""
+    connect_timeout_ms: Positive = 1_000
+    response_timeout_ms: Positive = 10_000
+    idle_timeout_ms: Positive = 30_000
+    max_connections: Positive = 64
+
+
+class UnitKey(_Strict, kw_only=True):
+    kid: Annotated[str, Meta(min_length=1, max_length=128)]
+    alg: Literal["RS256", "PS256", "ES256", "ES384", "EdDSA"]
+    public_key: SecretRef
+
+
+class Unit(_Strict, kw_only=True):
+    name: str
+    keys: Annotated[tuple[UnitKey, ...], Meta(min_length=1)]
+    context_key: SecretRef | None = None
+    """HS256 key, shared with the unit, under which x-caregate-context is signed."""
+    enabled: bool = True
+    max_connections: Annotated[int, Meta(ge=1, le=4)] = 2
+
+
+class Bind(_Strict, kw_only=True):
+    param: str
+    claim: Annotated[str, Meta(min_length=1)]
+    roles: tuple[Name, ...] = ()
+    refuse: Literal["forbidden", "hidden"] = "forbidden"
+
+
+class Function(_Strict, kw_only=True):
+    """`arguments`: parameter -> `path:NAME`, `query:NAME`, `claim:NAME`, `body` or `body:/json/pointer`; a trailing `?` = optional."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-z_][a-z0-9_]*\.[a-z_][a-z0-9_]*$", description="schema.function")]
+    arguments: dict[str, str] = {}
+    success_status: Annotated[int, Meta(ge=200, le=299)] = 200
+
+
+class ToUpstream(_Strict, kw_only=True):
+    name: Name
+    target: str | None = None
+
+
+class ToUnit(_Strict, kw_only=True):
+    """`unit`: `path:PARAM` or a unit's id."""
+
+    unit: str
+    target: str | None = None
+    cookies: bool = False
+
+
+class Controller(_Strict, kw_only=True):
+    """One route: who may call it and what answers, exactly one of function, upstream, unit, resource."""
+
+    path: Annotated[str, Meta(pattern=r"^/")]
+    methods: Annotated[tuple[Method, ...], Meta(min_length=1)]
+    audiences: Annotated[tuple[Name, ...], Meta(min_length=1)]
+    roles: Annotated[tuple[Name, ...], Meta(min_length=1)]
+    permission: str | None = None
+    bind: tuple[Bind, ...] = ()
+    limits: tuple[Name, ...] = ()
+    query: tuple[str, ...] | Literal["any"] = ()
+    phi: bool = False
+    hidden: bool = False
+    body_max_bytes: Annotated[int, Meta(ge=0, le=16_777_216)] = 1_048_576
+    response_max_bytes: Annotated[int, Meta(ge=1, le=1_073_741_824)] = 67_108_864
+    deadline_ms: Annotated[int, Meta(ge=1, le=300_000)] = 30_000
+    function: Function | None = None
+    upstream: ToUpstream | None = None
+    unit: ToUnit | None = None
+    resource: str | None = None
+    """Name of an entry point in the group `caregate.resources`."""
+
+
+class Document(_Strict, kw_only=True):
+    version: Literal[1]
+    gateway: Gateway = Gateway()
+    audiences: Annotated[dict[Name, Audience], Meta(min_length=1)]
+    roles: Annotated[dict[Name, Role], Meta(min_length=1)]
+    limits: dict[Name, LimitRule] = {}
+    upstreams: dict[Name, Upstream] = {}
+    units: dict[UnitId, Unit] = {}
+    controllers: dict[Name, Controller] = {}

@@ -1,0 +1,71 @@
+"""What the gateway knows of one request, filled in as it passes the policy steps."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gateway.errors import GatewayError
+    from gateway.routing.model import Route
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who calls, as a verified token says.
+
+    Shapes: `claims` is the token's payload; `unit_ids` and the like stay in claims and are read by bindings.
+    Units: `expires_at_s` seconds since 1970.
+    """
+
+    subject: str
+    issuer: str
+    audience: str
+    role: str
+    permissions: frozenset[str]
+    token_id: str
+    key_id: str
+    expires_at_s: float
+    claims: dict[str, Any]
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """One request from its first byte to its audit row; lives on `req.context`.
+
+    Units: `started_ns` and `deadline_ns` are monotonic nanoseconds; durations `*_ns` too.
+    """
+
+    id: str
+    started_ns: int
+    method: str = ""
+    path: str = ""
+    """The canonical raw path (percent-encoded ASCII): what was matched is what is forwarded."""
+    query: str = ""
+    client_address: str = ""
+    snapshot: Any = None
+    principal: Principal | None = None
+    route: Route | None = None
+    params: dict[str, str] = field(default_factory=dict)
+    """Path parameters, percent-decoded."""
+    deadline_ns: int = 0
+    limit_headers: tuple[tuple[str, str], ...] = ()
+    error: GatewayError | None = None
+    unit: str | None = None
+    delivery: str | None = None
+    relay_source: str | None = None
+    upstream_ns: int = 0
+    audited: bool = False
+
+
+def new_request_id() -> str:
+    """A random UUID (RFC 9562 version 4), lower case.
+
+    Source: os.urandom; the id names a request in answers, logs and audit and must not be guessable.
+    """
+    raw = bytearray(os.urandom(16))
+    raw[6] = raw[6] & 0x0F | 0x40
+    raw[8] = raw[8] & 0x3F | 0x80
+    text = raw.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -1,0 +1,1 @@
+"""The demo platform that make run starts."""

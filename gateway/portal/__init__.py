@@ -1,0 +1,1 @@
+"""Type A: controllers answered by a function of the portal database."""

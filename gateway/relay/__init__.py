@@ -1,0 +1,1 @@
+"""Type B: controllers answered by a unit over the WebSocket it dialled."""

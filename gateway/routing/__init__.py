@@ -1,0 +1,1 @@
+"""Routes, the Falcon router over the compiled table, kind to resource."""

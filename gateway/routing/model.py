@@ -1,0 +1,122 @@
+"""A route as the configuration compiled it: immutable, shared by every request of a snapshot."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+class RouteKind(enum.StrEnum):
+    """What answers a route."""
+
+    FUNCTION = "function"
+    UPSTREAM = "upstream"
+    UNIT = "unit"
+    RESOURCE = "resource"
+
+
+class LimitKey(enum.StrEnum):
+    """What one token bucket belongs to."""
+
+    ADDRESS = "address"
+    PRINCIPAL = "principal"
+    ROLE = "role"
+    ROUTE = "route"
+    UNIT = "unit"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A token bucket's rule: `burst` tokens, one more every `interval_ns`.
+
+    Units: `interval_ns` nanoseconds per token, `window_s` seconds for the advertised policy.
+    """
+
+    name: str
+    per: LimitKey
+    interval_ns: int
+    burst: int
+    window_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A path parameter that must equal (or be a member of) a claim, for the named roles (empty: for all).
+
+    `hidden`: a refusal answers 404 as if the record did not exist.
+    """
+
+    param: str
+    claim: str
+    roles: frozenset[str]
+    hidden: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """An argument of a portal function: `source` is path, query, body or claim.
+
+    `name` is the parameter or claim, or a JSON pointer for body ("" is the whole body).
+    """
+
+    parameter: str
+    source: str
+    name: str
+    required: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionAction:
+    function: str
+    arguments: tuple[Argument, ...]
+    success_status: int
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamAction:
+    """`target` is the path template sent on; None sends the caller's own path."""
+
+    upstream: str
+    target: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class UnitAction:
+    """The unit is a path parameter (`unit_param`) or fixed (`unit`)."""
+
+    unit: str | None
+    unit_param: str | None
+    target: str | None
+    cookies: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceAction:
+    entry_point: str
+
+
+Action = FunctionAction | UpstreamAction | UnitAction | ResourceAction
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Units: `*_bytes` bytes, `deadline_ms` milliseconds for everything the route does."""
+
+    name: str
+    template: str
+    methods: tuple[str, ...]
+    kind: RouteKind
+    action: Action
+    audiences: frozenset[str]
+    roles: frozenset[str]
+    permission: str | None
+    bindings: tuple[Binding, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    query: frozenset[str] | None = frozenset()
+    """Names of the query parameters a caller may send; None: any."""
+    phi: bool = False
+    hidden: bool = False
+    body_max_bytes: int = 1_048_576
+    response_max_bytes: int = 67_108_864
+    deadline_ms: int = 30_000
+    metadata: dict[str, str] = field(default_factory=dict, compare=False)

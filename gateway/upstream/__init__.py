@@ -1,0 +1,1 @@
+"""Type A: controllers answered by a cloud service over HTTP."""

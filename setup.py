@@ -1,0 +1,33 @@
+"""The compiled kernels in `fastpath/` and their compiler directives; the rest is in pyproject.toml."""
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+DEBUG = os.environ.get("CAREGATE_DEBUG_BUILD") == "1"
+"""Line tracing for profilers (`make debug`): slower by an order of magnitude, never for production."""
+
+DIRECTIVES = {
+    "language_level": 3,
+    "binding": False,
+    "embedsignature": True,
+    "boundscheck": True,
+    "wraparound": False,
+    "cdivision": True,
+    "profile": DEBUG,
+    "linetrace": DEBUG,
+}
+
+extensions = [
+    Extension(
+        f"fastpath.{source.stem}",
+        [str(source)],
+        extra_compile_args=["-O2" if not DEBUG else "-O0", "-Wall", "-Wextra", "-Wno-unused-parameter"],
+        define_macros=[("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")] if DEBUG else [],
+    )
+    for source in sorted(Path("fastpath").glob("*.pyx"))
+]
+
+setup(ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, annotate=DEBUG))
