@@ -1,0 +1,123 @@
+"""Process settings from the environment: read once, validated, frozen. Policy is in the configuration document."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+
+class SettingsError(ValueError):
+    """An environment variable with a value that cannot be used; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One field, one variable: `token_cache_size` is `CAREGATE_TOKEN_CACHE_SIZE`.
+
+    Units: `*_s` seconds, `*_ms` milliseconds, `*_bytes` bytes; the rest are counts, addresses or paths.
+    """
+
+    config_path: Path = Path("caregate.yaml")
+    data_dir: Path = Path(".caregate")
+    """What survives a restart: embedded database, last good configuration, audit spill."""
+    run_dir: Path = Path(".caregate/run")
+    """Sockets and shared memory of the running gateway; mode 0700."""
+    dsn: str = ""
+    """PostgreSQL as caregate_gateway; empty: an embedded server under data_dir."""
+    bind: str = "127.0.0.1:8080"
+    ops_bind: str = "127.0.0.1:9090"
+    """Metrics, health and status; empty: none."""
+    workers: int = 2
+    worker_connections: int = 20_000
+    max_requests: int = 0
+    """A worker is replaced after so many requests; 0: never."""
+    pool_min: int = 1
+    pool_max: int = 16
+    """Database connections of one worker."""
+    statement_timeout_ms: int = 5_000
+    connect_timeout_ms: int = 1_000
+    bucket_capacity: int = 131_072
+    """Rate-limit keys of the machine; 100,000 stay apart with room to spare."""
+    token_cache_size: int = 65_536
+    """Verified tokens a worker remembers."""
+    metric_series: int = 8_192
+    """Metric series a worker can hold."""
+    head_timeout_s: int = 10
+    body_timeout_s: int = 30
+    write_timeout_s: int = 30
+    keepalive_s: int = 75
+    max_target_bytes: int = 8_192
+    max_head_bytes: int = 32_768
+    max_header_fields: int = 100
+    drain_grace_s: int = 30
+    relay_ping_ms: int = 15_000
+    relay_dead_ms: int = 35_000
+    relay_hello_timeout_ms: int = 5_000
+    relay_dials_per_s: int = 500
+    """New unit connections a worker admits in a second; above it 503 with Retry-After."""
+    relay_buffer_bytes: int = 268_435_456
+    """Relay buffers of one worker."""
+    audit_queue: int = 10_000
+    """Events of routes without `phi` that wait for the database in memory; above it they go to a spill file."""
+    log_level: str = "info"
+    access_log: bool = True
+    tls_certificate: str = ""
+    tls_key: str = ""
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Settings with the variables that are set; unknown CAREGATE_ variables are refused, except CAREGATE_TEST_*.
+
+        Raises: SettingsError naming the variable and what it takes.
+        """
+        known = {f"CAREGATE_{field.name.upper()}": field for field in fields(cls)}
+        unknown = sorted(
+            n
+            for n in environ
+            if n.startswith("CAREGATE_") and n not in known and not n.startswith(("CAREGATE_TEST_", "CAREGATE_SECRET_"))
+        )
+        if unknown:
+            raise SettingsError(f"{', '.join(unknown)}: no such setting")
+        values = {
+            field.name: _read(name, environ[name], _READERS[str(field.type)])
+            for name, field in known.items()
+            if environ.get(name, "") != ""
+        }
+        settings = cls(**values)  # type: ignore[arg-type]
+        settings._validate()
+        return settings
+
+    def _validate(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) is int and value < (0 if field.name in _MAY_BE_ZERO else 1):
+                raise SettingsError(f"CAREGATE_{field.name.upper()}: must be at least 1, not {value}")
+        if self.log_level not in _LEVELS:
+            raise SettingsError(f"CAREGATE_LOG_LEVEL: one of {', '.join(_LEVELS)}")
+        if self.pool_min > self.pool_max:
+            raise SettingsError("CAREGATE_POOL_MIN: larger than CAREGATE_POOL_MAX")
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise SettingsError("CAREGATE_TLS_CERTIFICATE and CAREGATE_TLS_KEY: give both or neither")
+
+
+_LEVELS = ("debug", "info", "warning", "error")
+_MAY_BE_ZERO = frozenset({"max_requests"})
+
+
+def _boolean(text: str) -> bool:
+    if text not in ("0", "1", "true", "false"):
+        raise ValueError("true or false")
+    return text in ("1", "true")
+
+
+_READERS: dict[str, Callable[[str], object]] = {"int": int, "str": str, "Path": Path, "bool": _boolean}
+
+
+def _read(name: str, text: str, reader: Callable[[str], object]) -> object:
+    try:
+        return reader(text)
+    except ValueError as error:
+        takes = {int: "a whole number", _boolean: "true or false"}.get(reader, "another value")  # type: ignore[call-overload]
+        raise SettingsError(f"{name}: takes {takes}") from error
