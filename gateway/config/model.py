@@ -116,12 +116,18 @@ class Function(_Strict, kw_only=True):
 
 
 class ToUpstream(_Strict, kw_only=True):
+    """`target`: path template sent on instead of the caller's path, see ToUnit."""
+
     name: Name
     target: str | None = None
 
 
 class ToUnit(_Strict, kw_only=True):
-    """`unit`: `path:PARAM` or a unit's id."""
+    """`unit`: `path:PARAM` or a unit's id.
+
+    `target` may have a query part, `/fhir/Observation?patient={patient}`: a parameter is percent-encoded where it is put
+    in (only `{name:path}` keeps its slashes, and only in the path). The caller's own declared query follows the target's.
+    """
 
     unit: str
     target: str | None = None
@@ -137,6 +143,8 @@ class Controller(_Strict, kw_only=True):
     roles: Annotated[tuple[Name, ...], Meta(min_length=1)]
     permission: str | None = None
     bind: tuple[Bind, ...] = ()
+    unbound_roles: tuple[Name, ...] = ()
+    """Roles that no entry of `bind` restricts. With any `bind`, or a unit out of the path, every role is in one or here."""
     limits: tuple[Name, ...] = ()
     query: tuple[str, ...] | Literal["any"] = ()
     phi: bool = False

@@ -111,6 +111,8 @@ class Route:
     roles: frozenset[str]
     permission: str | None
     bindings: tuple[Binding, ...] = ()
+    unbound_roles: frozenset[str] = frozenset()
+    """Roles that pass although no binding names them; a route with bindings refuses every other uncovered role."""
     limits: tuple[Limit, ...] = ()
     query: frozenset[str] | None = frozenset()
     """Names of the query parameters a caller may send; None: any."""

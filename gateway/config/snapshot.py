@@ -1,0 +1,96 @@
+"""What a worker decides by: one immutable compiled configuration, swapped whole."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastpath.routes import RouteTable
+    from fastpath.token import Verifier
+    from gateway.config.model import Audience, Document, Upstream
+    from gateway.routing.model import Limit, Route
+
+log = logging.getLogger("caregate.config")
+
+UNIT_LINK_AUDIENCE = "unit-link"
+UNIT_LINK_MAX_LIFETIME_S = 300
+
+Network = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledRole:
+    """Units: seconds."""
+
+    name: str
+    audience: str
+    permissions: frozenset[str]
+    limits: tuple[Limit, ...]
+    access_lifetime_s: int
+    max_lifetime_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledUnit:
+    """`context_key` is the HS256 key of x-caregate-context; never shown."""
+
+    id: str
+    name: str
+    enabled: bool
+    max_connections: int
+    context_key: bytes | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A configuration that passed every check.
+
+    Shapes: `verifier` knows the callers' keys (`Key.role` set, `Key.attachment` the CompiledRole), `unit_verifier` the
+    units' (`Key.attachment` the unit's id); `routes` matches to a Route; `digest` is the SHA-256 of the canonical
+    document, `keys_digest` of all the key material it refers to, both in hex.
+    """
+
+    version: int
+    digest: str
+    keys_digest: str
+    document: Document
+    verifier: Verifier
+    unit_verifier: Verifier
+    routes: RouteTable
+    controllers: dict[str, Route]
+    roles: dict[str, CompiledRole]
+    audiences: dict[str, Audience]
+    known_audiences: frozenset[str]
+    address_limits: tuple[Limit, ...]
+    upstreams: dict[str, Upstream]
+    units: dict[str, CompiledUnit]
+    realm: str
+    trusted_proxies: tuple[Network, ...]
+
+
+class SnapshotHolder:
+    """The worker's current snapshot; a request reads `current` once and keeps it to its end."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.current = snapshot
+        self._subscribers: list[Callable[[Snapshot], None]] = []
+
+    def subscribe(self, callback: Callable[[Snapshot], None]) -> None:
+        """`callback(new)` runs after every swap; it must not wait."""
+        self._subscribers.append(callback)
+
+    def swap(self, snapshot: Snapshot) -> None:
+        """Put a snapshot in force; revocations made under the old one hold under the new one."""
+        # SEC: copied at the swap and not when the snapshot was compiled, so that nothing revoked in between is lost.
+        snapshot.verifier.adopt_revocations(self.current.verifier)
+        snapshot.unit_verifier.adopt_revocations(self.current.unit_verifier)
+        self.current = snapshot
+        for callback in self._subscribers:
+            try:
+                callback(snapshot)
+            except Exception:
+                log.exception("a subscriber failed on configuration version %d", snapshot.version)
