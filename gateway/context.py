@@ -56,7 +56,10 @@ class RequestContext:
     delivery: str | None = None
     relay_source: str | None = None
     upstream_ns: int = 0
-    audited: bool = False
+    rule: str = ""
+    """Which rule decided, for log and audit: `token:expired`, `role`, `binding:patient`, `limit:partner`."""
+    intent_recorded: bool = False
+    """The audit intent is durable: whatever happens now, it happened to a recorded request."""
 
 
 def new_request_id() -> str:

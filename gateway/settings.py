@@ -119,5 +119,5 @@ def _read(name: str, text: str, reader: Callable[[str], object]) -> object:
     try:
         return reader(text)
     except ValueError as error:
-        takes = {int: "a whole number", _boolean: "true or false"}.get(reader, "another value")  # type: ignore[call-overload]
+        takes = {int: "a whole number", _boolean: "true or false"}.get(reader, "another value")
         raise SettingsError(f"{name}: takes {takes}") from error

@@ -1,0 +1,37 @@
+"""May this principal use this route for these parameters? The last step before a route's resource runs."""
+
+from __future__ import annotations
+
+import falcon
+
+from gateway.context import RequestContext
+from gateway.errors import TokenMissing
+from gateway.rbac.decide import decide
+from gateway.routing.query import check_query
+
+
+class Authorization:
+    """Middleware: refuses, or lets the resource run; on `phi` routes the intent is recorded in between."""
+
+    def __init__(self, intent: object) -> None:
+        """Shapes: `intent(ctx)` makes the audit intent durable or raises AuditUnavailable."""
+        self._intent = intent
+
+    def process_resource(
+        self, req: falcon.Request, resp: falcon.Response, resource: object, params: dict[str, object]
+    ) -> None:
+        """Raises: TokenMissing, TokenInvalid, Forbidden, NotFound, QueryRefused, AuditUnavailable."""
+        ctx: RequestContext = req.context.gateway
+        route = ctx.route
+        if route is None:
+            return
+        if ctx.principal is None:
+            ctx.rule = "token:missing"
+            raise TokenMissing()
+        decision = decide(ctx.principal, route, ctx.params)
+        ctx.rule = decision.rule
+        if not decision.allowed:
+            raise decision.error()
+        check_query(ctx.query, route.query)
+        if route.phi:
+            self._intent(ctx)  # type: ignore[operator]

@@ -1,0 +1,123 @@
+"""Who calls: the caller's address and the principal of the bearer token.
+
+A token that is present must be good, whatever the route; that a route needs one is decided in `authorization`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+
+import falcon
+
+from fastpath.token import TokenError, Verified
+from gateway.config.snapshot import Snapshot
+from gateway.context import Principal, RequestContext
+from gateway.errors import TokenAmbiguous, TokenInvalid
+from gateway.metrics import Metrics
+
+_MAX_HOPS = 16
+
+
+class Identity:
+    """Middleware: fills `principal` of the request's context."""
+
+    def __init__(self, clock_s: Callable[[], float], metrics: Metrics) -> None:
+        self._clock_s = clock_s
+        self._metrics = metrics
+
+    def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Verify the bearer token, if there is one.
+
+        Raises: TokenAmbiguous, TokenInvalid.
+        """
+        ctx: RequestContext = req.context.gateway
+        token = bearer_token(req.env)
+        if token is None:
+            return
+        snapshot: Snapshot = ctx.snapshot
+        try:
+            verified = snapshot.verifier.verify(token, self._clock_s())
+        except TokenError as error:
+            ctx.rule = f"token:{error.code}"
+            self._metrics.inc("caregate_token_refusals", (error.code,))
+            raise TokenInvalid(expired=error.code == "expired") from None
+        principal = verified.principal
+        if principal is None:
+            principal = verified.principal = _principal(snapshot, verified)
+        ctx.principal = principal
+
+
+def bearer_token(env: dict[str, object]) -> str | None:
+    """The bearer token of a request, or None if it brought none.
+
+    Raises: TokenAmbiguous if there are two or one is in the query; TokenInvalid if it is not one word.
+    Source: RFC 6750 section 2 and 3.1.
+    """
+    query = env.get("QUERY_STRING")
+    if query and "access_token" in query and _names_token(query):  # type: ignore[operator,arg-type]
+        raise TokenAmbiguous("A token in the query is refused; send it in Authorization")
+    value = env.get("HTTP_AUTHORIZATION")
+    if value is None:
+        return None
+    assert isinstance(value, str)
+    if "authorization" in env.get("caregate.duplicate", ()) or "," in value:  # type: ignore[operator]
+        raise TokenAmbiguous("Authorization must come once")
+    scheme, _, token = value.partition(" ")
+    if scheme.lower() != "bearer":
+        return None
+    token = token.strip(" ")
+    if not token or " " in token or "\t" in token:
+        raise TokenInvalid()
+    return token
+
+
+def _names_token(query: str) -> bool:
+    return any(pair.partition("=")[0] == "access_token" for pair in query.split("&"))
+
+
+def _principal(snapshot: Snapshot, verified: Verified) -> Principal:
+    role = snapshot.roles[verified.key.role]
+    return Principal(
+        subject=verified.subject,
+        issuer=verified.claims["iss"],
+        audience=verified.audience,
+        role=role.name,
+        permissions=role.permissions,
+        token_id=verified.jti or "",
+        key_id=verified.key.kid or "",
+        expires_at_s=verified.expires_at_s,
+        claims=verified.claims,
+    )
+
+
+Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
+
+
+def client_address(peer: str, forwarded_for: str | None, trusted: Networks) -> str:
+    """The address that counts: the peer's, or behind trusted proxies the last one that is not such a proxy.
+
+    A list that cannot be read is not believed beyond the last good entry.
+    """
+    if not trusted or not forwarded_for or not _is_trusted(peer, trusted):
+        return peer
+    address = peer
+    for entry in reversed(forwarded_for.split(",")[-_MAX_HOPS:]):
+        candidate = entry.strip()
+        try:
+            address = str(ipaddress.ip_address(candidate))
+        except ValueError:
+            return address
+        if not _is_trusted(address, trusted):
+            return address
+    return address
+
+
+def _is_trusted(address: str, trusted: Networks) -> bool:
+    if not address:
+        return any(network.prefixlen == 0 for network in trusted)
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(parsed in network for network in trusted)

@@ -1,0 +1,82 @@
+"""The operations listener: metrics, health and status; on loopback by default, never on the public port."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import falcon
+import orjson
+
+from gateway.config.snapshot import SnapshotHolder
+from gateway.metrics import Metrics
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class _Metrics:
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.content_type = METRICS_TYPE
+        resp.data = self._metrics.render()
+
+
+class _Live:
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.content_type = falcon.MEDIA_JSON
+        resp.data = b'{"status":"live"}'
+
+
+class _Ready:
+    """Ready is: a configuration is in force and the worker is not leaving. A database that is away is named."""
+
+    def __init__(self, state: Callable[[], dict[str, Any]]) -> None:
+        self._state = state
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        state = self._state()
+        ready = state["config_version"] > 0 and not state["draining"]
+        resp.status = 200 if ready else 503
+        resp.content_type = falcon.MEDIA_JSON
+        resp.data = orjson.dumps({"status": "ready" if ready else "not ready", **state})
+
+
+class _Status:
+    def __init__(self, holder: SnapshotHolder, state: Callable[[], dict[str, Any]], units: Callable[[], Any]) -> None:
+        self._holder = holder
+        self._state = state
+        self._units = units
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        snapshot = self._holder.current
+        resp.content_type = falcon.MEDIA_JSON
+        resp.data = orjson.dumps(
+            {
+                "worker": os.getpid(),
+                "config": {"version": snapshot.version, "digest": snapshot.digest},
+                **self._state(),
+                "units": self._units(),
+            },
+            default=str,
+        )
+
+
+def create_operations(
+    holder: SnapshotHolder,
+    metrics: Metrics,
+    state: Callable[[], dict[str, Any]],
+    units: Callable[[], Any],
+) -> falcon.App[falcon.Request, falcon.Response]:
+    """The operations application.
+
+    Shapes: `state()` -> {config_version, draining, database}; `units()` -> list of unit connections, JSON values.
+    """
+    app = falcon.App()
+    app.add_route("/metrics", _Metrics(metrics))
+    app.add_route("/livez", _Live())
+    app.add_route("/readyz", _Ready(state))
+    app.add_route("/status", _Status(holder, state, units))
+    return app
