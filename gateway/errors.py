@@ -118,6 +118,18 @@ class NotImplementedHere(ClientError):
     code = "not-implemented"
 
 
+class VersionNotSupported(ClientError):
+    """An HTTP version other than 1.0 and 1.1, HTTP/2 with prior knowledge included."""
+
+    code = "http-version-not-supported"
+
+
+class ExpectationFailed(ClientError):
+    """An `Expect` other than 100-continue."""
+
+    code = "expectation-failed"
+
+
 class BadJson(ClientError):
     code = "not-json"
 

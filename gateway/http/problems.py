@@ -36,6 +36,8 @@ TABLE: dict[type[e.GatewayError], Row] = {
     e.BodyTooLarge: Row(413, "Body too large"),
     e.RequestTimeout: Row(408, "Request took too long to arrive"),
     e.NotImplementedHere: Row(501, "Not implemented"),
+    e.VersionNotSupported: Row(505, "HTTP version not supported"),
+    e.ExpectationFailed: Row(417, "Expectation failed"),
     e.BadJson: Row(400, "Body is not JSON"),
     e.Unprocessable: Row(422, "Body is not as the route declares"),
     e.ClientDisconnected: Row(499, "Caller went away"),

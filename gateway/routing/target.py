@@ -1,0 +1,71 @@
+"""The request target sent on to a unit or an upstream: what was matched is what is forwarded."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from urllib.parse import quote
+
+from gateway.context import RequestContext
+
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(:path)?\}")
+_SEGMENT_SAFE = "!$&'()*+,;=:@"
+"""Characters a path segment may carry unescaped beside the unreserved ones (RFC 3986, 3.3)."""
+
+
+def forward_target(route_target: str | None, ctx: RequestContext) -> str:
+    """The origin-form target to send on; `route_target` None sends the caller's own canonical path.
+
+    Parameters go in as the bytes that were matched, still percent-encoded. The query follows unchanged: `check_query`
+    has refused what the route does not declare.
+
+    Raises: KeyError for a placeholder the route's template has no parameter for (refused when the configuration loads).
+    """
+    path = ctx.path if route_target is None else _fill(route_target, ctx)
+    return f"{path}?{ctx.query}" if ctx.query else path
+
+
+def target_params(route_target: str) -> frozenset[str]:
+    """Names of the parameters a target template uses; for the configuration's cross-checks."""
+    return frozenset(name for name in _pieces(route_target)[1::2])
+
+
+def _fill(route_target: str, ctx: RequestContext) -> str:
+    pieces = _pieces(route_target)
+    if len(pieces) == 1:
+        return pieces[0]
+    raw = _raw_params(ctx)
+    return "".join(raw[piece] if index % 2 else piece for index, piece in enumerate(pieces))
+
+
+@lru_cache(maxsize=4096)
+def _pieces(template: str) -> tuple[str, ...]:
+    """Literals at even places, parameter names at odd ones."""
+    out: list[str] = []
+    end = 0
+    for match in _PLACEHOLDER.finditer(template):
+        out += (template[end : match.start()], match.group(1))
+        end = match.end()
+    return (*out, template[end:])
+
+
+@lru_cache(maxsize=4096)
+def _positions(template: str) -> tuple[tuple[int, str, bool], ...]:
+    """(segment index, parameter, takes the rest) of every placeholder in a route's template."""
+    found = []
+    for index, segment in enumerate(template.split("/")):
+        match = _PLACEHOLDER.fullmatch(segment)
+        if match:
+            found.append((index, match.group(1), match.group(2) is not None))
+    return tuple(found)
+
+
+def _raw_params(ctx: RequestContext) -> dict[str, str]:
+    """Parameters as matched: cut from the canonical path, or encoded again where only the decoded value is known."""
+    if ctx.route is None or not ctx.path:
+        return {name: quote(value, safe=_SEGMENT_SAFE) for name, value in ctx.params.items()}
+    segments = ctx.path.split("/")
+    return {
+        name: "/".join(segments[index:]) if rest else segments[index]
+        for index, name, rest in _positions(ctx.route.template)
+    }
