@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9._-]{0,63}$", description="lower case letters, digits, . _ -")]
-UnitId = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+UnitId = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="lower case letters, digits, -")]
 SecretRef = Annotated[str, Meta(pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$", description="env:NAME or file:PATH")]
 Positive = Annotated[int, Meta(ge=1)]
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -108,7 +108,10 @@ class Bind(_Strict, kw_only=True):
 
 
 class Function(_Strict, kw_only=True):
-    """`arguments`: parameter -> `path:NAME`, `query:NAME`, `claim:NAME`, `body` or `body:/json/pointer`; a trailing `?` = optional."""
+    """`arguments`: parameter -> `path:NAME`, `query:NAME`, `claim:NAME`, `body` or `body:/json/pointer`.
+
+    A trailing `?` makes an argument optional.
+    """
 
     name: Annotated[str, Meta(pattern=r"^[a-z_][a-z0-9_]*\.[a-z_][a-z0-9_]*$", description="schema.function")]
     arguments: dict[str, str] = {}
@@ -125,8 +128,8 @@ class ToUpstream(_Strict, kw_only=True):
 class ToUnit(_Strict, kw_only=True):
     """`unit`: `path:PARAM` or a unit's id.
 
-    `target` may have a query part, `/fhir/Observation?patient={patient}`: a parameter is percent-encoded where it is put
-    in (only `{name:path}` keeps its slashes, and only in the path). The caller's own declared query follows the target's.
+    `target` may have a query part, `/fhir/Observation?patient={patient}`: a parameter is percent-encoded where it is
+    put in (only `{name:path}` keeps its slashes, and only in the path). The caller's declared query follows after it.
     """
 
     unit: str
@@ -137,14 +140,14 @@ class ToUnit(_Strict, kw_only=True):
 class Controller(_Strict, kw_only=True):
     """One route: who may call it and what answers, exactly one of function, upstream, unit, resource."""
 
-    path: Annotated[str, Meta(pattern=r"^/")]
+    path: Annotated[str, Meta(pattern=r"^/", description="a path that begins with /")]
     methods: Annotated[tuple[Method, ...], Meta(min_length=1)]
     audiences: Annotated[tuple[Name, ...], Meta(min_length=1)]
     roles: Annotated[tuple[Name, ...], Meta(min_length=1)]
     permission: str | None = None
     bind: tuple[Bind, ...] = ()
     unbound_roles: tuple[Name, ...] = ()
-    """Roles that no entry of `bind` restricts. With any `bind`, or a unit out of the path, every role is in one or here."""
+    """Roles that no entry of `bind` restricts: with any `bind`, or the unit taken from the path, no role is forgotten."""
     limits: tuple[Name, ...] = ()
     query: tuple[str, ...] | Literal["any"] = ()
     phi: bool = False
