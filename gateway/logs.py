@@ -43,7 +43,9 @@ def where_not_what(logger: Any, method: str, event: structlog.typing.EventDict) 
     if error is None:
         return event
     event["exception"] = type(error).__name__
-    event["at"] = [f"{f.filename.rpartition('/')[2]}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)]
+    event["at"] = [
+        f"{f.filename.rpartition('/')[2]}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)
+    ]
     if error.__cause__ is not None:
         event["cause"] = type(error.__cause__).__name__
     return event
