@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from gateway.context import RequestContext
 
@@ -16,13 +16,16 @@ _SEGMENT_SAFE = "!$&'()*+,;=:@"
 def forward_target(route_target: str | None, ctx: RequestContext) -> str:
     """The origin-form target to send on; `route_target` None sends the caller's own canonical path.
 
-    Parameters go in as the bytes that were matched, still percent-encoded. The query follows unchanged: `check_query`
-    has refused what the route does not declare.
+    Parameters go in as the bytes that were matched, still percent-encoded; in a query part of the target every byte that
+    is not unreserved is encoded. The caller's query follows unchanged: `check_query` has refused what the route does not
+    declare.
 
     Raises: KeyError for a placeholder the route's template has no parameter for (refused when the configuration loads).
     """
     path = ctx.path if route_target is None else _fill(route_target, ctx)
-    return f"{path}?{ctx.query}" if ctx.query else path
+    if not ctx.query:
+        return path
+    return f"{path}&{ctx.query}" if "?" in path else f"{path}?{ctx.query}"
 
 
 def target_params(route_target: str) -> frozenset[str]:
@@ -35,7 +38,16 @@ def _fill(route_target: str, ctx: RequestContext) -> str:
     if len(pieces) == 1:
         return pieces[0]
     raw = _raw_params(ctx)
-    return "".join(raw[piece] if index % 2 else piece for index, piece in enumerate(pieces))
+    out: list[str] = []
+    in_query = False
+    for index, piece in enumerate(pieces):
+        if index % 2 == 0:
+            in_query = in_query or "?" in piece
+            out.append(piece)
+        else:
+            # SEC: `&`, `=` and `+` stand unescaped in a path segment; in a query they would add parameters.
+            out.append(quote(unquote(raw[piece]), safe="") if in_query else raw[piece])
+    return "".join(out)
 
 
 @lru_cache(maxsize=4096)

@@ -27,6 +27,16 @@ def context(template: str, path: str, query: str = "") -> RequestContext:
         ),
         pytest.param("/u/{unit}/p/{id}", "/u/st/p/9", "", "/{id}/{unit}/{id}", "/9/st/9", id="reordered"),
         pytest.param("/u/{unit}", "/u/st", "", "/health", "/health", id="fixed"),
+        pytest.param("/p/{id}", "/p/9", "", "/O?patient={id}&c=lab", "/O?patient=9&c=lab", id="target query"),
+        pytest.param("/p/{id}", "/p/9", "_count=5", "/O?patient={id}", "/O?patient=9&_count=5", id="both queries"),
+        pytest.param(
+            "/p/{id}",
+            "/p/9&x=1+%C3%A9",
+            "",
+            "/O/{id}?p={id}",
+            "/O/9&x=1+%C3%A9?p=9%26x%3D1%2B%C3%A9",
+            id="no injection",
+        ),
     ],
 )
 def test_forward_target(template: str, path: str, query: str, target: str | None, expected: str) -> None:
