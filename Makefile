@@ -1,0 +1,65 @@
+# Caregate. `make run` starts the demo platform, `make test` builds and runs every test; everything lands in .venv/.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 8080
+SECONDS ?= 60
+UNITS ?= 500
+STAMP := $(VENV)/.installed
+KERNELS := $(VENV)/.built
+
+.PHONY: run test lint typecheck build bench-fastpath load fuzz annotate debug lock clean
+.DELETE_ON_ERROR:
+
+run: build
+	@exec $(BIN)/caregate demo run --port $(PORT)
+
+test: build
+	$(BIN)/python -m pytest
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+build: $(KERNELS)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
+	@echo "installing the locked dependencies into $(VENV)/ ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@touch $@
+
+$(KERNELS): $(STAMP) setup.py pyproject.toml $(wildcard fastpath/*.pyx fastpath/*.pxd fastpath/*.h)
+	@echo "compiling the kernels ..."
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+bench-fastpath: build
+	$(BIN)/python -m loadtests.bench_fastpath
+
+load: build
+	@$(BIN)/python -m loadtests.run --seconds $(SECONDS) --units $(UNITS)
+
+fuzz: build
+	@for target in tests/fuzz/fuzz_*.py; do echo "$$target"; $(BIN)/python $$target -max_total_time=$(SECONDS) || exit 1; done
+
+annotate: $(STAMP)
+	$(BIN)/cython -3 -a fastpath/*.pyx
+	@ls fastpath/*.html
+
+debug: $(STAMP)
+	CAREGATE_DEBUG_BUILD=1 $(BIN)/python setup.py --quiet build_ext --inplace --force
+	@touch $(KERNELS)
+
+# Exact versions of everything, from the lower bounds in pyproject.toml.
+lock:
+	@rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
+	@$(VENV)/lock/bin/python -m pip install --quiet --disable-pip-version-check "setuptools>=77" wheel $$($(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(" ".join(repr(d).replace(chr(39), chr(34)) for d in p["dependencies"] + sum(p["optional-dependencies"].values(), [])))' | tr -d '"')
+	@{ echo "# Exact versions, made by \`make lock\` from pyproject.toml."; $(VENV)/lock/bin/python -m pip freeze --disable-pip-version-check --all | grep -v '^pip==' ; } > requirements.lock
+	@rm -rf $(VENV)/lock
+
+clean:
+	rm -rf build dist *.egg-info $(STAMP) $(KERNELS) fastpath/*.c fastpath/*.so fastpath/*.html .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,169 @@
+"""The composition root: builds the gateway of one worker from its settings; the only file that knows every package."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import falcon
+
+import fastpath
+from gateway import shared
+from gateway.accesslog import AccessLog
+from gateway.audit.writer import AuditWriter
+from gateway.config.control import ControlServer
+from gateway.config.snapshot import SnapshotHolder
+from gateway.context import RequestContext, new_request_id
+from gateway.errors import ClientDisconnected, GatewayError, InternalError, MethodNotMapped, NotFound
+from gateway.http.accounting import Accounting, answer_error
+from gateway.http.admission import Admission
+from gateway.http.authorization import Authorization
+from gateway.http.cors import Cors
+from gateway.http.identity import Identity
+from gateway.http.operations import create_operations
+from gateway.logs import configure
+from gateway.metrics import Metrics
+from gateway.portal.resource import PortalResource
+from gateway.relay.service import Relay
+from gateway.routing.kinds import ResourceTable, entry_points
+from gateway.routing.router import Router
+from gateway.settings import Settings
+from gateway.store.pool import Database
+from gateway.upstream.resource import UpstreamResource
+
+WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class Gateway:
+    """What a worker serves: the public application, and the operations application on its own listener."""
+
+    def __init__(self, settings: Settings, memory: shared.Shared, slot: int) -> None:
+        """Build all parts; nothing runs before `start`.
+
+        Raises: ConfigRefused if no configuration can be loaded.
+        """
+        fastpath.require()
+        self.settings = settings
+        self.log = configure(settings.log_level, worker=os.getpid())
+        region = memory.regions[slot] if slot >= 0 else memoryview(bytearray(settings.metric_series * 64))
+        self.metrics = Metrics(region, memory.regions if slot >= 0 else None)
+        self.database = Database(settings)
+        self.holder = SnapshotHolder(self._load())
+        self.access_log = AccessLog(sys.stdout.fileno() if settings.access_log else -1, os.getpid())
+        self.audit = AuditWriter(self.database, settings, self.metrics)
+        self.relay = Relay(settings, self.holder, self.metrics, self.log)
+        self.control = ControlServer(settings, self.holder, self.database)
+        self.accounting = Accounting(self.holder, self.metrics, self.access_log, self.audit)
+        self.upstreams = UpstreamResource(self.holder, self.metrics)
+        self.public = self._public(memory)
+        self.operations = create_operations(self.holder, self.metrics, self._state, self.relay.units)
+
+    def _load(self) -> Any:
+        raise NotImplementedError
+
+    def _public(self, memory: shared.Shared) -> falcon.App[falcon.Request, falcon.Response]:
+        resources = ResourceTable(
+            function=PortalResource(self.database),
+            upstream=self.upstreams,
+            unit=self.relay.unit_resource,
+            entry_points=entry_points(),
+        )
+        app = falcon.App(
+            router=Router(self.holder, resources),
+            middleware=[
+                self.accounting,
+                admission := Admission(memory.buckets),
+                Cors(),
+                Identity(time.time, self.metrics),
+                Authorization(self.accounting.intent),
+            ],
+        )
+        del admission
+        app.req_options.strip_url_path_trailing_slash = False
+        app.add_route("/relay/v1/connect", self.relay.connect_resource)
+        app.add_error_handler(Exception, self._on_error)
+        return app
+
+    def _on_error(self, req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, Any]) -> None:
+        """The one way from an exception to an answer."""
+        ctx: RequestContext | None = getattr(req.context, "gateway", None)
+        if ctx is None:
+            ctx = req.context.gateway = RequestContext(id=new_request_id(), started_ns=time.monotonic_ns())
+        answer_error(resp, ctx, self._known(error, ctx))
+
+    def _known(self, error: Exception, ctx: RequestContext) -> GatewayError:
+        if isinstance(error, GatewayError):
+            return error
+        if isinstance(error, falcon.HTTPNotFound):
+            return NotFound()
+        if isinstance(error, falcon.HTTPMethodNotAllowed):
+            return MethodNotMapped(headers=tuple((error.headers or {}).items()))
+        self.log.error("request failed", request_id=ctx.id, route=ctx.route and ctx.route.name, exc_info=error)
+        return InternalError()
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """WSGI: the operations listener gets its own application, everything else the public one."""
+        if environ.get("caregate.listener") == "ops":
+            return self.operations(environ, start_response)
+        return self.public(environ, start_response)
+
+    # --- life
+
+    def start(self) -> None:
+        """Start the greenlets of this worker: audit writer, relay, control socket, log."""
+        self.access_log.start()
+        self.audit.start()
+        self.relay.start()
+        self.control.start()
+        self.metrics.set("caregate_workers", (), 1)
+        self.log.info("worker ready", config_version=self.holder.current.version)
+
+    def drain(self) -> None:
+        """The worker leaves: no new requests, units move elsewhere, open streams finish.
+
+        Yields to the hub: until the relay is empty or the grace has ended.
+        """
+        self.accounting.draining = True
+        self.relay.drain()
+
+    def stop(self) -> None:
+        """Everything has ended: write what is left."""
+        self.relay.stop()
+        self.control.stop()
+        self.audit.stop()
+        self.access_log.stop()
+        self.database.close()
+
+    def refused(self, environ: dict[str, Any], error: GatewayError, status: int) -> None:
+        """Account for a request that the worker refused before it became one."""
+        ctx = RequestContext(
+            id=environ.get("caregate.request_id") or new_request_id(),
+            started_ns=environ.get("caregate.started_ns") or time.monotonic_ns(),
+            method=environ.get("REQUEST_METHOD", ""),
+            snapshot=self.holder.current,
+            error=error,
+        )
+        self.metrics.inc("caregate_requests_in_flight")
+        self.accounting.close(ctx, 499 if isinstance(error, ClientDisconnected) else status)
+
+    def _state(self) -> dict[str, Any]:
+        snapshot = self.holder.current
+        return {
+            "config_version": snapshot.version,
+            "draining": self.accounting.draining,
+            "database": "up" if self.database.available else "down",
+        }
+
+
+def create() -> Gateway:
+    """The WSGI callable of a worker, started; gunicorn calls this after the fork, under gevent.
+
+    Raises: ConfigRefused, SettingsError: the worker does not start.
+    """
+    settings = Settings.from_environ()
+    gateway = Gateway(settings, shared.arbiter(settings), shared.slot)
+    gateway.start()
+    return gateway
