@@ -1,6 +1,6 @@
 """The access log: one JSON line a request, collected in memory and written in batches by one greenlet.
 
-No path, no query, no subject: the route's template, the role, and the token's id (ARCHITECTURE: nothing personal in logs).
+SEC: no path, no query, no subject; the route's template, the role and the token's id say enough.
 """
 
 from __future__ import annotations

@@ -9,6 +9,10 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gateway.demo.platform import Platform
 
 CONTROL = "demo.sock"
 
@@ -83,30 +87,23 @@ class _Stop:
             signal.signal(number, signal.SIG_IGN)
 
 
-def _tell_story(platform: object) -> None:
+def _tell_story(platform: Platform) -> None:
     from gateway.demo import story
-    from gateway.demo.platform import Platform
 
-    assert isinstance(platform, Platform)
     base = f"http://127.0.0.1:{platform.ports.gateway}"
     print("\nTry it, in another terminal (each line says what it must answer):\n")
     print(f"source {os.path.relpath(platform.directory / 'tokens.env')}")
     story.print_story(base, print)
-    print(f"\nAll of it at once:  {_command()} play")
+    print("\nAll of it at once:  .venv/bin/caregate demo play")
     print(f"Metrics and status: curl -s http://127.0.0.1:{platform.ports.ops}/metrics   .../status")
     print(f"Logs:               {os.path.relpath(platform.logs)}/")
     print(f"\nCaregate is ready on {base}; Ctrl-C stops everything.", flush=True)
 
 
-def _command() -> str:
-    return ".venv/bin/caregate demo"
-
-
-def _serve(platform: object, stopping: _Stop) -> None:
+def _serve(platform: Platform, stopping: _Stop) -> None:
     """Carry out what `caregate demo unit ...` asks for, and watch the children, until a signal."""
-    from gateway.demo.platform import DemoError, Platform
+    from gateway.demo.platform import DemoError
 
-    assert isinstance(platform, Platform)
     path = platform.directory / CONTROL
     path.unlink(missing_ok=True)
     (platform.directory / "port").write_text(str(platform.ports.gateway))
@@ -126,10 +123,9 @@ def _serve(platform: object, stopping: _Stop) -> None:
             path.unlink(missing_ok=True)
 
 
-def _answer(server: socket.socket, platform: object) -> None:
-    from gateway.demo.platform import DemoError, Platform
+def _answer(server: socket.socket, platform: Platform) -> None:
+    from gateway.demo.platform import DemoError
 
-    assert isinstance(platform, Platform)
     connection, _ = server.accept()
     with connection:
         connection.settimeout(2)

@@ -15,7 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("gateway.cli.serve", "run the gateway (gunicorn with gunicorn.conf.py)"),
     "demo": ("gateway.cli.demo", "run the demo platform, play its story"),
 }
-"""Sub-command -> module with `add_parser(subparsers)`, help. NOTE: `agent` must run with the base dependencies alone."""
+"""Sub-command -> module with `add_parser(subparsers)`, help; `agent` runs with the base dependencies alone."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The demo platform: PostgreSQL, gateway, cloud service, three units with their agents; one supervisor starts and stops all.
+"""The demo platform: PostgreSQL, gateway, cloud service, three units with their agents, under one supervisor.
 
 Every child dies with the supervisor, however that ends (PR_SET_PDEATHSIG), so nothing is left behind.
 """
@@ -6,6 +6,7 @@ Every child dies with the supervisor, however that ends (PR_SET_PDEATHSIG), so n
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import socket
@@ -54,7 +55,7 @@ class Child:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - the supervisor has no threads
+                preexec_fn=_die_with_parent,
             )
 
     def running(self) -> bool:
@@ -182,7 +183,8 @@ class Platform:
     def _start_units(self) -> None:
         self._spawn("terminology", "-m", "gateway.demo.terminology", "--port", str(self.ports.upstream))
         self._spawn(
-            "rural-line", "-m", "gateway.demo.flaky_link", "--listen", str(self.ports.flaky), "--to", str(self.ports.gateway)
+            "rural-line", "-m", "gateway.demo.flaky_link",
+            "--listen", str(self.ports.flaky), "--to", str(self.ports.gateway),
         )  # fmt: skip
         for unit, port in self.ports.units.items():
             self._tell(f"unit {unit}")
@@ -232,7 +234,7 @@ class Platform:
 
     def _issue_tokens(self, config: Path) -> None:
         for name, (role, claims) in story.TOKENS.items():
-            arguments = [f"--claim={k}={v if isinstance(v, str) else _json(v)}" for k, v in claims.items()]
+            arguments = [f"--claim={k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in claims.items()]
             result = subprocess.run(  # noqa: S603 - our own argv, no shell
                 [sys.executable, "-m", "gateway.cli.main", "token", "issue",
                  "--config", str(config), "--role", role, "--ttl", "3600", *arguments],
@@ -293,12 +295,6 @@ def _answers(port: int, path: str) -> bool:
             return bool(answer.status == 200)
     except (OSError, urllib.error.URLError):
         return False
-
-
-def _json(value: object) -> str:
-    import json
-
-    return json.dumps(value)
 
 
 def _tail(path: Path, lines: int = 12) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable
+from typing import Any
 
 import falcon
 
@@ -48,20 +49,19 @@ class Identity:
         ctx.principal = principal
 
 
-def bearer_token(env: dict[str, object]) -> str | None:
+def bearer_token(env: dict[str, Any]) -> str | None:
     """The bearer token of a request, or None if it brought none.
 
     Raises: TokenAmbiguous if there are two or one is in the query; TokenInvalid if it is not one word.
     Source: RFC 6750 section 2 and 3.1.
     """
     query = env.get("QUERY_STRING")
-    if query and "access_token" in query and _names_token(query):  # type: ignore[operator,arg-type]
+    if query and "access_token" in query and _names_token(query):
         raise TokenAmbiguous("A token in the query is refused; send it in Authorization")
     value = env.get("HTTP_AUTHORIZATION")
     if value is None:
         return None
-    assert isinstance(value, str)
-    if "authorization" in env.get("caregate.duplicate", ()) or "," in value:  # type: ignore[operator]
+    if "authorization" in env.get("caregate.duplicate", ()) or "," in value:
         raise TokenAmbiguous("Authorization must come once")
     scheme, _, token = value.partition(" ")
     if scheme.lower() != "bearer":
