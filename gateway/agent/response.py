@@ -1,0 +1,151 @@
+"""Reading one answer of the local service, without I/O: bytes in, head and body pieces out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+from gateway.agent.fields import Fields, without_hop_by_hop
+
+MAX_HEAD_BYTES = 32_768
+MAX_FIELDS = 100
+MAX_SILENT_BYTES = 65_536
+"""Of chunk extensions and trailers between two body bytes; they are read and dropped."""
+_BODILESS = frozenset({204, 304})
+
+
+class ResponseBroken(Exception):
+    """The local service does not speak HTTP/1.1 here; the message names the rule, not what was received."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """Shapes: `fields` are lower-case names with values, hop-by-hop ones and the length removed.
+
+    Units: `length` bytes of body announced, None if not announced.
+    """
+
+    status: int
+    fields: Fields
+    length: int | None
+
+
+class ResponseReader:
+    """Feed it until `complete`; interim answers are skipped.
+
+    `reusable` says whether another request may follow on the same connection.
+    """
+
+    def __init__(self, method: str) -> None:
+        self._bodiless = method == "HEAD"
+        self._parser = HttpResponseParser(self)
+        self._raw: list[tuple[bytes, bytes]] = []
+        self._raw_bytes = 0
+        self._silent_bytes = 0
+        self._pieces: list[bytes] = []
+        self._keep_alive = False
+        self._fault = ""
+        self.head: ResponseHead | None = None
+        self.started = False
+        self.complete = False
+        self.reusable = False
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Body pieces in the data, `head` being set before the first. Raises: ResponseBroken."""
+        self.started = True
+        try:
+            self._parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade) as error:
+            # What follows a complete answer is nobody's: the answer counts, the connection is not used again.
+            self.reusable = False
+            if not self.complete:
+                raise ResponseBroken(self._fault or "syntax") from error
+        pieces, self._pieces = self._pieces, []
+        self._limit_silence(0 if pieces else len(data))
+        return pieces
+
+    def end_of_stream(self) -> None:
+        """The peer closed: fine only for an answer whose end is the connection's. Raises: ResponseBroken."""
+        self.reusable = False
+        if self.complete:
+            return
+        if self.head is None or self.head.length is not None or self._chunked():
+            raise ResponseBroken("truncated")
+        self.complete = True
+
+    def _limit_silence(self, silent: int) -> None:
+        self._silent_bytes = self._silent_bytes + silent if silent else 0
+        if not self.complete and self._silent_bytes > MAX_SILENT_BYTES:
+            raise ResponseBroken("head too large")
+
+    # --- called by the parser; what they raise surfaces as HttpParserError, so the reason is kept
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            self.reusable = False
+        self._raw = [] if self.head is None else self._raw
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.head is not None:
+            return  # a trailer
+        self._raw_bytes += len(name) + len(value) + 4
+        if self._raw_bytes > MAX_HEAD_BYTES or len(self._raw) >= MAX_FIELDS:
+            self._refuse("head too large")
+        self._raw.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if self.head is not None or 100 <= status < 200:
+            return
+        if not 200 <= status <= 599:
+            self._refuse("status")
+        fields = [(name.decode("ascii", "replace"), _text(value)) for name, value in self._raw]
+        length = self._framed_length(status)
+        self._keep_alive = self._parser.should_keep_alive()
+        self.head = ResponseHead(status, without_hop_by_hop(fields), length)
+        if self._bodiless:
+            self._finish()
+
+    def on_body(self, piece: bytes) -> None:
+        if self.complete:
+            self.reusable = False  # body bytes after a HEAD answer, or after the end
+        else:
+            self._pieces.append(piece)
+
+    def on_message_complete(self) -> None:
+        if self.head is not None and not self.complete:
+            self._finish()
+
+    # ---
+
+    def _finish(self) -> None:
+        self.complete = True
+        self.reusable = self._keep_alive
+
+    def _framed_length(self, status: int) -> int | None:
+        lengths = [value for name, value in self._raw if name == b"content-length"]
+        if self._chunked():
+            if lengths:
+                self._refuse("two framings")
+            return None
+        if len(lengths) > 1 or any(not value.isdigit() or len(value) > 18 for value in lengths):
+            self._refuse("content-length")
+        if self._bodiless or status in _BODILESS:
+            return 0
+        return int(lengths[0]) if lengths else None
+
+    def _chunked(self) -> bool:
+        codings = [value.lower() for name, value in self._raw if name == b"transfer-encoding"]
+        if codings and codings != [b"chunked"]:
+            self._refuse("transfer-encoding")
+        return bool(codings)
+
+    def _refuse(self, fault: str) -> None:
+        self._fault = fault
+        raise ResponseBroken(fault)
+
+
+def _text(value: bytes) -> str:
+    """Field values travel as JSON strings; each byte becomes one character (ISO 8859-1), as in WSGI."""
+    return value.strip(b" \t").decode("latin-1")
