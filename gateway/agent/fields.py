@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.relay.frames import Fields
+Fields = list[tuple[str, str]]
+"""Pairs of lower-case name and value, so repeated fields survive."""
 
 CONTEXT = "x-caregate-context"
 _HOP_BY_HOP = frozenset(

@@ -1,4 +1,4 @@
-"""Connections to the unit's local HTTP service: opened with a deadline, kept, and checked before they are used again."""
+"""Connections to the unit's local HTTP service: opened with a deadline, kept, checked before reuse."""
 
 from __future__ import annotations
 

@@ -406,7 +406,8 @@ def _on_fhir_error(req: falcon.Request, resp: falcon.Response, error: FhirError,
 
 
 def _on_http_error(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, params: Any) -> None:
-    for name, value in (error.headers or {}).items() if isinstance(error.headers, dict) else error.headers or ():
+    headers: Any = error.headers or {}
+    for name, value in dict(headers).items():
         resp.set_header(name, value)
     _outcome(resp, str(error.status), "processing", error.title or "The request cannot be served")
 
