@@ -1,0 +1,134 @@
+"""One real platform for the integration tests: gunicorn with four workers, PostgreSQL, three units with agents."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.demo.platform import Platform
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Client:
+    """A caller of the gateway; one connection a request, so that the kernel spreads them over the workers."""
+
+    def __init__(self, platform: Platform) -> None:
+        self.platform = platform
+        self.port = platform.ports.gateway
+
+    def __call__(
+        self, method: str, path: str, token: str | None = None, body: Any = None, *, timeout: float = 40, **headers: str
+    ) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            fields = {name.replace("_", "-"): value for name, value in headers.items()}
+            if token:
+                fields["Authorization"] = f"Bearer {self.platform.tokens.get(token, token)}"
+            if body is not None and not isinstance(body, bytes):
+                body = json.dumps(body).encode()
+                fields.setdefault("Content-Type", "application/json")
+            connection.request(method, path, body, fields)
+            answer = connection.getresponse()
+            return Answer(answer.status, answer.headers, answer.read())
+        finally:
+            connection.close()
+
+    def raw(self, data: bytes, timeout: float = 5) -> bytes:
+        """Send bytes as they are; everything that comes back until the gateway closes or falls silent."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as sock:
+            sock.sendall(data)
+            out = b""
+            try:
+                while piece := sock.recv(65536):
+                    out += piece
+            except TimeoutError:
+                pass
+            return out
+
+    def ops(self, path: str) -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.platform.ports.ops}{path}", timeout=5) as answer:
+            data = answer.read()
+            return json.loads(data) if answer.headers["Content-Type"].startswith("application/json") else data.decode()
+
+
+def free_base_port() -> int:
+    """A port with all of a platform's other ports free beside it."""
+    for base in range(20_000 + os.getpid() % 500 * 40, 60_000, 40):
+        try:
+            for offset in (0, 11, 12, 13, 14, 15, 1010):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", base + offset))
+        except OSError:
+            continue
+        return base
+    raise RuntimeError("no free ports")
+
+
+@pytest.fixture(scope="session")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    started = Platform(tmp_path_factory.mktemp("platform"), free_base_port(), workers=4, tell=lambda text: None)
+    try:
+        started.start()
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.fixture
+def call(platform: Platform) -> Client:
+    return Client(platform)
+
+
+def eventually(check: Callable[[], Any], limit_s: float = 10.0, every_s: float = 0.05) -> Any:
+    """What `check` returns once it is true; fails when the limit has passed."""
+    until = time.monotonic() + limit_s
+    while True:
+        found = check()
+        if found:
+            return found
+        assert time.monotonic() < until, f"not within {limit_s} s"
+        time.sleep(every_s)
+
+
+@pytest.fixture
+def wait() -> Callable[..., Any]:
+    return eventually
+
+
+@pytest.fixture
+def worker_pids(platform: Platform) -> Callable[[], list[int]]:
+    """The gateway's workers: children of its arbiter."""
+
+    def pids() -> list[int]:
+        arbiter = platform.children["gateway"].process
+        assert arbiter is not None
+        path = Path(f"/proc/{arbiter.pid}/task/{arbiter.pid}/children")
+        return [int(pid) for pid in path.read_text().split()]
+
+    return pids
+
+
+@pytest.fixture
+def kill() -> Callable[[int], None]:
+    return lambda pid: os.kill(pid, signal.SIGKILL)
