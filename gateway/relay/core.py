@@ -1,0 +1,518 @@
+"""What both sides of a relay connection do: windows, turns, pings, deadlines, and one outcome for each stream."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from gateway.errors import Delivery
+from gateway.relay import events as ev
+from gateway.relay import frames as fr
+from gateway.relay.decoding import decode
+from gateway.relay.events import Event
+from gateway.relay.frames import GoAwayCode, ProtocolViolation, ResetCode
+from gateway.relay.outbox import Outbox
+from gateway.relay.states import CONNECTION_ROWS, DELIVERY, LIVE, ROWS, Role, State, StreamState
+
+NEVER: Final = float("inf")
+WRITE_BYTES: Final = 65_536
+"""About how much leaves in one write."""
+
+
+class NotSendable(Exception):
+    """The session cannot start a stream now; `reason` is draining, closed, not-ready or streams."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What this side offers; the lower of the two sides holds.
+
+    Units: windows and `max_frame` bytes, `*_s` seconds.
+    """
+
+    max_streams: int = 64
+    stream_window: int = 262_144
+    conn_window: int = 4_194_304
+    max_frame: int = fr.MAX_FRAME_BYTES
+    hello_s: float = 5.0
+    ping_s: float = 15.0
+    suspect_s: float = 20.0
+    dead_s: float = 35.0
+    stall_s: float = 30.0
+    sync_s: float = 60.0
+
+
+class Stream:
+    """One relayed request. `receive_credit` and the like are of the direction that this side receives."""
+
+    __slots__ = (
+        "bodyless",
+        "deadline_s",
+        "expected",
+        "held",
+        "id",
+        "missing",
+        "owed",
+        "receive_credit",
+        "received_end",
+        "response_ended",
+        "sent_end",
+        "state",
+        "unconsumed",
+    )
+
+    def __init__(self, stream: int, state: StreamState, window: int, deadline_s: float) -> None:
+        self.id = stream
+        self.state = state
+        self.deadline_s = deadline_s
+        self.receive_credit = window
+        self.unconsumed = 0
+        self.owed = 0
+        self.expected: int | None = None
+        self.bodyless = False
+        self.received_end = False
+        self.sent_end = False
+        self.response_ended = False
+        self.held = False
+        self.missing = False
+
+
+class Session:
+    """What both sides share. Use GatewaySession or UnitSession.
+
+    The owner feeds `receive`, calls `tick` at `next_deadline_s`, writes what `data_to_send` returns, and closes the
+    transport after SessionClosed. Units: every `now_s` is seconds of one monotonic clock.
+    """
+
+    role: ClassVar[Role]
+
+    def __init__(self, limits: Limits, now_s: float, jitter: Callable[[], float] = random.random) -> None:
+        self.limits = limits
+        self.state = State.CONNECTING
+        self.streams: dict[int, Stream] = {}
+        self.outbox = Outbox(limits.conn_window, limits.max_frame)
+        self.close_reason = ""
+        self.rtt_s: float | None = None
+        self.last_received_s = now_s
+        self.max_streams = limits.max_streams
+        self.stream_window = limits.stream_window
+        self.conn_window = limits.conn_window
+        self.max_frame = limits.max_frame
+        self.ping_s, self.suspect_s, self.dead_s = limits.ping_s, limits.suspect_s, limits.dead_s
+        self.token_expires_s = NEVER
+        self._jitter = jitter
+        self._hello_by_s = now_s + limits.hello_s
+        self._next_ping_s = NEVER
+        self._next_sync_s = NEVER
+        self._ping_sent_s = 0.0
+        self._ping_count = 0
+        self._last_stream = 0
+        self._receive_credit = limits.conn_window
+        self._owed = 0
+        self._unconsumed: dict[int, int] = {}
+        self._deadlines: list[tuple[float, int]] = []
+
+    # --- what the owner asks
+
+    @property
+    def has_frames(self) -> bool:
+        """Is there anything to write?"""
+        return self.outbox.has_frames
+
+    @property
+    def idle(self) -> bool:
+        """No open stream and nothing to send: a draining connection may close."""
+        return not self.streams and not self.outbox.has_frames
+
+    @property
+    def next_deadline_s(self) -> float:
+        """When `tick` must run at the latest."""
+        if self.state is State.CLOSED:
+            return NEVER
+        if self.state is State.CONNECTING:
+            return self._hello_by_s
+        due = min(self._next_ping_s, self._next_sync_s, self.token_expires_s, self._silence_deadline_s())
+        if self._deadlines:
+            due = min(due, self._deadlines[0][0])
+        stuck_s = self.outbox.stuck_since_s()
+        return due if stuck_s is None else min(due, stuck_s + self.limits.stall_s)
+
+    def _silence_deadline_s(self) -> float:
+        wait_s = self.suspect_s if self.state is State.ACTIVE else self.dead_s
+        return self.last_received_s + wait_s
+
+    def queued_bytes(self, stream: int) -> int:
+        """Body bytes of the stream that have not left yet; 0 if it is closed."""
+        queue = self.outbox.queues.get(stream)
+        return 0 if queue is None else queue.queued_bytes
+
+    def take_flushed(self) -> list[tuple[int, int]]:
+        """The (stream, body bytes) that left since the last call: room for more."""
+        flushed, self.outbox.flushed = self.outbox.flushed, []
+        return flushed
+
+    def data_to_send(self, now_s: float, budget_bytes: int = WRITE_BYTES) -> list[bytes]:
+        """The next messages, in order. What is returned counts as sent, whatever becomes of the write."""
+        outbox = self.outbox
+        messages = outbox.pop(budget_bytes, now_s)
+        if outbox.heads:
+            heads, outbox.heads = outbox.heads, []
+            for stream in heads:
+                self._head_sent(stream)
+        if outbox.ends:
+            ends, outbox.ends = outbox.ends, []
+            for stream in ends:
+                self._end_sent(stream)
+        return messages
+
+    def _head_sent(self, stream: int) -> None:
+        raise NotImplementedError
+
+    def _end_sent(self, stream: int) -> None:
+        raise NotImplementedError
+
+    # --- what the owner does
+
+    def send_data(self, stream: int, data: bytes, end: bool = False) -> bool:
+        """Queue body bytes; False if the stream is gone (its outcome was or will be told)."""
+        if stream not in self.outbox.queues or self.state is State.CLOSED:
+            return False
+        self.outbox.put_body(stream, data, end)
+        return True
+
+    def consumed(self, stream: int, size: int) -> None:
+        """`size` received body bytes left the owner's memory: the peer may send as many more."""
+        if self.state is State.CLOSED:
+            return
+        record = self.streams.get(stream)
+        if record is None:
+            left = self._unconsumed.get(stream)
+            if left is not None:
+                self._release(stream, min(size, left), left)
+            return
+        size = min(size, record.unconsumed)
+        record.unconsumed -= size
+        self._owe(size)
+        if record.received_end:
+            return
+        record.owed += size
+        if record.owed * 2 >= self.stream_window:
+            self._control(fr.Window(stream, record.owed))
+            record.receive_credit += record.owed
+            record.owed = 0
+
+    def _release(self, stream: int, size: int, left: int) -> None:
+        if left == size:
+            del self._unconsumed[stream]
+        else:
+            self._unconsumed[stream] = left - size
+        self._owe(size)
+
+    def discard(self, stream: int) -> None:
+        """Nobody will read what is left of a finished stream."""
+        left = self._unconsumed.get(stream)
+        if left is not None:
+            self._release(stream, left, left)
+
+    def _owe(self, size: int) -> None:
+        self._owed += size
+        if self._owed * 2 >= self.conn_window and self.state is not State.CLOSED:
+            self._control(fr.Window(0, self._owed))
+            self._receive_credit += self._owed
+            self._owed = 0
+
+    def reset(self, stream: int, code: ResetCode, reason: str = "", dispatched: bool | None = None) -> Delivery | None:
+        """End the stream from this side: its one outcome. None if it has already ended."""
+        record = self.streams.get(stream)
+        if record is None:
+            return None
+        delivery = DELIVERY[record.state]
+        if record.state is not StreamState.QUEUED and self.state is not State.CLOSED:
+            self._control(fr.Reset(stream, code, reason, dispatched))
+        self._finish(record, StreamState.ABORTED)
+        return delivery
+
+    def go_away(self, code: GoAwayCode, why: str = "", retry_ms: int = 0, jitter_ms: int = 0) -> None:
+        """Start no new streams; the open ones finish."""
+        if self.state in (State.DRAINING, State.CLOSED):
+            return
+        self._control(fr.GoAway(code, retry_ms, jitter_ms, why))
+        self.state = State.DRAINING
+
+    def close(self, code: GoAwayCode, reason: str, retry_ms: int = 0, jitter_ms: int = 0) -> None:
+        """End the session now: a last GOAWAY, then nothing; streams are left to `fail_all`."""
+        if self.state is State.CLOSED:
+            return
+        self.outbox.control.append(fr.encode(fr.GoAway(code, retry_ms, jitter_ms, reason)))
+        self._shut(reason)
+
+    def _shut(self, reason: str) -> None:
+        self.state = State.CLOSED
+        self.close_reason = reason
+        for stream in list(self.outbox.queues):
+            self.outbox.drop(stream)
+
+    def fail_all(self) -> list[tuple[int, Delivery]]:
+        """The connection is lost: the outcome of every open stream, each once."""
+        failed = [(record.id, DELIVERY[record.state]) for record in self.streams.values() if not record.response_ended]
+        if self.state is not State.CLOSED:
+            self._shut("lost")
+        self.streams.clear()
+        self._unconsumed.clear()
+        self._deadlines.clear()
+        return failed
+
+    # --- time
+
+    def tick(self, now_s: float) -> list[Event]:
+        """What the passing of time causes."""
+        if self.state is State.CLOSED:
+            return []
+        if self.state is State.CONNECTING:
+            return self._expire("no-hello", GoAwayCode.PROTOCOL) if now_s >= self._hello_by_s else []
+        silent_s = now_s - self.last_received_s
+        if silent_s >= self.dead_s:
+            self._shut("silent")
+            return [ev.SessionClosed("silent", "no frame from the peer")]
+        if now_s >= self.token_expires_s:
+            self.token_expires_s = NEVER
+            self.go_away(GoAwayCode.AUTH_EXPIRED, "token-expired")
+        if self.state is State.ACTIVE and silent_s >= self.suspect_s:
+            self.state = State.SUSPECT
+        self._tick_control(now_s)
+        return self._tick_streams(now_s)
+
+    def _expire(self, reason: str, code: GoAwayCode) -> list[Event]:
+        self.close(code, reason)
+        return [ev.SessionClosed(reason, "")]
+
+    def _tick_control(self, now_s: float) -> None:
+        if now_s >= self._next_ping_s:
+            self._ping_count += 1
+            self._ping_sent_s = now_s
+            self._control(fr.Ping(self._ping_count.to_bytes(8, "big")))
+            self._next_ping_s = now_s + self.ping_s * (0.8 + 0.4 * self._jitter())
+        if now_s >= self._next_sync_s:
+            self._control(fr.Sync([s for s, record in self.streams.items() if record.state is not StreamState.QUEUED]))
+            self._next_sync_s = now_s + self.limits.sync_s
+
+    def _tick_streams(self, now_s: float) -> list[Event]:
+        events: list[Event] = []
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            _, stream = heapq.heappop(self._deadlines)
+            self._abort(stream, ResetCode.DEADLINE, "deadline", events)
+        for stream in self.outbox.stuck_before(now_s - self.limits.stall_s):
+            self._abort(stream, ResetCode.FLOW_CONTROL, "no credit", events)
+        return events
+
+    def _abort(self, stream: int, code: ResetCode, reason: str, events: list[Event]) -> None:
+        record = self.streams.get(stream)
+        if record is None:
+            return
+        told = record.response_ended
+        dispatched = record.state is not StreamState.SENT if self.role is Role.UNIT else None
+        delivery = self.reset(stream, code, reason, dispatched)
+        if delivery is not None and not told:
+            events.append(ev.StreamAborted(stream, code, reason, delivery, remote=False))
+
+    def _add_deadline(self, stream: int, deadline_s: float) -> None:
+        heap = self._deadlines
+        heapq.heappush(heap, (deadline_s, stream))
+        if len(heap) > 64 and len(heap) > 4 * len(self.streams):
+            self._deadlines = [entry for entry in heap if entry[1] in self.streams]
+            heapq.heapify(self._deadlines)
+
+    # --- arrivals
+
+    def receive(self, message: bytes, now_s: float) -> list[Event]:
+        """Take one message of the peer; a violation ends in GOAWAY(PROTOCOL) and SessionClosed."""
+        if self.state is State.CLOSED:
+            return []
+        self.last_received_s = now_s
+        if self.state is State.SUSPECT:
+            self.state = State.ACTIVE
+        events: list[Event] = []
+        try:
+            frame = self._decode(message, events)
+            if frame is not None:
+                if (self.role, type(frame), self.state) not in CONNECTION_ROWS:
+                    raise ProtocolViolation("state", f"{type(frame).__name__} while {self.state.value}")
+                getattr(self, _ARRIVALS[type(frame)])(frame, now_s, events)
+        except ProtocolViolation as violation:
+            events += self._violated(violation)
+        return events
+
+    def receive_text(self) -> list[Event]:
+        """The peer sent a text message, which the protocol does not have."""
+        return self._violated(ProtocolViolation("text", "a text message"))
+
+    def _violated(self, violation: ProtocolViolation) -> list[Event]:
+        if self.state is State.CLOSED:
+            return []
+        self.close(GoAwayCode.PROTOCOL, "violation")
+        return [ev.SessionClosed("violation", f"{violation.code}: {violation.detail}")]
+
+    def _decode(self, message: bytes, events: list[Event]) -> fr.Frame | None:
+        try:
+            return decode(message, self.max_frame)
+        except ProtocolViolation as violation:
+            if not violation.stream or self.state not in LIVE:
+                raise
+            self._refuse_stream(violation, message, events)
+            return None
+
+    def _refuse_stream(self, violation: ProtocolViolation, message: bytes, events: list[Event]) -> None:
+        """Reset one stream for a field or status that HTTP forbids; its body bytes still count."""
+        raise NotImplementedError
+
+    def _arrive_window(self, frame: fr.Window, now_s: float, events: list[Event]) -> None:
+        if frame.stream == 0:
+            self.outbox.add_connection_credit(frame.credit)
+        elif self._advance(frame) is not None:
+            self.outbox.add_credit(frame.stream, frame.credit)
+
+    def _arrive_data(self, frame: fr.Data, now_s: float, events: list[Event]) -> None:
+        record = self._advance(frame)
+        if record is None:
+            self._ignore_body(len(frame.body))
+            return
+        if record.received_end:
+            raise ProtocolViolation("state", "a body that goes on after its end")
+        if not self._take_body(record, frame.body, frame.end, events):
+            return
+        if record.response_ended:
+            self.consumed(frame.stream, len(frame.body))
+        else:
+            events.append(ev.DataReceived(frame.stream, frame.body, frame.end))
+        if frame.end:
+            self._received_end(record)
+
+    def _arrive_ping(self, frame: fr.Ping, now_s: float, events: list[Event]) -> None:
+        self._answer(fr.Pong(frame.opaque))
+
+    def _arrive_pong(self, frame: fr.Pong, now_s: float, events: list[Event]) -> None:
+        if frame.opaque == self._ping_count.to_bytes(8, "big"):
+            self.rtt_s = now_s - self._ping_sent_s
+
+    def _arrive_goaway(self, frame: fr.GoAway, now_s: float, events: list[Event]) -> None:
+        if self.state is not State.CONNECTING:
+            self.state = State.DRAINING
+        events.append(ev.GoAwayReceived(frame.code, frame.retry_ms, frame.jitter_ms, frame.why))
+
+    def _arrive_sync(self, frame: fr.Sync, now_s: float, events: list[Event]) -> None:
+        # NOTE: frames cross on the wire, so a stream is reset only when two lists running lack it.
+        known = set(frame.streams)
+        for record in list(self.streams.values()):
+            if record.id in known or record.state is StreamState.QUEUED:
+                record.missing = False
+            elif record.missing:
+                self._abort(record.id, ResetCode.INTERNAL, "unknown to the peer", events)
+            else:
+                record.missing = True
+
+    def _arrive_reset(self, frame: fr.Reset, now_s: float, events: list[Event]) -> None:
+        raise NotImplementedError
+
+    # --- parts of an arrival
+
+    def _advance(self, frame: fr.Frame) -> Stream | None:
+        """The frame's stream in its next state, or None if the stream has ended here and the frame is merely late."""
+        stream: int = frame.stream  # type: ignore[union-attr]
+        record = self.streams.get(stream)
+        if record is None or record.state is StreamState.QUEUED:
+            if stream > self._last_stream:
+                raise ProtocolViolation("stream", "a stream that was never opened")
+            return None
+        following = ROWS.get((self.role, type(frame), record.state))
+        if following is None:
+            raise ProtocolViolation("state", f"{type(frame).__name__} on a stream that is {record.state.value}")
+        if following is not StreamState.ABORTED:
+            record.state = following
+        return record
+
+    def _take_body(self, record: Stream, body: bytes, end: bool, events: list[Event]) -> bool:
+        """Count body bytes against the windows and the announced length; False if that ended the stream."""
+        size = len(body)
+        if size:
+            self._spend(size)
+            record.receive_credit -= size
+            if record.receive_credit < 0:
+                raise ProtocolViolation("credit", "more than the stream's credit")
+            record.unconsumed += size
+        if record.expected is not None and not record.bodyless:
+            record.expected -= size
+            if record.expected < 0 or (end and record.expected):
+                self._abort(record.id, ResetCode.PROTOCOL, "a body of another length", events)
+                return False
+        return True
+
+    def _spend(self, size: int) -> None:
+        self._receive_credit -= size
+        if self._receive_credit < 0:
+            raise ProtocolViolation("credit", "more than the connection's credit")
+
+    def _ignore_body(self, size: int) -> None:
+        if size:
+            self._spend(size)
+            self._owe(size)
+
+    def _received_end(self, record: Stream) -> None:
+        raise NotImplementedError
+
+    def _finish(self, record: Stream, state: StreamState) -> None:
+        """Forget the stream: what it has not sent is dropped, what its owner has not read is owed."""
+        record.state = state
+        del self.streams[record.id]
+        self.outbox.drop(record.id)
+        if record.unconsumed:
+            if state is StreamState.DONE:
+                self._unconsumed[record.id] = record.unconsumed
+            else:
+                self._owe(record.unconsumed)
+
+    def _control(self, frame: fr.Frame) -> None:
+        self.outbox.control.append(fr.encode(frame))
+
+    def _answer(self, frame: fr.Frame) -> None:
+        self.outbox.put_answer(fr.encode(frame))
+
+    def _activate(self, peer: fr.Hello | fr.Welcome, now_s: float) -> None:
+        """The lower of the two sides holds from here on."""
+        limits = self.limits
+        self.max_streams = min(limits.max_streams, peer.max_streams)
+        self.stream_window = min(limits.stream_window, peer.stream_window)
+        self.conn_window = min(limits.conn_window, peer.conn_window)
+        self.max_frame = min(limits.max_frame, peer.max_frame)
+        self.outbox.credit = self._receive_credit = self.conn_window
+        self.outbox.max_frame = self.max_frame
+        self.state = State.ACTIVE
+        self._next_ping_s = now_s + self.ping_s * (0.8 + 0.4 * self._jitter())
+        self._next_sync_s = now_s + self.limits.sync_s
+
+
+_ARRIVALS: Final[dict[type, str]] = {
+    fr.Hello: "_arrive_hello",
+    fr.Welcome: "_arrive_welcome",
+    fr.RequestFrame: "_arrive_request",
+    fr.Ack: "_arrive_ack",
+    fr.ResponseFrame: "_arrive_response",
+    fr.Data: "_arrive_data",
+    fr.Window: "_arrive_window",
+    fr.Reset: "_arrive_reset",
+    fr.ResetAck: "_arrive_reset_ack",
+    fr.Go: "_arrive_go",
+    fr.Ping: "_arrive_ping",
+    fr.Pong: "_arrive_pong",
+    fr.GoAway: "_arrive_goaway",
+    fr.Token: "_arrive_token",
+    fr.TokenOk: "_arrive_token_ok",
+    fr.Sync: "_arrive_sync",
+    fr.Lease: "_arrive_lease",
+}

@@ -1,0 +1,282 @@
+"""A relay connection as a state machine: messages in, events out, messages to send. No socket, no clock, no thread.
+
+`GatewaySession` asks, `UnitSession` answers; what both do is in `core`, the states and the one table of legal arrivals
+in `states`, what leaves and in which order in `outbox`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Final
+
+from fastpath.frames import HOLD
+from gateway.errors import Delivery
+from gateway.relay import events as ev
+from gateway.relay import frames as fr
+from gateway.relay.core import NEVER, WRITE_BYTES, Limits, NotSendable, Session, Stream
+from gateway.relay.events import Event
+from gateway.relay.frames import ProtocolViolation, ResetCode
+from gateway.relay.states import DELIVERY, Role, State, StreamState
+
+__all__ = [
+    "NEVER",
+    "WRITE_BYTES",
+    "GatewaySession",
+    "Limits",
+    "NotSendable",
+    "Role",
+    "Session",
+    "State",
+    "StreamState",
+    "UnitSession",
+]
+
+_BEFORE_DISPATCH: Final = frozenset({ResetCode.REFUSED, ResetCode.UPSTREAM_CONNECT, ResetCode.SHED})
+
+
+class GatewaySession(Session):
+    """The side that asks: the worker that holds a unit's connection."""
+
+    role = Role.GATEWAY
+
+    def welcome(self, welcome: fr.Welcome, now_s: float, hello: fr.Hello) -> None:
+        """Answer HELLO; `welcome` says the limits of this side."""
+        self._control(welcome)
+        self._activate(hello, now_s)
+
+    @property
+    def available(self) -> bool:
+        """May a stream be started now?"""
+        return self.state in (State.ACTIVE, State.SUSPECT) and len(self.streams) < self.max_streams
+
+    def send_request(self, request: fr.Request, deadline_s: float, body: bytes = b"", end: bool = True) -> int:
+        """Start a stream; its id. Units: `deadline_s` a point of the session's clock.
+
+        Raises: NotSendable, frames.Oversize.
+        """
+        if self.state not in (State.ACTIVE, State.SUSPECT):
+            raise NotSendable("not-ready" if self.state is State.CONNECTING else self.state.value)
+        if len(self.streams) >= self.max_streams:
+            raise NotSendable("streams")
+        if self._last_stream >= fr.MAX_STREAM - 2:
+            raise NotSendable("draining")
+        header = fr.encode_request_header(request)
+        self._last_stream = stream = self._last_stream + 2 if self._last_stream else 1
+        record = Stream(stream, StreamState.QUEUED, self.stream_window, deadline_s)
+        record.bodyless = request.method == "HEAD"
+        self.streams[stream] = record
+        self._add_deadline(stream, deadline_s)
+        self.outbox.open(stream, self.stream_window)
+        self.outbox.put_head(stream, fr.FrameType.REQ, HOLD if request.hold else 0, header)
+        self.outbox.put_body(stream, body, end)
+        return stream
+
+    def send_go(self, stream: int) -> None:
+        """Release a held request."""
+        record = self.streams.get(stream)
+        if record is not None and record.state in (StreamState.QUEUED, StreamState.SENT):
+            self._control(fr.Go(stream))
+
+    def accept_token(self, exp: int, expires_s: float) -> None:
+        """Units: `exp` seconds since 1970, `expires_s` the same point on the session's clock."""
+        self.token_expires_s = expires_s
+        self._control(fr.TokenOk(exp))
+
+    def _head_sent(self, stream: int) -> None:
+        record = self.streams.get(stream)
+        if record is not None and record.state is StreamState.QUEUED:
+            record.state = StreamState.SENT
+
+    def _end_sent(self, stream: int) -> None:
+        record = self.streams.get(stream)
+        if record is not None:
+            record.sent_end = True
+
+    def _received_end(self, record: Stream) -> None:
+        record.received_end = True
+        if not record.sent_end:
+            # The answer is whole although the request is not: the unit need not wait for the rest.
+            self._control(fr.Reset(record.id, ResetCode.CANCEL, "answered", True))
+        self._finish(record, StreamState.DONE)
+
+    def _refuse_stream(self, violation: ProtocolViolation, message: bytes, events: list[Event]) -> None:
+        if violation.stream > self._last_stream:
+            raise violation
+        self._ignore_body(_body_bytes(message))
+        self._abort(violation.stream, ResetCode.PROTOCOL, violation.detail, events)
+
+    def _arrive_hello(self, frame: fr.Hello, now_s: float, events: list[Event]) -> None:
+        if self._next_ping_s != NEVER or self._hello_by_s == NEVER:
+            raise ProtocolViolation("state", "a second HELLO")
+        self._hello_by_s = NEVER
+        events.append(ev.HelloReceived(frame))
+
+    def _arrive_ack(self, frame: fr.Ack, now_s: float, events: list[Event]) -> None:
+        if self._advance(frame) is not None:
+            events.append(ev.Acked(frame.stream))
+
+    def _arrive_response(self, frame: fr.ResponseFrame, now_s: float, events: list[Event]) -> None:
+        record = self._advance(frame)
+        if record is None:
+            self._ignore_body(len(frame.body))
+            return
+        record.expected = frame.response.length
+        record.bodyless = record.bodyless or frame.response.status in (204, 304)
+        if not self._take_body(record, frame.body, frame.end, events):
+            return
+        events.append(ev.ResponseReceived(frame.stream, frame.response, frame.body, frame.end))
+        if frame.end:
+            self._received_end(record)
+
+    def _arrive_reset(self, frame: fr.Reset, now_s: float, events: list[Event]) -> None:
+        record = self._advance(frame)
+        if record is None:
+            return
+        delivery = DELIVERY[record.state]
+        if delivery is Delivery.UNKNOWN:
+            delivery = _told_delivery(frame)
+        self._finish(record, StreamState.ABORTED)
+        events.append(ev.StreamAborted(frame.stream, frame.code, frame.reason, delivery, remote=True))
+
+    def _arrive_reset_ack(self, frame: fr.ResetAck, now_s: float, events: list[Event]) -> None:
+        if frame.stream > self._last_stream:
+            raise ProtocolViolation("stream", "a stream that was never opened")
+        events.append(ev.ResetAcked(frame.stream, frame.dispatched))
+
+    def _arrive_token(self, frame: fr.Token, now_s: float, events: list[Event]) -> None:
+        events.append(ev.TokenReceived(frame.token))
+
+    def _arrive_lease(self, frame: fr.Lease, now_s: float, events: list[Event]) -> None:
+        self.max_streams = min(self.limits.max_streams, frame.max_streams)
+
+
+class UnitSession(Session):
+    """The side that answers: the agent at a unit. HELLO is the first thing it has to send."""
+
+    role = Role.UNIT
+
+    def __init__(
+        self, limits: Limits, now_s: float, hello: fr.Hello, jitter: Callable[[], float] = random.random
+    ) -> None:
+        super().__init__(limits, now_s, jitter)
+        self._control(hello)
+
+    def send_ack(self, stream: int) -> bool:
+        """Say, before its first byte is written, that the local service may see the request; False if it is gone."""
+        record = self.streams.get(stream)
+        if record is None:
+            return False
+        if record.state is not StreamState.SENT or record.held:
+            raise RuntimeError("an ACK that the stream's state does not allow")
+        record.state = StreamState.ACCEPTED
+        self._control(fr.Ack(stream))
+        return True
+
+    def send_response(self, stream: int, response: fr.Response, body: bytes = b"", end: bool = False) -> bool:
+        """The answer's head; `send_data` goes on with its body. False if the stream is gone.
+
+        Raises: frames.Oversize.
+        """
+        record = self.streams.get(stream)
+        if record is None:
+            return False
+        if record.state is not StreamState.ACCEPTED:
+            raise RuntimeError("a response that the stream's state does not allow")
+        header = fr.encode_response_header(response)
+        record.state = StreamState.STREAMING
+        self.outbox.put_head(stream, fr.FrameType.RES, 0, header)
+        self.outbox.put_body(stream, body, end)
+        return True
+
+    def renew_token(self, token: str) -> None:
+        """Send a fresh token before the old one runs out."""
+        self._control(fr.Token(token))
+
+    def send_lease(self, max_streams: int) -> None:
+        """How many streams this unit takes at once from now on."""
+        self._control(fr.Lease(max_streams))
+
+    def _head_sent(self, stream: int) -> None:
+        return
+
+    def _end_sent(self, stream: int) -> None:
+        record = self.streams.get(stream)
+        if record is None:
+            return
+        record.response_ended = True
+        if record.received_end:
+            self._finish(record, StreamState.DONE)
+
+    def _received_end(self, record: Stream) -> None:
+        record.received_end = True
+        if record.response_ended:
+            self._finish(record, StreamState.DONE)
+
+    def _refuse_stream(self, violation: ProtocolViolation, message: bytes, events: list[Event]) -> None:
+        if violation.stream <= self._last_stream:
+            raise violation
+        self._last_stream = violation.stream
+        self._ignore_body(_body_bytes(message))
+        self._answer(fr.Reset(violation.stream, ResetCode.PROTOCOL, violation.detail, False))
+
+    def _arrive_welcome(self, frame: fr.Welcome, now_s: float, events: list[Event]) -> None:
+        self.ping_s = frame.ping_ms / 1000
+        self.dead_s = frame.dead_ms / 1000
+        self.suspect_s = min(self.suspect_s, self.dead_s)
+        self._activate(frame, now_s)
+        events.append(ev.WelcomeReceived(frame))
+
+    def _arrive_request(self, frame: fr.RequestFrame, now_s: float, events: list[Event]) -> None:
+        if frame.stream <= self._last_stream:
+            raise ProtocolViolation("stream", "a stream id that does not ascend")
+        self._last_stream = frame.stream
+        if self.state is State.DRAINING or len(self.streams) >= self.max_streams:
+            self._ignore_body(len(frame.body))
+            reason = "draining" if self.state is State.DRAINING else "streams"
+            self._answer(fr.Reset(frame.stream, ResetCode.REFUSED, reason, False))
+            return
+        deadline_s = now_s + frame.request.deadline_ms / 1000
+        record = Stream(frame.stream, StreamState.SENT, self.stream_window, deadline_s)
+        record.expected = frame.request.length
+        record.held = frame.request.hold
+        self.streams[frame.stream] = record
+        self.outbox.open(frame.stream, self.stream_window)
+        if not self._take_body(record, frame.body, frame.end, events):
+            events.clear()
+            return
+        self._add_deadline(frame.stream, deadline_s)
+        events.append(ev.RequestReceived(frame.stream, frame.request, frame.body, frame.end))
+        if frame.end:
+            self._received_end(record)
+
+    def _arrive_go(self, frame: fr.Go, now_s: float, events: list[Event]) -> None:
+        record = self._advance(frame)
+        if record is not None and record.held:
+            record.held = False
+            events.append(ev.GoReceived(frame.stream))
+
+    def _arrive_reset(self, frame: fr.Reset, now_s: float, events: list[Event]) -> None:
+        record = self._advance(frame)
+        if record is None:
+            return
+        dispatched = record.state is not StreamState.SENT
+        if not record.response_ended:
+            delivery = DELIVERY[record.state]
+            events.append(ev.StreamAborted(frame.stream, frame.code, frame.reason, delivery, remote=True))
+        self._finish(record, StreamState.ABORTED)
+        self._answer(fr.ResetAck(frame.stream, dispatched))
+
+    def _arrive_token_ok(self, frame: fr.TokenOk, now_s: float, events: list[Event]) -> None:
+        events.append(ev.TokenAccepted(frame.exp))
+
+
+def _told_delivery(frame: fr.Reset) -> Delivery:
+    """What a RESET before any ACK says of the request."""
+    if frame.dispatched is None:
+        return Delivery.NOT_DISPATCHED if frame.code in _BEFORE_DISPATCH else Delivery.UNKNOWN
+    return Delivery.DISPATCHED if frame.dispatched else Delivery.NOT_DISPATCHED
+
+
+def _body_bytes(message: bytes) -> int:
+    return len(message) - fr.PREFIX_BYTES - int.from_bytes(message[8:12], "big")
