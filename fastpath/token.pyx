@@ -1,0 +1,505 @@
+"""Bearer tokens: compact JWS signed by a known key, decoded, checked and remembered.
+
+Strict on purpose, where a lenient reader gives an attacker a second spelling or a second meaning of one token:
+base64url without padding or spare bits, UTF-8 JSON without a byte order mark, no duplicate member at any depth. The key
+decides algorithm, issuer, audiences and role; the token never does. CPU only: the caller hands in the time.
+
+Source: RFC 7515 (JWS), RFC 7518 (algorithms), RFC 7519 (claims), RFC 8037 (EdDSA), RFC 8725 (best current practice).
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from libc.math cimport floor
+from libc.string cimport memchr
+
+from fastpath.strict cimport base64url_bytes, decode_json_object
+
+import hashlib
+import hmac
+import math
+
+cdef enum:
+    MAX_TOKEN_BYTES = 8192
+    MEAN_TOKEN_BYTES = 1024  # the cache holds at most this many bytes of token text per entry on average
+
+cdef double MAX_DATE_S = 253402300799.0  # 9999-12-31T23:59:59Z
+cdef object _same_bytes = hmac.compare_digest
+cdef object _absent = object()
+
+
+class TokenError(ValueError):
+    """A token that is refused: `code` for programs, `detail` for people. Neither echoes the token.
+
+    Shapes: `code` is malformed, header, algorithm, unknown-key, signature, expired, not-yet-valid, issued-in-future,
+    issuer, audience, subject, lifetime, role, claims, revoked or too-large.
+    """
+
+    def __init__(self, code, detail):
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+
+
+cdef dict _decode_part(bytes text, str what):
+    """The JSON object in a token's part. Raises: TokenError."""
+    try:
+        return decode_json_object(text)
+    except ValueError as error:
+        raise TokenError("malformed", f"the {what} {error}") from None
+
+
+# --- keys
+
+cdef dict _HMAC_HASH = {"HS256": "sha256", "HS384": "sha384", "HS512": "sha512"}
+cdef dict _EC_SIGNATURE_BYTES = {"ES256": 64, "ES384": 96, "ES512": 132}
+ALGORITHMS = frozenset([family + size for family in ("HS", "RS", "PS", "ES") for size in ("256", "384", "512")] + ["EdDSA"])
+cdef frozenset _ALGORITHMS = ALGORITHMS
+
+
+cdef bytes _der_integer(bytes value):
+    value = value.lstrip(b"\0")
+    if not value:
+        return None
+    if value[0] & 0x80:
+        value = b"\0" + value
+    return b"\x02" + bytes((len(value),)) + value
+
+
+cdef bytes _der_signature(bytes raw):
+    """An ECDSA signature r || s as the DER sequence that OpenSSL wants; None if r or s is zero."""
+    cdef Py_ssize_t half = len(raw) // 2
+    cdef bytes r = _der_integer(raw[:half]), s = _der_integer(raw[half:])
+    if r is None or s is None:
+        return None
+    cdef Py_ssize_t length = len(r) + len(s)
+    return (b"\x30" if length < 128 else b"\x30\x81") + bytes((length,)) + r + s
+
+
+@cython.auto_pickle(False)
+@cython.final
+cdef class Key:
+    """A key that may sign tokens, and everything that only the key decides. Immutable; prints no secret.
+
+    Shapes: `material` is the secret (bytes) for HS*, else an object with `alg` and `verifies(signature, data) -> bool`;
+    an ES* signature is handed to it as a DER sequence. `issuer` None checks no issuer; `role` None no role.
+    `attachment` is the caller's. `epoch` grows when a key is replaced under the same kid.
+    Raises: ValueError if the material does not fit the algorithm.
+    """
+
+    cdef readonly str kid
+    cdef readonly str alg
+    cdef readonly str issuer
+    cdef readonly frozenset audiences
+    cdef readonly str role
+    cdef readonly object max_lifetime_s
+    cdef readonly object epoch
+    cdef readonly object attachment
+    cdef double _max_lifetime_s
+    cdef Py_ssize_t _signature_bytes
+    cdef object _inner
+    cdef object _outer
+    cdef object _verifies
+
+    def __init__(
+        self, kid, alg, material, *, issuer, audiences, role=None, max_lifetime_s=None, epoch=0, attachment=None
+    ):
+        if alg not in _ALGORITHMS:
+            raise ValueError("the algorithm is not one that tokens are signed with")
+        if kid is not None and not kid:
+            raise ValueError("the kid is empty")
+        if max_lifetime_s is not None and not max_lifetime_s > 0:
+            raise ValueError("the maximum lifetime is not positive")
+        self.kid, self.alg, self.issuer, self.role = kid, alg, issuer, role
+        self.audiences = frozenset(audiences)
+        self.max_lifetime_s, self.epoch, self.attachment = max_lifetime_s, epoch, attachment
+        self._max_lifetime_s = math.inf if max_lifetime_s is None else max_lifetime_s
+        if alg in _HMAC_HASH:
+            self._take_secret(material)
+        else:
+            self._take_public_key(material)
+
+    cdef _take_secret(self, material):
+        """PERF: token_hs256. HMAC (RFC 2104) from the two hash states that depend on the secret alone takes half of
+        OpenSSL's one-shot HMAC, which fetches the digest and keys both states anew for each token."""
+        if type(material) is not bytes:
+            raise ValueError(f"{self.alg} takes a secret of bytes")
+        new = getattr(hashlib, _HMAC_HASH[self.alg])
+        inner, outer = new(), new()
+        if len(material) < inner.digest_size:
+            raise ValueError(f"{self.alg} takes a secret of at least {inner.digest_size} bytes")
+        # SEC: a public key taken for a secret lets everyone who knows it sign.
+        if b"-----BEGIN" in material or material.startswith((b"ssh-", b"ecdsa-sha2-")):
+            raise ValueError("the secret is the text of an asymmetric key")
+        block = new(material).digest() if len(material) > inner.block_size else material
+        block = block.ljust(inner.block_size, b"\0")
+        inner.update(bytes([byte ^ 0x36 for byte in block]))
+        outer.update(bytes([byte ^ 0x5C for byte in block]))
+        self._inner, self._outer, self._signature_bytes = inner, outer, inner.digest_size
+
+    cdef _take_public_key(self, material):
+        if isinstance(material, (bytes, str)) or getattr(material, "alg", None) != self.alg:
+            raise ValueError(f"{self.alg} takes a public key made for it")
+        self._verifies = material.verifies
+        self._signature_bytes = _EC_SIGNATURE_BYTES.get(self.alg, 0)
+
+    def __repr__(self):
+        return f"Key(kid={self.kid!r}, alg={self.alg!r})"
+
+    cdef bint _signed(self, bytes signature, bytes data) except -1:
+        if self._inner is not None:
+            state = self._inner.copy()
+            state.update(data)
+            outer = self._outer.copy()
+            outer.update(state.digest())
+            return _same_bytes(outer.digest(), signature)
+        if self._signature_bytes:
+            if len(signature) != self._signature_bytes:
+                return False
+            signature = _der_signature(signature)
+            if signature is None:
+                return False
+        return self._verifies(signature, data) is True
+
+
+# --- verified tokens
+
+
+@cython.auto_pickle(False)
+@cython.final
+cdef class Verified:
+    """What a token says, once all of it was checked. Shared by every request that carries the token: read only, but for
+    `principal`, which is the caller's.
+
+    Units: `expires_at_s` seconds since 1970, whole.
+    """
+
+    cdef readonly dict claims
+    cdef readonly Key key
+    cdef readonly str audience
+    cdef readonly str subject
+    cdef readonly str jti
+    cdef readonly double expires_at_s
+    cdef public object principal
+    cdef double _valid_from_s
+    cdef double _issued_at_s
+
+    def __repr__(self):
+        return f"Verified(key={self.key!r}, audience={self.audience!r})"
+
+
+cdef double _date(dict claims, str name) except -2.0:
+    """A NumericDate; -1 if there is none. Raises: TokenError."""
+    value = claims.get(name, _absent)
+    if value is _absent:
+        return -1.0
+    cdef double seconds
+    if type(value) is int or type(value) is float:
+        seconds = value
+        if 0.0 <= seconds <= MAX_DATE_S:
+            return seconds
+    raise TokenError("claims", f"{name} is not a number of seconds from 1970 to 9999")
+
+
+cdef str _text(dict claims, str name, str code):
+    """A claim that is a non-empty string if it is there at all. Raises: TokenError."""
+    value = claims.get(name, _absent)
+    if value is _absent:
+        return None
+    if type(value) is not str or not value:
+        raise TokenError(code, f"{name} is not a non-empty string")
+    return value
+
+
+cdef frozenset _REFUSED_HEADERS = frozenset(
+    "crit b64 jwk jku x5u x5c x5t x5t#S256 zip enc epk apu apv iv tag p2s p2c".split()
+)
+
+
+cdef int _check_header(dict header) except -1:
+    """SEC: what a token brings along to be verified with is the sender's choice; an extension that changes how it is read
+    is not ours to guess."""
+    if not _REFUSED_HEADERS.isdisjoint(header):
+        raise TokenError("header", "the header embeds a key or asks for an extension")
+    alg = header.get("alg")
+    if type(alg) is not str:
+        raise TokenError("header", "the header has no alg")
+    if alg not in _ALGORITHMS:
+        raise TokenError("algorithm", "the algorithm is not one that tokens are signed with")
+    kid = header.get("kid", _absent)
+    if kid is not _absent and (type(kid) is not str or not kid):
+        raise TokenError("header", "kid is not a non-empty string")
+    typ = header.get("typ", _absent)
+    if typ is not _absent and typ != "JWT" and not _is_access_token_type(typ):
+        raise TokenError("header", "typ is not that of a bearer token")
+    return 0
+
+
+cdef bint _is_access_token_type(typ) except -1:
+    """SEC: another kind of JWT by the same issuer (a logout token, a proof of possession) is no bearer token (RFC 8725,
+    3.11). Types that no JWT is registered under say nothing and pass, as RFC 7519, 5.1 has it."""
+    if type(typ) is not str:
+        return False
+    name = typ.lower().removeprefix("application/")
+    return name == "at+jwt" or not (name.endswith("+jwt") or name == "jose+json" or name == "jwe")
+
+
+@cython.final
+cdef class Verifier:
+    """Verifies tokens against a fixed set of keys and remembers those that passed.
+
+    The cache holds at most `cache_size` tokens in two generations (a token used since the last turn survives the next
+    one) and on average 1 KiB of text for each; what is refused is never kept, so a flood of tokens grows nothing. A hit
+    checks time, revocation and the key again. Not for use from several threads at once.
+    Shapes: `known_audiences` are the audiences this gateway has at all, by default those of `keys`; `revoked` maps a jti
+    to the time until which its revocation must be kept; `checks` are (claim, is it good?, what it must be), run on the
+    claims that are there.
+    Units: `leeway_s`, `now_s` seconds.
+    Raises: ValueError for keys that cannot be told apart.
+    """
+
+    cdef dict _by_kid
+    cdef dict _by_alg
+    cdef set _live
+    cdef readonly dict revoked
+    cdef readonly frozenset known_audiences
+    cdef tuple _checks
+    cdef double _leeway_s
+    cdef bint _require_kid
+    cdef bint _require_sub
+    cdef Py_ssize_t _max_token_bytes
+    cdef Py_ssize_t _generation_size
+    cdef Py_ssize_t _young_bytes
+    cdef dict _young
+    cdef dict _old
+    cdef readonly Py_ssize_t hits
+    cdef readonly Py_ssize_t misses
+
+    def __init__(
+        self, keys, *, leeway_s=0, require_kid=True, require_sub=True, known_audiences=None, cache_size=65536,
+        max_token_bytes=MAX_TOKEN_BYTES, checks=(),
+    ):
+        if not 1 <= max_token_bytes <= MAX_TOKEN_BYTES:
+            raise ValueError(f"max_token_bytes is not 1 to {MAX_TOKEN_BYTES}")
+        if not 0 <= leeway_s <= 3600:
+            raise ValueError("leeway_s is not 0 to 3600")
+        self._by_kid, self._by_alg, self._live = {}, {}, set()
+        self._leeway_s, self._require_kid, self._require_sub = leeway_s, require_kid, require_sub
+        for key in keys:
+            self._add(key)
+        self.known_audiences = (
+            frozenset().union(*[key.audiences for key in self._live])
+            if known_audiences is None
+            else frozenset(known_audiences)
+        )
+        self.revoked = {}
+        self._checks = tuple(checks)
+        self._max_token_bytes = max_token_bytes
+        self._generation_size = max(cache_size, 0) // 2
+        self.clear()
+
+    cdef _add(self, Key key):
+        if key.kid is None and self._require_kid:
+            raise ValueError("a key without kid where every token must have one")
+        if key.kid is not None:
+            if key.kid in self._by_kid:
+                raise ValueError(f"two keys with the kid {key.kid!r}")
+            self._by_kid[key.kid] = key
+        self._by_alg.setdefault(key.alg, []).append(key)
+        self._live.add(key)
+
+    # --- what a cached token is checked against
+
+    def revoke_jti(self, jti: str, until_s=math.inf):
+        """Refuses the token from now on. Units: `until_s`: the token's expiry, after which nothing need be kept."""
+        self.revoked[jti] = until_s
+
+    def forget_revoked(self, double now_s):
+        """Drops the revocations of tokens that have expired anyway."""
+        for jti in [jti for jti, until_s in self.revoked.items() if until_s + self._leeway_s <= now_s]:
+            del self.revoked[jti]
+
+    def adopt_revocations(self, Verifier other not None):
+        """Refuses what `other` was told to refuse: for the verifier that takes its place."""
+        self.revoked.update(other.revoked)
+
+    def retire(self, kid: str):
+        """Refuses everything the key signed. Raises: KeyError if there is none of that kid."""
+        key = self._by_kid.pop(kid)
+        self._by_alg[key.alg].remove(key)
+        self._live.discard(key)
+
+    def replace(self, Key key not None):
+        """Puts a key in the place of the one with the same kid: what that one signed is refused.
+
+        Raises: KeyError if there is none of that kid; ValueError unless the epoch has grown.
+        """
+        if not key.epoch > self._by_kid[key.kid].epoch:
+            raise ValueError("the epoch has not grown")
+        self.retire(key.kid)
+        self._add(key)
+
+    def clear(self):
+        """Forgets all verified tokens."""
+        self._young, self._old, self._young_bytes = {}, {}, 0
+
+    def __len__(self):
+        return len(self._young) + len(self._old)
+
+    # --- verification
+
+    def verify(self, token, double now_s):
+        """Raises: TokenError; ValueError if `now_s` is no time; TypeError if `token` is neither str nor bytes."""
+        cdef Verified verified
+        cdef bint aged = False
+        if not 0.0 <= now_s <= MAX_DATE_S:
+            raise ValueError("now_s is not a time")
+        if type(token) is bytes:
+            token = token.decode("latin-1")
+        elif type(token) is not str:
+            raise TypeError("a token is str or bytes")
+        if len(token) > self._max_token_bytes:
+            raise TokenError("too-large", "the token is longer than the gateway accepts")
+        found = self._young.get(token)
+        if found is None:
+            found = self._old.get(token)
+            aged = True
+        if found is None:
+            self.misses += 1
+            verified = self._verify_unseen(token, now_s)
+            self._remember(token, verified)
+            return verified
+        verified = <Verified>found
+        self._check_again(verified, now_s)
+        if aged:
+            self._remember(token, verified)
+        self.hits += 1
+        return verified
+
+    cdef int _check_again(self, Verified verified, double now_s) except -1:
+        if verified.key not in self._live:
+            raise TokenError("unknown-key", "no key of ours has signed the token")
+        self._check_times(verified, now_s)
+        if verified.jti is not None and verified.jti in self.revoked:
+            raise TokenError("revoked", "the token was revoked")
+        return 0
+
+    cdef int _check_times(self, Verified verified, double now_s) except -1:
+        if not now_s < verified.expires_at_s + self._leeway_s:
+            raise TokenError("expired", "the token has expired")
+        if not verified._valid_from_s <= now_s + self._leeway_s:
+            raise TokenError("not-yet-valid", "the token is not valid yet")
+        if not verified._issued_at_s <= now_s + self._leeway_s:
+            raise TokenError("issued-in-future", "the token was issued in the future")
+        return 0
+
+    cdef int _remember(self, str token, Verified verified) except -1:
+        if self._generation_size == 0:
+            return 0
+        if (
+            len(self._young) >= self._generation_size
+            or self._young_bytes + len(token) > self._generation_size * MEAN_TOKEN_BYTES
+        ):
+            self._old, self._young, self._young_bytes = self._young, {}, 0
+        self._young[token] = verified
+        self._old.pop(token, None)
+        self._young_bytes += len(token)
+        return 0
+
+    cdef Verified _verify_unseen(self, str token, double now_s):
+        cdef Py_ssize_t n
+        cdef const unsigned char* text
+        cdef const unsigned char* first
+        cdef const unsigned char* second
+        if not token.isascii():
+            raise TokenError("malformed", "the token is not three parts of base64url")
+        text = <const unsigned char*>PyUnicode_AsUTF8AndSize(token, &n)
+        first = <const unsigned char*>memchr(text, 46, <size_t>n)
+        second = <const unsigned char*>memchr(first + 1, 46, <size_t>(text + n - first - 1)) if first != NULL else NULL
+        if second == NULL or first == text or second == first + 1:
+            raise TokenError("malformed", "the token is not three parts of base64url")
+        cdef bytes header = base64url_bytes(text, first - text)
+        cdef bytes payload = base64url_bytes(first + 1, second - first - 1)
+        cdef bytes signature = base64url_bytes(second + 1, text + n - second - 1)
+        if header is None or payload is None or signature is None:
+            raise TokenError("malformed", "the token is not three parts of base64url")
+        cdef Key key = self._find_key(_decode_part(header, "header"))
+        if not key._signed(signature, PyBytes_FromStringAndSize(<const char*>text, second - text)):
+            raise TokenError("signature", "the signature does not fit")
+        # SEC: nothing of the payload is read before its signature is known to be good.
+        return self._check_claims(key, _decode_part(payload, "payload"), now_s)
+
+    cdef Key _find_key(self, dict header):
+        _check_header(header)
+        alg = header["alg"]
+        kid = header.get("kid")
+        if kid is not None:
+            key = self._by_kid.get(kid)
+        elif self._require_kid:
+            raise TokenError("header", "the header has no kid")
+        else:
+            candidates = self._by_alg.get(alg, ())
+            key = candidates[0] if len(candidates) == 1 else None
+        if key is None:
+            raise TokenError("unknown-key", "no key of ours has signed the token")
+        if (<Key>key).alg != alg:
+            raise TokenError("algorithm", "the algorithm is not the key's")
+        return key
+
+    cdef Verified _check_claims(self, Key key, dict claims, double now_s):
+        cdef Verified verified = Verified.__new__(Verified)
+        cdef double expires_at_s = _date(claims, "exp")
+        if expires_at_s < 0:
+            raise TokenError("claims", "exp is missing")
+        verified.key, verified.claims = key, claims
+        # NOTE: a fraction of the last second is cut off, as PyJWT does; of the first, it counts.
+        verified.expires_at_s = floor(expires_at_s)
+        verified._valid_from_s = _date(claims, "nbf")
+        verified._issued_at_s = _date(claims, "iat")
+        self._check_times(verified, now_s)
+        _check_lifetime(verified, expires_at_s, now_s)
+        issuer = _text(claims, "iss", "issuer")
+        if key.issuer is not None and issuer != key.issuer:
+            raise TokenError("issuer", "the issuer is not the key's")
+        verified.audience = self._audience(key, claims.get("aud"))
+        verified.subject = _text(claims, "sub", "subject")
+        if verified.subject is None and self._require_sub:
+            raise TokenError("subject", "sub is missing")
+        if key.role is not None and claims.get("role", key.role) != key.role:
+            raise TokenError("role", "the role is not the key's")
+        if type(claims.get("scope", "")) is not str:
+            raise TokenError("claims", "scope is not a string")
+        verified.jti = _text(claims, "jti", "claims")
+        if verified.jti is not None and verified.jti in self.revoked:
+            raise TokenError("revoked", "the token was revoked")
+        for name, is_good, what in self._checks:
+            if name in claims and not is_good(claims[name]):
+                raise TokenError("claims", f"{name} is not {what}")
+        return verified
+
+    cdef str _audience(self, Key key, aud):
+        """The one audience of ours that the token is for."""
+        cdef str found = None
+        if type(aud) is str:
+            aud = (aud,)
+        elif type(aud) is not list:
+            raise TokenError("audience", "aud is not a string or an array of strings")
+        for member in aud:
+            if type(member) is not str:
+                raise TokenError("audience", "aud is not a string or an array of strings")
+            if member in self.known_audiences:
+                if found is not None:
+                    raise TokenError("audience", "the token is for more than one of our audiences")
+                found = member
+        if found is None or found not in key.audiences:
+            raise TokenError("audience", "the token is for another audience")
+        return found
+
+
+cdef int _check_lifetime(Verified verified, double expires_at_s, double now_s) except -1:
+    cdef double from_s = verified._issued_at_s
+    if from_s < 0:
+        from_s = verified._valid_from_s if verified._valid_from_s >= 0 else now_s
+    if expires_at_s - from_s > verified.key._max_lifetime_s:
+        raise TokenError("lifetime", "the token lives longer than the key allows")
+    return 0
