@@ -63,4 +63,4 @@ def on_exit(server: Any) -> None:
     """The arbiter ends: stop what it started."""
     from gateway.boot import clean_up
 
-    clean_up(settings)
+    clean_up()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote_plus
 
 import falcon
 
@@ -56,7 +57,7 @@ def bearer_token(env: dict[str, Any]) -> str | None:
     Source: RFC 6750 section 2 and 3.1.
     """
     query = env.get("QUERY_STRING")
-    if query and "access_token" in query and _names_token(query):
+    if query and _names_token(query):
         raise TokenAmbiguous("A token in the query is refused; send it in Authorization")
     value = env.get("HTTP_AUTHORIZATION")
     if value is None:
@@ -73,7 +74,10 @@ def bearer_token(env: dict[str, Any]) -> str | None:
 
 
 def _names_token(query: str) -> bool:
-    return any(pair.partition("=")[0] == "access_token" for pair in query.split("&"))
+    """Is a parameter named access_token, in any spelling a receiver would decode to it?"""
+    if "access_token" not in query and "%" not in query:
+        return False
+    return any(unquote_plus(pair.partition("=")[0]) == "access_token" for pair in query.split("&"))
 
 
 def _principal(snapshot: Snapshot, verified: Verified) -> Principal:

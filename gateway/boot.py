@@ -1,0 +1,63 @@
+"""What the arbiter does once, before the first worker: directories, embedded database, a look at the configuration."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from gateway.config.load import check_file
+from gateway.settings import Settings
+from gateway.store.embedded import EmbeddedError, EmbeddedPostgres
+from gateway.store.migrate import migrate
+
+_postgres: EmbeddedPostgres | None = None
+
+
+def prepare(settings: Settings) -> dict[str, str]:
+    """Make ready what workers need; returns environment variables for them.
+
+    Raises: SystemExit with every fault of the configuration on stderr.
+    """
+    for directory in (settings.data_dir, settings.run_dir):
+        _private_directory(directory)
+    _refuse_bad_configuration(settings.config_path)
+    if settings.dsn:
+        return {}
+    return {"CAREGATE_DSN": _start_database(settings.data_dir / "postgres")}
+
+
+def clean_up() -> None:
+    """Stop what `prepare` started."""
+    if _postgres is not None:
+        _postgres.stop()
+
+
+def _private_directory(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        _refuse(f"{path}: cannot be made: {error.strerror}")
+
+
+def _refuse_bad_configuration(path: Path) -> None:
+    if not path.is_file():
+        _refuse(f"{path}: no such configuration document; set CAREGATE_CONFIG_PATH")
+    faults = check_file(path)
+    if faults:
+        _refuse("\n".join(f"{path}: {fault}" for fault in faults))
+
+
+def _start_database(directory: Path) -> str:
+    global _postgres
+    _postgres = EmbeddedPostgres(directory)
+    try:
+        _postgres.start()
+    except EmbeddedError as error:
+        _refuse(str(error))
+    migrate(_postgres.admin_dsn)
+    return _postgres.gateway_dsn
+
+
+def _refuse(reason: str) -> None:
+    print(f"caregate: {reason}", file=sys.stderr, flush=True)
+    raise SystemExit(1)
