@@ -230,6 +230,13 @@ class DatabaseUnavailable(GatewayError):
     retry = Retry.ANY
 
 
+class DatabaseInterrupted(DatabaseUnavailable):
+    """The connection broke after the statement was sent: it may have run, and even been committed."""
+
+    code = "database-interrupted"
+    retry = Retry.IDEMPOTENT
+
+
 class DatabaseTimeout(GatewayError):
     code = "database-timeout"
     retry = Retry.IDEMPOTENT

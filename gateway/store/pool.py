@@ -1,0 +1,335 @@
+"""The gateway's way to PostgreSQL: a pool that owns the connections, lanes that use them, deadlines on everything.
+
+psycopg-pool opens, checks, ages and replaces connections. A lane leases some of them for the hot path and keeps each
+for a minute, so a call costs one round trip. When the server does not answer, the circuit opens: callers are refused
+at once and one greenlet asks until it is back.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import gevent
+import psycopg
+import psycopg.waiting
+from gevent import monkey
+from gevent.lock import BoundedSemaphore
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from gateway.errors import DatabaseInterrupted, DatabaseTimeout, DatabaseUnavailable
+from gateway.store.pipeline import (
+    ConnectionLost,
+    Expired,
+    Pipeline,
+    PooledConnection,
+    Statement,
+    StatementFailed,
+    Step,
+)
+
+log = logging.getLogger("caregate.database")
+
+_LEASE_S = 60.0
+"""A lane gives a connection back after so long, so that the pool can check, age and replace it."""
+_PROBE_INTERVAL_S = 0.1
+_PROBE_TIMEOUT_S = 0.5
+_LEASE_TICK_S = 0.05
+_ORDINARY_CONNECTIONS = 2
+"""Room in the pool for `connection()`: catalog, configuration, administration."""
+_NO_ANSWER_MARGIN_MS = 100
+_AGAIN = frozenset({"40001", "40P01"})
+"""Serialization failure, deadlock: rolled back, and likely to pass the second time."""
+_UNPREPARED = frozenset({"26000", "0A000"})
+"""A prepared statement that the server forgot, or whose result changed its type: another connection prepares it."""
+
+SET_LOCAL = Statement(
+    b"caregate_set_local",
+    b"SELECT set_config('caregate.claims', $1, true), set_config('statement_timeout', $2, true)",
+)
+PING = Statement(b"caregate_ping", b"SELECT 1")
+
+
+class Database:
+    """All connections of one worker to one database.
+
+    Make it after gevent has patched the process, once a worker. `open` returns at once: a database that is away is
+    found out by whoever needs it.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        pool_min: int = 1,
+        pool_max: int = 16,
+        statement_timeout_ms: int = 5_000,
+        connect_timeout_ms: int = 1_000,
+        name: str = "portal",
+    ) -> None:
+        """Units: milliseconds; `statement_timeout_ms` is the longest a call may take, `pool_max` counts calls."""
+        _refuse_blocking_waits()
+        self.statement_timeout_ms = statement_timeout_ms
+        self._connect_timeout_s = connect_timeout_ms / 1000
+        self._refusals = 0
+        self._lanes: list[Lane] = []
+        self._prober: gevent.Greenlet[[], None] | None = None
+        self._closed = False
+        self._pool: ConnectionPool[PooledConnection] = ConnectionPool(
+            dsn,
+            connection_class=PooledConnection,
+            kwargs={
+                "autocommit": True,
+                "connect_timeout": max(2, round(self._connect_timeout_s)),
+                "keepalives_idle": 30,
+                "keepalives_interval": 10,
+                "keepalives_count": 3,
+                "application_name": "caregate",
+            },
+            min_size=pool_min,
+            max_size=pool_max + _ORDINARY_CONNECTIONS,
+            timeout=self._connect_timeout_s,
+            # One attempt, no back-off of minutes: whoever needs a connection, or the prober, asks again.
+            reconnect_timeout=0.001,
+            reconnect_failed=self._note_refusal,
+            check=_check,
+            name=name,
+            open=False,
+        )
+        self._calls = self.lane(pool_max)
+
+    def lane(self, limit: int, *, reserve: bool = False) -> Lane:
+        """Up to `limit` connections for one purpose; with `reserve` the pool grows by as many, so others take none."""
+        if reserve:
+            self._pool.resize(self._pool.min_size, self._pool.max_size + limit)
+        lane = Lane(self, limit)
+        self._lanes.append(lane)
+        return lane
+
+    def open(self) -> None:
+        """Begin to connect, in the background."""
+        self._pool.open(wait=False)
+
+    def close(self) -> None:
+        """Close every connection that is not in use; calls under way end with their connection."""
+        self._closed = True
+        for lane in self._lanes:
+            lane.give_back()
+        self._pool.close(timeout=2.0)
+
+    @property
+    def available(self) -> bool:
+        """False while the server is known not to answer."""
+        return self._prober is None
+
+    def call(
+        self, statement: Statement, values: Sequence[bytes | None], claims: bytes, *, deadline_ns: int = 0
+    ) -> bytes | None:
+        """Run a statement with the caller's claims set, in one transaction; its first value as text, None for NULL.
+
+        Shapes: `claims` is a JSON object. Units: `deadline_ns` monotonic nanoseconds, 0: only the statement timeout.
+        Raises: StatementFailed, DatabaseTimeout, DatabaseUnavailable, DatabaseInterrupted.
+        Yields to the hub: until the database answered.
+        """
+        return self._calls.call(statement, values, claims, deadline_ns=deadline_ns)
+
+    @contextmanager
+    def connection(self) -> Iterator[psycopg.Connection[Any]]:
+        """An ordinary psycopg connection in autocommit, for what is not a hot path.
+
+        Raises: DatabaseUnavailable.
+        """
+        connection = self.take()
+        try:
+            yield connection
+        except psycopg.OperationalError as error:
+            raise DatabaseUnavailable(retry_after_s=1) from error
+        finally:
+            self._pool.putconn(connection)
+
+    def take(self) -> PooledConnection:
+        """A checked connection from the pool.
+
+        Raises: DatabaseUnavailable, soon after an attempt to connect was refused.
+        """
+        self.refuse_if_away()
+        refusals = self._refusals
+        give_up_s = time.monotonic() + self._connect_timeout_s
+        while True:
+            try:
+                return self._pool.getconn(timeout=_LEASE_TICK_S)
+            except PoolTimeout:
+                if self._refusals == refusals and time.monotonic() < give_up_s:
+                    continue
+            except psycopg.Error:
+                pass
+            self.note_silence()
+            raise DatabaseUnavailable(retry_after_s=1)
+
+    def give_back(self, connection: PooledConnection) -> None:
+        """Return what `take` gave, closed or not."""
+        self._pool.putconn(connection)
+
+    def refuse_if_away(self) -> None:
+        """Raises: DatabaseUnavailable while the circuit is open."""
+        if self._prober is not None and gevent.getcurrent() is not self._prober:
+            raise DatabaseUnavailable(retry_after_s=1)
+
+    def note_silence(self) -> None:
+        """The server did not answer: refuse callers until the prober has seen it answer."""
+        if self._prober is None and not self._closed:
+            log.warning("database does not answer")
+            self._prober = gevent.spawn(self._probe)
+
+    def stats(self) -> dict[str, int]:
+        """Figures of the pool, for /status."""
+        return {**self._pool.get_stats(), "available": int(self.available)}
+
+    def _probe(self) -> None:
+        for lane in self._lanes:
+            lane.drop()
+        while not self._closed:
+            try:
+                self._calls.ping(_PROBE_TIMEOUT_S)
+            except (DatabaseUnavailable, DatabaseTimeout, StatementFailed):
+                gevent.sleep(_PROBE_INTERVAL_S)
+                continue
+            log.warning("database answers again")
+            break
+        self._prober = None
+
+    def _note_refusal(self, pool: object) -> None:
+        self._refusals += 1
+
+
+class Lane:
+    """Connections leased for one purpose; at most `limit` calls run at once, the others wait their turn."""
+
+    def __init__(self, database: Database, limit: int) -> None:
+        self._database = database
+        self._free: list[Pipeline] = []
+        self._turns = BoundedSemaphore(limit)
+
+    def call(
+        self, statement: Statement, values: Sequence[bytes | None], claims: bytes, *, deadline_ns: int = 0
+    ) -> bytes | None:
+        """As Database.call."""
+        budget_ms = self._database.statement_timeout_ms
+        if deadline_ns:
+            budget_ms = min(budget_ms, (deadline_ns - time.monotonic_ns()) // 1_000_000)
+        if budget_ms <= 0:
+            raise DatabaseTimeout("No time was left to ask the database")
+        # The server gives up a little before we do, so that its refusal arrives and the connection can stay.
+        server_ms = max(1, budget_ms - min(_NO_ANSWER_MARGIN_MS, budget_ms // 5))
+        steps = ((SET_LOCAL, (claims, b"%d" % server_ms)), (statement, values))
+        return self._run(steps, budget_ms / 1000)
+
+    def execute(self, statement: Statement, values: Sequence[bytes | None], *, timeout_s: float) -> bytes | None:
+        """Run a statement without claims, in a transaction of its own.
+
+        Raises: as Database.call.
+        Yields to the hub: until the database answered.
+        """
+        return self._run(((statement, values),), timeout_s)
+
+    def ping(self, timeout_s: float) -> None:
+        """Raises: DatabaseUnavailable, DatabaseTimeout."""
+        self._run(((PING, ()),), timeout_s)
+
+    def give_back(self) -> None:
+        """Return the connections that wait for work to the pool."""
+        while self._free:
+            self._return(self._free.pop())
+
+    def drop(self) -> None:
+        """Close the connections that wait for work."""
+        while self._free:
+            self._discard(self._free.pop())
+
+    def _run(self, steps: Sequence[Step], timeout_s: float) -> bytes | None:
+        database = self._database
+        database.refuse_if_away()
+        deadline_s = time.monotonic() + timeout_s
+        if not self._turns.acquire(timeout=timeout_s):
+            raise DatabaseUnavailable("No database connection came free in time", retry_after_s=1)
+        try:
+            try:
+                return self._use(self._lease(), steps, deadline_s)
+            except ConnectionLost as lost:
+                if lost.executed:
+                    raise DatabaseInterrupted(retry_after_s=1) from None
+            except StatementFailed as failed:
+                if failed.sqlstate not in _AGAIN and failed.sqlstate not in _UNPREPARED:
+                    raise
+            # Nothing of it happened: once more.
+            return self._use_finally(steps, deadline_s)
+        finally:
+            self._turns.release()
+
+    def _use_finally(self, steps: Sequence[Step], deadline_s: float) -> bytes | None:
+        try:
+            return self._use(self._lease(), steps, deadline_s)
+        except ConnectionLost as lost:
+            if lost.executed:
+                raise DatabaseInterrupted(retry_after_s=1) from None
+            raise DatabaseUnavailable(retry_after_s=1) from None
+
+    def _use(self, pipeline: Pipeline, steps: Sequence[Step], deadline_s: float) -> bytes | None:
+        try:
+            return pipeline.run(steps, deadline_s - time.monotonic())
+        except Expired:
+            self._database.note_silence()
+            raise DatabaseTimeout("The database did not answer in time") from None
+        except StatementFailed as failed:
+            pipeline.broken = failed.sqlstate in _UNPREPARED
+            raise
+        finally:
+            if pipeline.broken:
+                self._discard(pipeline)
+            else:
+                self._free.append(pipeline)
+
+    def _lease(self) -> Pipeline:
+        """A connection that is open as far as one can know without asking the server."""
+        now_s = time.monotonic()
+        while self._free:
+            pipeline = self._free.pop()
+            if now_s - pipeline.leased_s > _LEASE_S:
+                self._return(pipeline)
+            elif pipeline.alive():
+                return pipeline
+            else:
+                self._discard(pipeline)
+        return Pipeline(self._database.take())
+
+    def _return(self, pipeline: Pipeline) -> None:
+        pipeline.leave()
+        self._database.give_back(pipeline.connection)
+
+    def _discard(self, pipeline: Pipeline) -> None:
+        pipeline.broken = True
+        self._return(pipeline)
+
+
+def _check(connection: PooledConnection) -> None:
+    """Before the pool hands a connection out: one round trip, with a deadline that a frozen server cannot stretch.
+
+    Raises: psycopg.OperationalError; the connection is then closed.
+    """
+    pipeline = Pipeline(connection)
+    try:
+        pipeline.run(((PING, ()),), _PROBE_TIMEOUT_S)
+    except (ConnectionLost, Expired, StatementFailed) as error:
+        pipeline.broken = True
+        raise psycopg.OperationalError("the server does not answer") from error
+    finally:
+        pipeline.leave()
+
+
+def _refuse_blocking_waits() -> None:
+    """Raises: RuntimeError if psycopg would stop the whole worker while it waits."""
+    if monkey.is_module_patched("select") and psycopg.waiting.wait is getattr(psycopg.waiting, "wait_c", None):
+        raise RuntimeError("psycopg was imported before gevent patched the process: its waits would block")
