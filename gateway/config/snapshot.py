@@ -86,11 +86,16 @@ class SnapshotHolder:
     def swap(self, snapshot: Snapshot) -> None:
         """Put a snapshot in force; revocations made under the old one hold under the new one."""
         # SEC: copied at the swap and not when the snapshot was compiled, so that nothing revoked in between is lost.
-        snapshot.verifier.adopt_revocations(self.current.verifier)
-        snapshot.unit_verifier.adopt_revocations(self.current.unit_verifier)
+        _carry_revocations(self.current.verifier, snapshot.verifier)
+        _carry_revocations(self.current.unit_verifier, snapshot.unit_verifier)
         self.current = snapshot
         for callback in self._subscribers:
             try:
                 callback(snapshot)
             except Exception:
                 log.exception("a subscriber failed on configuration version %d", snapshot.version)
+
+
+def _carry_revocations(old: Verifier, new: Verifier) -> None:
+    for jti, until_s in old.revoked.items():
+        new.revoke_jti(jti, until_s)

@@ -16,9 +16,9 @@ _SEGMENT_SAFE = "!$&'()*+,;=:@"
 def forward_target(route_target: str | None, ctx: RequestContext) -> str:
     """The origin-form target to send on; `route_target` None sends the caller's own canonical path.
 
-    Parameters go in as the bytes that were matched, still percent-encoded; in a query part of the target every byte that
-    is not unreserved is encoded. The caller's query follows unchanged: `check_query` has refused what the route does not
-    declare.
+    Parameters go in as the bytes that were matched, still percent-encoded; in a query part of the target every byte
+    that is not unreserved is encoded. The caller's query follows unchanged: `check_query` has refused what the route
+    does not declare.
 
     Raises: KeyError for a placeholder the route's template has no parameter for (refused when the configuration loads).
     """
