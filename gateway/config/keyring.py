@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
-
-from fastpath.token import PublicKey
-from gateway.auth.keys import KeyRefused, load_private_key, load_public_key
+from gateway.auth.keys import KeyMaterial, load_private_key, load_public_key, load_secret
 from gateway.config.checking import Checking
 from gateway.config.fault import step
 from gateway.config.model import Key, Role, Unit, UnitKey
@@ -19,30 +15,20 @@ from gateway.config.weakness import weakness
 CONTEXT_ALG = "HS256"
 
 
-@dataclass(frozen=True, slots=True)
-class SigningKey:
-    """What signs a role's tokens: the secret or the private key; never shown."""
-
-    kid: str
-    alg: str
-    material: bytes | PrivateKeyTypes = field(repr=False)
-
-
 @dataclass(slots=True)
 class Keyring:
-    """Shapes: `verifying` maps the document path of a key to what verifies with it; `signing` the same for those that
-    sign; `contexts` unit id -> context key; `fingerprints` SHA-256 of each material -> the path that brought it first.
+    """Shapes: `keys` maps the document path of a key to its material, with the private half where the document gives
+    it; `contexts` unit id -> context key; `thumbprints` of all material -> the path that brought it first.
     """
 
-    verifying: dict[str, bytes | PublicKey] = field(default_factory=dict)
-    signing: dict[str, SigningKey] = field(default_factory=dict)
+    keys: dict[str, KeyMaterial] = field(default_factory=dict)
     contexts: dict[str, bytes] = field(default_factory=dict)
-    fingerprints: dict[str, str] = field(default_factory=dict)
+    thumbprints: dict[str, str] = field(default_factory=dict, repr=False)
     kids: dict[str, str] = field(default_factory=dict)
 
     def digest(self) -> str:
         """SHA-256 over all material, in hex: tells a replaced key file under an unchanged document."""
-        named = sorted(f"{path} {fingerprint}" for fingerprint, path in self.fingerprints.items())
+        named = sorted(f"{path} {thumbprint}" for thumbprint, path in self.thumbprints.items())
         return hashlib.sha256("\n".join(named).encode()).hexdigest()
 
 
@@ -70,85 +56,90 @@ class _Loader:
 
     def role_key(self, path: str, key: Key) -> None:
         self._kid(path, key.kid)
-        if key.alg.startswith("HS"):
-            self._shared(path, key)
-        else:
-            self._asymmetric(path, key)
+        material = self._shared(path, key) if key.alg.startswith("HS") else self._asymmetric(path, key)
+        if material is not None:
+            self.keyring.keys[path] = material
 
     def unit_key(self, path: str, key: UnitKey) -> None:
         self._kid(path, key.kid)
-        self._public(path, key.alg, key.public_key)
+        material = self._public(path, key.alg, key.kid, key.public_key)
+        if material is not None:
+            self.keyring.keys[path] = material
 
     def context_key(self, path: str, unit: str, ref: str) -> None:
-        secret = self._secret(path, CONTEXT_ALG, ref)
-        if secret is not None:
-            self.keyring.contexts[unit] = secret
+        material = self._secret(path, CONTEXT_ALG, None, ref)
+        if material is not None and isinstance(material.verifying, bytes):
+            self.keyring.contexts[unit] = material.verifying
 
     def _kid(self, path: str, kid: str) -> None:
         first = self.keyring.kids.setdefault(kid, path)
         if first != path:
             self._checking.add(step(path, "kid"), f"is the kid of {first} too")
 
-    def _shared(self, path: str, key: Key) -> None:
+    def _shared(self, path: str, key: Key) -> KeyMaterial | None:
         for name in ("public_key", "private_key"):
             if getattr(key, name) is not None:
                 self._checking.add(step(path, name), f"does not belong to a key of {key.alg}, which has a secret")
         if key.secret is None:
             self._checking.add(step(path, "secret"), f"is required for {key.alg}")
-            return
-        secret = self._secret(step(path, "secret"), key.alg, key.secret)
-        if secret is not None:
-            self.keyring.verifying[path] = secret
-            self.keyring.signing[path] = SigningKey(key.kid, key.alg, secret)
+            return None
+        return self._secret(step(path, "secret"), key.alg, key.kid, key.secret)
 
-    def _asymmetric(self, path: str, key: Key) -> None:
+    def _asymmetric(self, path: str, key: Key) -> KeyMaterial | None:
         if key.secret is not None:
             self._checking.add(step(path, "secret"), f"does not belong to a key of {key.alg}, which has a public_key")
+        public = None
         if key.public_key is None:
             self._checking.add(step(path, "public_key"), f"is required for {key.alg}")
-        public = None if key.public_key is None else self._public(path, key.alg, key.public_key)
-        if key.private_key is not None:
-            self._private(path, key, public)
+        else:
+            public = self._public(path, key.alg, key.kid, key.public_key)
+        if key.private_key is None:
+            return public
+        return self._pair(step(path, "private_key"), key, key.private_key, public)
 
-    def _secret(self, path: str, alg: str, ref: str) -> bytes | None:
-        secret = self._resolve(path, ref, private=True)
-        if secret is None:
+    def _secret(self, path: str, alg: str, kid: str | None, ref: str) -> KeyMaterial | None:
+        raw = self._resolve(path, ref, private=True)
+        if raw is None:
             return None
-        reason = weakness(secret, alg)
+        try:
+            material = load_secret(raw, alg=alg, kid=kid)
+        except ValueError as error:
+            self._checking.add(path, str(error))
+            return None
+        reason = weakness(material.verifying, alg) if isinstance(material.verifying, bytes) else None
         if reason is not None:
             self._checking.add(path, reason)
             return None
-        return secret if self._sole_use(path, b"oct" + secret) else None
+        return material if self._sole_use(path, material) else None
 
-    def _public(self, path: str, alg: str, ref: str) -> Any:
+    def _public(self, path: str, alg: str, kid: str, ref: str) -> KeyMaterial | None:
         below = step(path, "public_key")
         raw = self._resolve(below, ref, private=False)
         if raw is None:
             return None
         try:
-            public = load_public_key(raw, alg)
-        except KeyRefused as error:
+            material = load_public_key(raw, alg=alg, kid=kid)
+        except ValueError as error:
             self._checking.add(below, str(error))
             return None
-        if not self._sole_use(below, public.fingerprint):
-            return None
-        self.keyring.verifying[path] = public
-        return public
+        return material if self._sole_use(below, material) else None
 
-    def _private(self, path: str, key: Key, public: Any) -> None:
-        below = step(path, "private_key")
-        raw = self._resolve(below, key.private_key or "", private=True)
+    def _pair(self, path: str, key: Key, ref: str, public: KeyMaterial | None) -> KeyMaterial | None:
+        """The public key with its private half."""
+        raw = self._resolve(path, ref, private=True)
         if raw is None:
-            return
+            return None
         try:
-            private = load_private_key(raw, key.alg)
-        except KeyRefused as error:
-            self._checking.add(below, str(error))
-            return
-        if public is not None and private.public_fingerprint != public.fingerprint:
-            self._checking.add(below, "is not the private key of public_key")
-            return
-        self.keyring.signing[path] = SigningKey(key.kid, key.alg, private.key)
+            private = load_private_key(raw, alg=key.alg, kid=key.kid)
+        except ValueError as error:
+            self._checking.add(path, str(error))
+            return None
+        if public is None:
+            return None
+        if private.thumbprint != public.thumbprint:
+            self._checking.add(path, "is not the private key of public_key")
+            return None
+        return replace(public, signing=private.signing)
 
     def _resolve(self, path: str, ref: str, *, private: bool) -> bytes | None:
         try:
@@ -157,9 +148,9 @@ class _Loader:
             self._checking.add(path, str(error))
             return None
 
-    def _sole_use(self, path: str, material: bytes) -> bool:
+    def _sole_use(self, path: str, material: KeyMaterial) -> bool:
         """SEC: one key, one purpose: else whoever holds the one role's key makes tokens of the other."""
-        first = self.keyring.fingerprints.setdefault(hashlib.sha256(material).hexdigest(), path)
+        first = self.keyring.thumbprints.setdefault(material.thumbprint, path)
         if first != path:
             self._checking.add(path, f"is the same key as {first}")
         return first == path

@@ -1,0 +1,208 @@
+"""A checked document -> Snapshot: every name resolved, every rule in the form a request is decided by."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from ipaddress import ip_network
+
+from fastpath.routes import RouteTable
+from fastpath.token import Key, Verifier
+from gateway.auth.claims import CHECKS
+from gateway.config.check_routes import ACTIONS, read_source
+from gateway.config.fault import WHOLE, step
+from gateway.config.keyring import Keyring
+from gateway.config.model import Controller, Document, Function, LimitRule, ToUnit
+from gateway.config.parse import canonical
+from gateway.config.snapshot import (
+    UNIT_LINK_AUDIENCE,
+    UNIT_LINK_MAX_LIFETIME_S,
+    CompiledRole,
+    CompiledUnit,
+    Snapshot,
+)
+from gateway.routing.model import (
+    Action,
+    Argument,
+    Binding,
+    FunctionAction,
+    Limit,
+    LimitKey,
+    ResourceAction,
+    Route,
+    RouteKind,
+    UnitAction,
+    UpstreamAction,
+)
+
+TOKEN_CACHE_SIZE = 65_536
+UNIT_TOKEN_CACHE_SIZE = 4_096
+_NS = 1_000_000_000
+
+
+def compile_document(
+    document: Document, keyring: Keyring, *, version: int = 1, token_cache_size: int = TOKEN_CACHE_SIZE
+) -> Snapshot:
+    """The snapshot of a document that `gateway.config.check` found no fault in.
+
+    Raises: ValueError, KeyError for a document that was not checked.
+    """
+    limits = {name: compile_limit(name, rule) for name, rule in document.limits.items()}
+    roles = {name: _role(document, name, limits) for name in document.roles}
+    controllers = {name: _route(name, controller, limits) for name, controller in document.controllers.items()}
+    return Snapshot(
+        version=version,
+        digest=hashlib.sha256(canonical(document)).hexdigest(),
+        keys_digest=keyring.digest(),
+        document=document,
+        verifier=_verifier(document, keyring, roles, token_cache_size),
+        unit_verifier=_unit_verifier(document, keyring),
+        routes=RouteTable(
+            (method, route.template, route) for route in controllers.values() for method in route.methods
+        ),
+        controllers=controllers,
+        roles=roles,
+        audiences=dict(document.audiences),
+        known_audiences=frozenset(document.audiences),
+        address_limits=tuple(limits[name] for name in document.gateway.limits),
+        upstreams=dict(document.upstreams),
+        units=dict(_units(document, keyring)),
+        realm=document.gateway.realm,
+        trusted_proxies=tuple(ip_network(text) for text in document.gateway.trusted_proxies),
+    )
+
+
+def compile_limit(name: str, rule: LimitRule) -> Limit:
+    """SEC: the interval is rounded up, so that rounding never admits more than the configured rate."""
+    interval_ns = -(-rule.period_s * _NS // rule.rate)
+    return Limit(name, LimitKey(rule.per), interval_ns, rule.burst, -(-rule.burst * interval_ns // _NS))
+
+
+def _role(document: Document, name: str, limits: dict[str, Limit]) -> CompiledRole:
+    role = document.roles[name]
+    return CompiledRole(
+        name=name,
+        audience=role.audience,
+        permissions=frozenset(role.permissions),
+        limits=tuple(limits[limit] for limit in role.limits),
+        access_lifetime_s=role.access_lifetime_s,
+        max_lifetime_s=role.max_lifetime_s,
+    )
+
+
+def _verifier(document: Document, keyring: Keyring, roles: dict[str, CompiledRole], cache_size: int) -> Verifier:
+    keys = []
+    for name, role in document.roles.items():
+        path = step(step(step(WHOLE, "roles"), name), "keys")
+        for index, key in enumerate(role.keys):
+            keys.append(
+                Key(
+                    key.kid,
+                    key.alg,
+                    keyring.keys[step(path, index)].verifying,
+                    issuer=document.audiences[role.audience].issuer,
+                    audiences=(role.audience,),
+                    role=name,
+                    max_lifetime_s=role.max_lifetime_s,
+                    attachment=roles[name],
+                )
+            )
+    return Verifier(
+        keys,
+        leeway_s=document.gateway.leeway_s,
+        known_audiences=document.audiences,
+        cache_size=cache_size,
+        checks=CHECKS,
+    )
+
+
+def _unit_verifier(document: Document, keyring: Keyring) -> Verifier:
+    keys = []
+    for unit_id, unit in document.units.items():
+        path = step(step(step(WHOLE, "units"), unit_id), "keys")
+        for index, key in enumerate(unit.keys):
+            keys.append(
+                Key(
+                    key.kid,
+                    key.alg,
+                    keyring.keys[step(path, index)].verifying,
+                    issuer=unit_id,
+                    audiences=(UNIT_LINK_AUDIENCE,),
+                    max_lifetime_s=UNIT_LINK_MAX_LIFETIME_S,
+                    attachment=unit_id,
+                )
+            )
+    return Verifier(
+        keys,
+        leeway_s=document.gateway.leeway_s,
+        known_audiences=(UNIT_LINK_AUDIENCE,),
+        cache_size=UNIT_TOKEN_CACHE_SIZE,
+    )
+
+
+def _units(document: Document, keyring: Keyring) -> Iterator[tuple[str, CompiledUnit]]:
+    for unit_id, unit in document.units.items():
+        yield (
+            unit_id,
+            CompiledUnit(
+                id=unit_id,
+                name=unit.name,
+                enabled=unit.enabled,
+                max_connections=unit.max_connections,
+                context_key=keyring.contexts[unit_id] if unit.context_key is not None else None,
+            ),
+        )
+
+
+def _route(name: str, controller: Controller, limits: dict[str, Limit]) -> Route:
+    kind, action = _action(controller)
+    return Route(
+        name=name,
+        template=controller.path,
+        methods=controller.methods,
+        kind=kind,
+        action=action,
+        audiences=frozenset(controller.audiences),
+        roles=frozenset(controller.roles),
+        permission=controller.permission,
+        bindings=tuple(
+            Binding(bind.param, bind.claim, frozenset(bind.roles), bind.refuse == "hidden") for bind in controller.bind
+        ),
+        unbound_roles=frozenset(controller.unbound_roles),
+        limits=tuple(limits[limit] for limit in controller.limits),
+        query=None if controller.query == "any" else frozenset(controller.query),
+        phi=controller.phi,
+        hidden=controller.hidden,
+        body_max_bytes=controller.body_max_bytes,
+        response_max_bytes=controller.response_max_bytes,
+        deadline_ms=controller.deadline_ms,
+    )
+
+
+def _action(controller: Controller) -> tuple[RouteKind, Action]:
+    if controller.function is not None:
+        return RouteKind.FUNCTION, _function(controller.function)
+    if controller.upstream is not None:
+        return RouteKind.UPSTREAM, UpstreamAction(controller.upstream.name, controller.upstream.target)
+    if controller.unit is not None:
+        return RouteKind.UNIT, _unit_action(controller.unit)
+    if controller.resource is not None:
+        return RouteKind.RESOURCE, ResourceAction(controller.resource)
+    raise ValueError(f"a controller without one of {', '.join(ACTIONS)}")
+
+
+def _unit_action(unit: ToUnit) -> UnitAction:
+    param = unit.unit.removeprefix("path:")
+    if param != unit.unit:
+        return UnitAction(unit=None, unit_param=param, target=unit.target, cookies=unit.cookies)
+    return UnitAction(unit=unit.unit, unit_param=None, target=unit.target, cookies=unit.cookies)
+
+
+def _function(function: Function) -> FunctionAction:
+    arguments = []
+    for parameter, text in function.arguments.items():
+        source = read_source(text)
+        if source is None:
+            raise ValueError(f"{parameter}: not an argument's source")
+        arguments.append(Argument(parameter, source.kind, source.name, source.required))
+    return FunctionAction(function.name, tuple(arguments), function.success_status)
