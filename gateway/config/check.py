@@ -23,7 +23,7 @@ RESOURCE_GROUP = "caregate.resources"
 MAX_LIFETIME_S = 86_400
 MAX_REFILL_S = 365 * 86_400
 
-_REALM = re.compile(r'[ !#-\[\]-~]{1,128}\Z')
+_REALM = re.compile(r"[ !#-\[\]-~]{1,128}\Z")
 _PERMISSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9:._/-]{0,127}\Z")
 _FIELD_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+\Z")
 _VISIBLE = re.compile(r"[!-~]+\Z")
@@ -115,7 +115,9 @@ def _check_cors(checking: Checking, path: str, cors: Cors) -> None:
             if cors.credentials:
                 checking.add(below, "* is refused together with credentials")
         elif not _is_origin(_split(origin), origin):
-            checking.add(below, "must be an origin as browsers send it: scheme://host or scheme://host:port, lower case")
+            checking.add(
+                below, "must be an origin as browsers send it: scheme://host or scheme://host:port, lower case"
+            )
     for below, name in checking.each(cors.headers, step(path, "headers")):
         if name == "*" or not _FIELD_NAME.match(name):
             checking.add(below, "must be the name of a header field in lower case")

@@ -84,9 +84,9 @@ def _check_access(checking: Checking, path: str, controller: Controller) -> None
         roles.append(role)
         if role is not None and role.audience not in controller.audiences:
             checking.add(below, f"{name} lives in the audience {role.audience}, which the route does not serve")
-    if controller.permission is not None and None not in roles:
-        if not any(role is not None and controller.permission in role.permissions for role in roles):
-            checking.add(step(path, "permission"), "none of the route's roles has it: nobody could call the route")
+    permission = controller.permission
+    if permission is not None and not any(role is None or permission in role.permissions for role in roles):
+        checking.add(step(path, "permission"), "none of the route's roles has it: nobody could call the route")
 
 
 def _check_bindings(checking: Checking, path: str, controller: Controller, template: Template) -> None:

@@ -91,15 +91,11 @@ def load_text(
     if parsed.document is None:
         raise Refused(faults)
     secrets = Secrets(directory, os.environ if environ is None else environ)
-    checked = check(
-        parsed.document, secrets, dropped=parsed.dropped, resources=resources, catalog_check=catalog_check
-    )
+    checked = check(parsed.document, secrets, dropped=parsed.dropped, resources=resources, catalog_check=catalog_check)
     faults = located([*faults, *checked.faults], parsed.lines)
     if faults:
         raise Refused(faults)
-    snapshot = compile_document(
-        parsed.document, checked.keyring, version=version, token_cache_size=token_cache_size
-    )
+    snapshot = compile_document(parsed.document, checked.keyring, version=version, token_cache_size=token_cache_size)
     return Loaded(snapshot, raw, parsed.lines)
 
 

@@ -24,7 +24,7 @@ class _Strict(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     pass
 
 
-class Gateway(_Strict, kw_only=True):
+class Gateway(_Strict, frozen=True, kw_only=True):
     """Settings of the policy as a whole."""
 
     realm: str = "caregate"
@@ -34,21 +34,21 @@ class Gateway(_Strict, kw_only=True):
     """Taken for every request before routing; may only be per address."""
 
 
-class Cors(_Strict, kw_only=True):
+class Cors(_Strict, frozen=True, kw_only=True):
     origins: tuple[str, ...]
     credentials: bool = False
     max_age_s: Annotated[int, Meta(ge=0, le=86_400)] = 600
     headers: tuple[str, ...] = ("authorization", "content-type", "idempotency-key")
 
 
-class Audience(_Strict, kw_only=True):
+class Audience(_Strict, frozen=True, kw_only=True):
     """`aud` of its tokens is the audience's name."""
 
     issuer: Annotated[str, Meta(min_length=1)]
     cors: Cors | None = None
 
 
-class Key(_Strict, kw_only=True):
+class Key(_Strict, frozen=True, kw_only=True):
     """HS*: `secret`. The others: `public_key` (PEM or JWK), and `private_key` where the gateway issues tokens."""
 
     kid: Annotated[str, Meta(min_length=1, max_length=128)]
@@ -58,7 +58,7 @@ class Key(_Strict, kw_only=True):
     private_key: SecretRef | None = None
 
 
-class Role(_Strict, kw_only=True):
+class Role(_Strict, frozen=True, kw_only=True):
     audience: Name
     keys: Annotated[tuple[Key, ...], Meta(min_length=1)]
     access_lifetime_s: Positive = 900
@@ -67,7 +67,7 @@ class Role(_Strict, kw_only=True):
     limits: tuple[Name, ...] = ()
 
 
-class LimitRule(_Strict, kw_only=True):
+class LimitRule(_Strict, frozen=True, kw_only=True):
     """`rate` requests in `period_s` seconds on average, `burst` at once."""
 
     per: Literal["address", "principal", "role", "route", "unit"]
@@ -76,7 +76,7 @@ class LimitRule(_Strict, kw_only=True):
     burst: Positive
 
 
-class Upstream(_Strict, kw_only=True):
+class Upstream(_Strict, frozen=True, kw_only=True):
     endpoints: Annotated[tuple[str, ...], Meta(min_length=1)]
     """http://host:port, no path."""
     connect_timeout_ms: Positive = 1_000
@@ -85,13 +85,13 @@ class Upstream(_Strict, kw_only=True):
     max_connections: Positive = 64
 
 
-class UnitKey(_Strict, kw_only=True):
+class UnitKey(_Strict, frozen=True, kw_only=True):
     kid: Annotated[str, Meta(min_length=1, max_length=128)]
     alg: Literal["RS256", "PS256", "ES256", "ES384", "EdDSA"]
     public_key: SecretRef
 
 
-class Unit(_Strict, kw_only=True):
+class Unit(_Strict, frozen=True, kw_only=True):
     name: str
     keys: Annotated[tuple[UnitKey, ...], Meta(min_length=1)]
     context_key: SecretRef | None = None
@@ -100,14 +100,14 @@ class Unit(_Strict, kw_only=True):
     max_connections: Annotated[int, Meta(ge=1, le=4)] = 2
 
 
-class Bind(_Strict, kw_only=True):
+class Bind(_Strict, frozen=True, kw_only=True):
     param: str
     claim: Annotated[str, Meta(min_length=1)]
     roles: tuple[Name, ...] = ()
     refuse: Literal["forbidden", "hidden"] = "forbidden"
 
 
-class Function(_Strict, kw_only=True):
+class Function(_Strict, frozen=True, kw_only=True):
     """`arguments`: parameter -> `path:NAME`, `query:NAME`, `claim:NAME`, `body` or `body:/json/pointer`.
 
     A trailing `?` makes an argument optional.
@@ -118,14 +118,14 @@ class Function(_Strict, kw_only=True):
     success_status: Annotated[int, Meta(ge=200, le=299)] = 200
 
 
-class ToUpstream(_Strict, kw_only=True):
+class ToUpstream(_Strict, frozen=True, kw_only=True):
     """`target`: path template sent on instead of the caller's path, see ToUnit."""
 
     name: Name
     target: str | None = None
 
 
-class ToUnit(_Strict, kw_only=True):
+class ToUnit(_Strict, frozen=True, kw_only=True):
     """`unit`: `path:PARAM` or a unit's id.
 
     `target` may have a query part, `/fhir/Observation?patient={patient}`: a parameter is percent-encoded where it is
@@ -137,7 +137,7 @@ class ToUnit(_Strict, kw_only=True):
     cookies: bool = False
 
 
-class Controller(_Strict, kw_only=True):
+class Controller(_Strict, frozen=True, kw_only=True):
     """One route: who may call it and what answers, exactly one of function, upstream, unit, resource."""
 
     path: Annotated[str, Meta(pattern=r"^/", description="a path that begins with /")]
@@ -147,7 +147,10 @@ class Controller(_Strict, kw_only=True):
     permission: str | None = None
     bind: tuple[Bind, ...] = ()
     unbound_roles: tuple[Name, ...] = ()
-    """Roles that no entry of `bind` restricts: with any `bind`, or the unit taken from the path, no role is forgotten."""
+    """Roles that no entry of `bind` restricts.
+
+    If there is any `bind`, or the unit is taken from the path, each role must be in an entry of `bind` or here.
+    """
     limits: tuple[Name, ...] = ()
     query: tuple[str, ...] | Literal["any"] = ()
     phi: bool = False
@@ -162,7 +165,7 @@ class Controller(_Strict, kw_only=True):
     """Name of an entry point in the group `caregate.resources`."""
 
 
-class Document(_Strict, kw_only=True):
+class Document(_Strict, frozen=True, kw_only=True):
     version: Literal[1]
     gateway: Gateway = Gateway()
     audiences: Annotated[dict[Name, Audience], Meta(min_length=1)]

@@ -81,9 +81,7 @@ def _document(data: dict[str, object], faults: list[Fault]) -> Document:
 def _fields(data: dict[str, object], cls: type[Struct], path: str, faults: list[Fault]) -> tuple[dict[str, Any], bool]:
     """The sound fields of a struct, and whether the struct can stand without the others."""
     declared = {info.name: info for info in msgspec.structs.fields(cls)}
-    for name in data:
-        if name not in declared:
-            faults.append(Fault(step(path, name), _unknown(name, declared)))
+    faults.extend(Fault(step(path, name), _unknown(name, declared)) for name in data if name not in declared)
     values: dict[str, Any] = {}
     stands = True
     for name, info in declared.items():

@@ -60,7 +60,7 @@ class Snapshot:
     document: Document
     verifier: Verifier
     unit_verifier: Verifier
-    routes: RouteTable
+    routes: RouteTable[Route]
     controllers: dict[str, Route]
     roles: dict[str, CompiledRole]
     audiences: dict[str, Audience]

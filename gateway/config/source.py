@@ -103,18 +103,18 @@ class _Composer:
         return next(self._events)
 
     def _fault(self, path: str, reason: str, event: yaml.Event) -> None:
-        self._source.faults.append(Fault(path, reason, event.start_mark.line + 1))
+        self._source.faults.append(Fault(path, reason, _line(event)))
 
     def _value(self, event: yaml.Event, path: str, depth: int) -> object:
-        self._source.lines.setdefault(path, event.start_mark.line + 1)
+        self._source.lines.setdefault(path, _line(event))
         if depth > MAX_DEPTH:
             self._fault(path, f"is nested deeper than {MAX_DEPTH} levels", event)
             raise _Unreadable
         if isinstance(event, yaml.AliasEvent):
             self._fault(path, f"*{event.anchor}: aliases are refused", event)
             return None
-        if getattr(event, "anchor", None):
-            self._fault(path, f"&{event.anchor}: anchors are refused", event)
+        if anchor := getattr(event, "anchor", None):
+            self._fault(path, f"&{anchor}: anchors are refused", event)
         if getattr(event, "tag", None):
             self._fault(path, "has an explicit tag: tags are refused", event)
         if isinstance(event, yaml.MappingStartEvent):
@@ -142,7 +142,7 @@ class _Composer:
                 self._fault(below, f"is a duplicate key, first given on line {first}", event)
                 self._value(self._next(), below, depth + 1)
                 continue
-            self._source.lines[below] = event.start_mark.line + 1
+            self._source.lines[below] = _line(event)
             members[key] = self._value(self._next(), below, depth + 1)
         return members
 
@@ -173,6 +173,11 @@ class _Composer:
             self._fault(path, "is not a finite number", event)
             return None
         return _resolve(event.value)
+
+
+def _line(event: yaml.Event) -> int:
+    mark = event.start_mark
+    return mark.line + 1 if mark is not None else 1
 
 
 def _resolve(text: str) -> object:

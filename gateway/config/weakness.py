@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections import Counter
+from itertools import pairwise
 from math import log2
 
 MIN_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
@@ -70,7 +71,7 @@ def _entropy_bits(secret: bytes) -> float:
 
 
 def _is_sequence(secret: bytes) -> bool:
-    steps = Counter((b - a) % 256 for a, b in zip(secret, secret[1:], strict=False))
+    steps = Counter((b - a) % 256 for a, b in pairwise(secret))
     return steps.most_common(1)[0][1] > len(secret) // 2
 
 

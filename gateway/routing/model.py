@@ -5,6 +5,9 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+RESERVED_PREFIXES = ("/relay/", "/auth/", "/admin/", "/audit/")
+"""Paths of the gateway itself: no controller may lie under them."""
+
 
 class RouteKind(enum.StrEnum):
     """What answers a route."""
