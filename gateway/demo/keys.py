@@ -1,0 +1,73 @@
+"""The demo's keys and its configuration, written into a directory; what is there already is kept."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+
+TEMPLATE = Path(__file__).with_name("caregate.yaml")
+UPSTREAM_PORT = 8091
+
+UNITS = ("st-marien-hospital", "linden-clinic", "hollow-creek-post")
+SECRET_BYTES = 64
+
+SECRETS = ("patient.secret", "hcu_clerk.secret", *(f"{unit}.context" for unit in UNITS))
+"""Shared secrets: text of the base64url alphabet, without a line break."""
+
+PAIRS: dict[str, Callable[[], PrivateKeyTypes]] = {
+    "practitioner": lambda: ec.generate_private_key(ec.SECP256R1()),
+    "hcu_admin": lambda: ec.generate_private_key(ec.SECP384R1()),
+    "partner": lambda: rsa.generate_private_key(public_exponent=65537, key_size=2048),
+    "auditor": ed25519.Ed25519PrivateKey.generate,
+    "platform_admin": ed25519.Ed25519PrivateKey.generate,
+    **dict.fromkeys(UNITS, ed25519.Ed25519PrivateKey.generate),
+}
+"""Key pairs: NAME.key (PKCS #8) and NAME.pub (SubjectPublicKeyInfo), both PEM."""
+
+
+def write_keys(directory: Path) -> Path:
+    """Make the keys that are missing under `directory`/keys, each readable by the owner alone; returns that folder."""
+    keys = directory / "keys"
+    keys.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in SECRETS:
+        if not (keys / name).exists():
+            _write(keys / name, secrets.token_urlsafe(SECRET_BYTES).encode())
+    for name, generate in PAIRS.items():
+        if not ((keys / f"{name}.key").exists() and (keys / f"{name}.pub").exists()):
+            _write_pair(keys, name, generate())
+    return keys
+
+
+def write_config(directory: Path, *, upstream_port: int = UPSTREAM_PORT) -> Path:
+    """Write caregate.yaml into `directory`, anew each time; returns its path."""
+    text = TEMPLATE.read_text().replace(f"http://127.0.0.1:{UPSTREAM_PORT}", f"http://127.0.0.1:{upstream_port}")
+    path = directory / "caregate.yaml"
+    _write(path, text.encode())
+    return path
+
+
+def _write_pair(keys: Path, name: str, private: PrivateKeyTypes) -> None:
+    # NOTE: the private half last: a pair cut short by a crash is made anew as a whole.
+    public = private.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    _write(keys / f"{name}.pub", public)
+    pem = private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    _write(keys / f"{name}.key", pem)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file in one step, never readable by others for a moment."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+    temporary.replace(path)
