@@ -17,7 +17,7 @@ Check = Callable[[Any], str | None]
 def judge(status: int, body: bytes, expected_status: int, check: Check) -> str | None:
     """Status first, then JSON, then what it says."""
     if status != expected_status:
-        return f"status {status}{_problem(body)}" if status else "no answer"
+        return f"status {status}{_problem(body)}"
     try:
         content = orjson.loads(body)
     except ValueError:
@@ -76,3 +76,28 @@ def _unit(resource: Any) -> str:
 def _target(resource: Any) -> str:
     _, slash, rest = _source(resource).partition("/")
     return slash + rest
+
+
+def appointments_of(patient: str) -> Check:
+    """The portal's list of a patient's appointments."""
+
+    def check(appointments: Any) -> str | None:
+        return None if all(entry["patient"] == patient for entry in appointments) else "another patient's answer"
+
+    return check
+
+
+def profile_of(patient: str) -> Check:
+    def check(profile: Any) -> str | None:
+        return None if profile["id"] == patient else "another patient's answer"
+
+    return check
+
+
+def booked_by(patient: str, unit: str) -> Check:
+    """The portal's answer to a booking."""
+
+    def check(appointment: Any) -> str | None:
+        return None if (appointment["patient"], appointment["unit"]) == (patient, unit) else "another booking"
+
+    return check

@@ -132,11 +132,20 @@ class Platform:
         Raises: DemoError naming what failed and the log to read.
         """
         self._check_ports()
+        config = self.start_gateway()
+        self._start_units()
+        self._issue_tokens(config)
+        self._wait_for_units()
+
+    def start_gateway(self) -> Path:
+        """Start PostgreSQL with the portal and the gateway, without units; returns the configuration's path.
+
+        Raises: DemoError naming what failed and the log to read.
+        """
         for folder in (self.directory, self.logs, self.directory / "run"):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._tell("keys and configuration")
-        write_keys(self.directory)
-        config = write_config(self.directory, upstream_port=self.ports.upstream)
+        config = self.write_documents()
         self._tell("PostgreSQL")
         self._postgres = EmbeddedPostgres(self.directory / "postgres")
         self._postgres.start()
@@ -151,10 +160,13 @@ class Platform:
             CAREGATE_OPS_BIND=f"127.0.0.1:{self.ports.ops}",
             CAREGATE_WORKERS=str(self.workers),
         )
-        self._start_gateway()
-        self._start_units()
-        self._issue_tokens(config)
-        self._wait_for_units()
+        self._start_workers()
+        return config
+
+    def write_documents(self) -> Path:
+        """Keys and the configuration that refers to them; returns the configuration's path."""
+        write_keys(self.directory)
+        return write_config(self.directory, upstream_port=self.ports.upstream)
 
     @property
     def logs(self) -> Path:
@@ -175,7 +187,7 @@ class Platform:
         self.children[name] = child
         return child
 
-    def _start_gateway(self) -> None:
+    def _start_workers(self) -> None:
         self._tell(f"gateway, {self.workers} workers")
         self._spawn("gateway", "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"))
         self._wait("gateway", lambda: _answers(self.ports.ops, "/readyz"), 30)
