@@ -1,0 +1,1 @@
+"""How each peer is installed, configured with the bench's policy, and started."""
