@@ -1,0 +1,125 @@
+"""Caregate under the bench's policy: its configuration, and its process with one worker or more."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
+
+from loadtests.bench.policy import AUDIENCE, ISSUER, KID_HMAC, KID_RSA, Keys
+from loadtests.bench.servers import ROOT, SERVER_CPU, Missing, Server, free_port, start
+
+UNIT = "bench-unit"
+PORTAL_FUNCTION = "portal.patient_appointments"
+
+
+@dataclass(frozen=True, slots=True)
+class Caregate:
+    """Starts gateways with the run's keys and upstream."""
+
+    keys: Keys
+    run: Path
+    upstream_port: int
+    dsn: str
+
+    def start(
+        self, name: str, *, workers: int = 1, routes: int = 0, cpu: str | None = None, bare: bool = False
+    ) -> Server:
+        """A gateway on a port of its own. `routes` more controllers; `bare` without access log."""
+        directory = self.run / name
+        directory.mkdir()
+        port = free_port()
+        config = directory / "caregate.yaml"
+        config.write_text(yaml.safe_dump(self._document(directory, routes), sort_keys=False))
+        env = {
+            "CAREGATE_CONFIG_PATH": str(config),
+            "CAREGATE_DSN": self.dsn,
+            "CAREGATE_DATA_DIR": str(directory),
+            "CAREGATE_RUN_DIR": str(directory / "run"),
+            "CAREGATE_BIND": f"127.0.0.1:{port}",
+            "CAREGATE_OPS_BIND": "",
+            "CAREGATE_WORKERS": str(workers),
+            "CAREGATE_TOKEN_CACHE_SIZE": "200000" if "unique" not in name else "65536",
+            "CAREGATE_ACCESS_LOG": "false" if bare else "true",
+            "CAREGATE_LOG_LEVEL": "warning",
+        }
+        argv = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")]
+        return start(name, argv, self.run, port, env=env, cpu=cpu or str(SERVER_CPU))
+
+    def _document(self, directory: Path, routes: int) -> dict[str, object]:
+        _private(directory / "hmac.secret", self.keys.secret)
+        _private(directory / "rsa.pub", self.keys.public_pem.encode())
+        _unit_key(directory)
+        common = {"audiences": [AUDIENCE], "limits": ["principal"]}
+        controllers: dict[str, dict[str, object]] = {
+            "policy": {"path": "/policy", "methods": ["GET"], "roles": ["member", "guest"], "resource": "ping", **common},
+            "upstream": {
+                "path": "/up/{rest:path}", "methods": ["GET"], "roles": ["member"], **common,
+                "upstream": {"name": "files"},
+            },
+            "relay": {
+                "path": "/units/{unit}/{rest:path}", "methods": ["GET"], "roles": ["member"], **common,
+                "unit": {"unit": "path:unit", "target": "/{rest}"},
+            },
+        }  # fmt: skip
+        if self.dsn:
+            controllers["portal"] = {
+                "path": "/portal/{patient}", "methods": ["GET"], "roles": ["member"], **common,
+                "function": {"name": PORTAL_FUNCTION, "arguments": {"p_patient": "path:patient"}},
+            }  # fmt: skip
+        for number in range(routes):
+            controllers[f"r{number}"] = {
+                "path": f"/r{number}/{{a}}/x{number}/{{b}}", "methods": ["GET"], "roles": ["member"], "resource": "ping",
+                **common,
+            }  # fmt: skip
+        return {
+            "version": 1,
+            "audiences": {AUDIENCE: {"issuer": ISSUER}},
+            "roles": {
+                "member": {
+                    "audience": AUDIENCE, "max_lifetime_s": 10_000, "access_lifetime_s": 7_200,
+                    "keys": [{"kid": KID_RSA, "alg": "RS256", "public_key": "file:rsa.pub"}],
+                },
+                "guest": {
+                    "audience": AUDIENCE, "max_lifetime_s": 10_000, "access_lifetime_s": 7_200,
+                    "keys": [{"kid": KID_HMAC, "alg": "HS256", "secret": "file:hmac.secret"}],
+                },
+            },
+            "limits": {"principal": {"per": "principal", "rate": 100_000_000, "burst": 100_000_000}},
+            "upstreams": {"files": {"endpoints": [f"http://127.0.0.1:{self.upstream_port}"]}},
+            "units": {
+                UNIT: {"name": "Bench", "keys": [{"kid": "unit-1", "alg": "EdDSA", "public_key": "file:unit.pub"}]}
+            },
+            "controllers": controllers,
+        }  # fmt: skip
+
+    def agent(self, gateway: Server, target_port: int) -> None:
+        """A real unit agent in front of the plain HTTP service, on the load's core."""
+        directory = self.run / gateway.name
+        argv = [sys.executable, "-m", "gateway.cli.main", "agent", "--gateway", f"http://127.0.0.1:{gateway.port}",
+                "--unit", UNIT, "--kid", "unit-1", "--key", str(directory / "unit.key"),
+                "--target", f"http://127.0.0.1:{target_port}", "--connections", "1"]  # fmt: skip
+        try:
+            gateway.helpers.append(start("agent", argv, self.run, target_port, cpu="1").process)
+        except Missing:
+            gateway.stop()
+            raise
+
+
+def _private(path: Path, data: bytes) -> None:
+    path.touch(mode=0o600)
+    path.write_bytes(data)
+
+
+def _unit_key(directory: Path) -> None:
+    key = ed25519.Ed25519PrivateKey.generate()
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    _private(directory / "unit.key", private)
+    _private(directory / "unit.pub", public)

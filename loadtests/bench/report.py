@@ -1,0 +1,97 @@
+"""Figures and bars: which ratio each row must reach, as a table and as a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from xml.sax.saxutils import escape
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """Medians of one server in one row. Units: microseconds a request, requests a second, milliseconds."""
+
+    row: str
+    server: str
+    cpu_us: float
+    rps: float
+    p50_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A ratio of ours to a peer's in the same run, and its limit."""
+
+    bar: str
+    ratio: float
+    limit: float
+    met: bool
+
+
+LIMITS: tuple[tuple[str, str, str, str, float], ...] = (
+    # row, ours, peer, figure, limit (at most; for rps: at least)
+    ("policy_rs256", "caregate", "envoy-cached", "cpu_us", 1.0),
+    ("policy_rs256", "caregate", "haproxy", "cpu_us", 0.8),
+    ("policy_rs256", "caregate", "fastify-cached", "cpu_us", 0.6),
+    ("policy_rs256", "caregate", "stock-gunicorn", "cpu_us", 0.25),
+    ("policy_rs256", "caregate-logged", "caregate", "cpu_us", 1.35),
+    ("policy_rs256_unique", "caregate", "envoy-cached", "cpu_us", 0.6),
+    ("upstream_small", "caregate", "envoy-cached", "cpu_us", 1.0),
+    ("upstream_small", "caregate", "fastify-cached", "cpu_us", 0.55),
+    ("upstream_1m", "caregate", "envoy-cached", "cpu_us", 2.0),
+    ("relay_small", "caregate", "envoy-cached", "cpu_us", 1.0),
+    ("routes_10k", "caregate-10k", "caregate", "rps", 0.9),
+)
+
+
+def judge(figures: list[Figure]) -> list[Bar]:
+    """The bars whose two figures were measured in this run."""
+    found = {(f.row, f.server): f for f in figures}
+    bars = []
+    for row, ours, peer, name, limit in LIMITS:
+        one, other = found.get((row, ours)), found.get((row, peer))
+        if one is None or other is None:
+            continue
+        ratio = getattr(one, name) / max(getattr(other, name), 1e-9)
+        met = ratio >= limit if name == "rps" else ratio <= limit
+        bars.append(Bar(f"{row}: {ours} / {peer} ({name})", round(ratio, 3), limit, met))
+    return bars
+
+
+def table(figures: list[Figure], bars: list[Bar]) -> str:
+    """Both as text."""
+    lines = [f"{'row':<22}{'server':<18}{'CPU us':>9}{'req/s':>10}{'p50 ms':>9}{'p99 ms':>9}"]
+    lines += [
+        f"{f.row:<22}{f.server:<18}{f.cpu_us:>9.1f}{f.rps:>10.0f}{f.p50_ms:>9.2f}{f.p99_ms:>9.2f}" for f in figures
+    ]
+    lines += ["", f"{'bar':<58}{'ratio':>8}{'limit':>8}"]
+    lines += [f"{b.bar:<58}{b.ratio:>8.2f}{b.limit:>8.2f}  {'met' if b.met else 'NOT MET'}" for b in bars]
+    return "\n".join(lines)
+
+
+_HEIGHT, _LEFT, _WIDTH = 18, 260, 520
+
+
+def plot(figures: list[Figure]) -> str:
+    """CPU per request as bars, one group a row; an SVG document."""
+    largest = {f.row: max(g.cpu_us for g in figures if g.row == f.row) for f in figures}
+    parts, y, row = [], 30, ""
+    for figure in figures:
+        if figure.row != row:
+            row = figure.row
+            y += 26
+            parts.append(f'<text x="8" y="{y - 6}" font-weight="bold">{escape(row)}, CPU \u00b5s a request</text>')
+        width = figure.cpu_us / max(largest[row], 1e-9) * _WIDTH
+        colour = "#1b6e53" if figure.server.startswith("caregate") else "#9aa5b1"
+        parts.append(
+            f'<text x="{_LEFT - 8}" y="{y + 13}" text-anchor="end">{escape(figure.server)}</text>'
+            f'<rect x="{_LEFT}" y="{y + 2}" width="{width:.0f}" height="{_HEIGHT - 4}" fill="{colour}"/>'
+            f'<text x="{_LEFT + width + 6:.0f}" y="{y + 13}">{figure.cpu_us:.1f}</text>'
+        )
+        y += _HEIGHT
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_LEFT + _WIDTH + 80}" height="{y + 20}" '
+        'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
+        + "".join(parts)
+        + "</svg>\n"
+    )
