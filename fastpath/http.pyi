@@ -1,0 +1,33 @@
+from collections.abc import Callable
+from typing import Any
+
+class HeadError(ValueError):
+    code: str
+    detail: str
+    def __init__(self, code: str, detail: str) -> None: ...
+
+class Head:
+    @property
+    def environ(self) -> dict[str, Any]: ...
+    @property
+    def end(self) -> int: ...
+    @property
+    def content_length(self) -> int: ...
+    @property
+    def keep_alive(self) -> bool: ...
+    @property
+    def http10(self) -> bool: ...
+    @property
+    def head_only(self) -> bool: ...
+    @property
+    def expects_continue(self) -> bool: ...
+
+class HeadReader:
+    def __init__(
+        self,
+        canonical: Callable[[str], tuple[str, str]],
+        max_target_bytes: int = 8192,
+        max_head_bytes: int = 32768,
+        max_fields: int = 100,
+    ) -> None: ...
+    def read(self, data: bytes, base: dict[str, Any], searched: int = 0) -> Head | None: ...

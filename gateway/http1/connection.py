@@ -1,0 +1,523 @@
+"""One connection of a caller or a unit: requests in, responses out, until one side has had enough."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from gevent import get_hub, getcurrent
+
+from fastpath.http import Head, HeadError, HeadReader
+from fastpath.responses import BODY_TO_CLOSE, RequestIds, encode_response
+from gateway import errors as e
+from gateway.http.problems import render
+from gateway.http1.body import Body, NoBody
+from gateway.http1.deadlines import NEVER, DeadlinePassed, Deadlines
+from gateway.http1.limits import SECOND_NS, Limits
+from gateway.http1.response import Response
+
+RECEIVE_BYTES = 16_384
+BODY_RECEIVE_BYTES = 131_072
+NO_BODY = NoBody()
+_TCP_CLOSING = frozenset({7, 8, 9, 11})
+"""TCP_CLOSE, TCP_CLOSE_WAIT, TCP_LAST_ACK, TCP_CLOSING of tcpi_state."""
+
+_REFUSALS: dict[str, type[e.ClientError]] = {
+    "bad-request": e.BadRequest,
+    "bad-framing": e.BadFraming,
+    "bad-target": e.BadTarget,
+    "target-too-long": e.TargetTooLong,
+    "headers-too-large": e.HeadersTooLarge,
+    "not-implemented": e.NotImplementedHere,
+    "version": e.VersionNotSupported,
+    "expectation": e.ExpectationFailed,
+}
+
+
+class Service(Protocol):
+    """What all connections of a worker share."""
+
+    app: Callable[..., Any]
+    limits: Limits
+    reader: HeadReader
+    ids: RequestIds
+    deadlines: Deadlines
+    date: bytes
+    draining: bool
+    keep_alive: bool
+    observed: bool
+
+    def count(self) -> bool:
+        """Count a request; False if it is the worker's last."""
+
+    def before(self, environ: dict[str, Any]) -> None:
+        """Hooks before the application; only called if `observed`."""
+
+    def after(self, environ: dict[str, Any], response: Response, started_ns: int) -> None:
+        """Access log and hooks after a request; only called if `observed`."""
+
+    def failed(self, message: str) -> None:
+        """Log the exception being handled."""
+
+
+class Connection:
+    """A connection over a plain gevent socket.
+
+    PERF: the read watcher stays armed from request to request, so that a waiting client costs no epoll_ctl, and a
+    response goes out in one system call.
+    Units: `deadline_ns`, `slot`: see gateway.http1.deadlines.
+    """
+
+    __slots__ = (
+        "_armed", "_base", "_body", "_body_left_ns", "_continue", "_gone", "_greenlet", "_hub", "_raw", "_service",
+        "_sock", "_started_ns", "_unread", "_waiting", "_watcher", "deadline_ns", "idle", "response", "slot", "upgraded",
+    )  # fmt: skip
+
+    def __init__(self, service: Service, sock: Any, base: dict[str, Any]) -> None:
+        """Shapes: `base` is the environ's part that is the same for every request of the connection."""
+        self._service = service
+        self._sock = sock
+        self._raw = getattr(sock, "_sock", sock)
+        self._hub = get_hub()
+        self._greenlet = getcurrent()
+        self._watcher = self._hub.loop.io(sock.fileno(), 1)
+        self._armed = False
+        self._waiting = False
+        self._unread = b""
+        self._body: Body | None = None
+        self._body_left_ns = 0
+        self._continue = False
+        self._gone: Callable[[], None] | None = None
+        self._started_ns = 0
+        self.deadline_ns = 0
+        self.slot = NEVER
+        self.idle = False
+        self.upgraded = False
+        self.response = Response(self)
+        base["wsgi.input"] = NO_BODY
+        base["caregate.socket"] = sock
+        base["caregate.watch"] = self.watch
+        self._base = base
+
+    # --- the loop
+
+    def serve(self, unread: bytes = b"") -> None:
+        """Answer requests until the connection ends; the caller closes the socket.
+
+        Yields to the hub: yes.
+        """
+        self._unread = unread
+        try:
+            while self._serve_one():
+                pass
+        except (OSError, DeadlinePassed):
+            pass
+        finally:
+            self._service.deadlines.forget(self)
+            self._watcher.stop()
+            self._watcher.close()
+            self._base = {}
+            self.response.detach()
+
+    def _serve_one(self) -> bool:
+        """One request; False ends the connection."""
+        try:
+            head = self._read_head()
+        except e.GatewayError as error:
+            return self._refuse(error)
+        if head is None:
+            return False
+        service = self._service
+        environ = head.environ
+        environ["caregate.request_id"] = service.ids.next()
+        environ["caregate.started_ns"] = self._started_ns
+        if service.draining:
+            return self._refuse(e.Draining(close=True), environ)
+        if head.content_length:
+            self._start_body(head)
+        more = service.count()
+        self.response.begin(service.date, head.http10, head.head_only, head.keep_alive and more and service.keep_alive)
+        try:
+            self._answer(environ)
+        finally:
+            self._gone = None
+            if service.observed:
+                service.after(environ, self.response, self._started_ns)
+        return self._may_go_on()
+
+    def _start_body(self, head: Head) -> None:
+        """Hand the application a body that reads on from what has come with the head."""
+        body = Body(self, head.content_length, self._unread)
+        self._unread = b""
+        self._body = body
+        self._body_left_ns = self._service.limits.body_ns
+        self._continue = head.expects_continue and not body.pending
+        head.environ["wsgi.input"] = body
+
+    def _answer(self, environ: dict[str, Any]) -> None:
+        """Run the application and send what it returns; its failures become a 500, or a cut where the head is out."""
+        response = self.response
+        result: Any = None
+        try:
+            if self._service.observed:
+                self._service.before(environ)
+            result = self._service.app(environ, response.start_response)
+            if response.status[:4] == "101 ":
+                self._upgrade(environ)
+                return
+            self._settle_body()
+            response.send(result)
+        except OSError:
+            response.keep_alive = False
+            if response.head_sent:
+                raise
+            self._fail(environ, e.InternalError())
+        except e.GatewayError as error:
+            self._fail(environ, error)
+        except Exception:
+            self._fail(environ, e.InternalError())
+        finally:
+            close = getattr(result, "close", None)
+            if close is not None:
+                close()
+
+    def _fail(self, environ: dict[str, Any], error: e.GatewayError) -> None:
+        """Answer for an application that raised. Once the head is out, the transfer is cut instead."""
+        response = self.response
+        if type(error) is e.InternalError:
+            self._service.failed("The application failed")
+        if response.head_sent:
+            self._cut()
+        else:
+            self._refuse(error, environ)
+        response.keep_alive = False
+
+    def _cut(self) -> None:
+        """End the transfer so that it cannot be taken for complete."""
+        if self.response.framing == BODY_TO_CLOSE:
+            self._raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def _settle_body(self) -> None:
+        """Before the head goes out: can the rest of the request's body be dropped, or must the connection end?"""
+        body = self._body
+        if body is None or body.finished:
+            return
+        if self._continue or not body.droppable(self._service.limits.drain_bytes):
+            self.response.keep_alive = False
+
+    def _may_go_on(self) -> bool:
+        """After a response: is the connection in a state to read the next request from?"""
+        body, self._body = self._body, None
+        if body is None:
+            return self.response.keep_alive
+        if self.response.keep_alive and self._discard(body):
+            self._unread = body.pending
+            return True
+        if not body.finished and not self.upgraded:
+            self._linger()
+        return False
+
+    def _discard(self, body: Body) -> bool:
+        try:
+            return body.discard(self._service.limits.drain_bytes)
+        except e.GatewayError:
+            return False
+
+    def _upgrade(self, environ: dict[str, Any]) -> None:
+        """Answer 101 and give the socket away for the rest of its life."""
+        response = self.response
+        response.send([])
+        response.keep_alive = False
+        take_over = environ.get("caregate.upgrade")
+        if take_over is None or self._body is not None:
+            return
+        self.upgraded = True
+        self._service.deadlines.forget(self)
+        self._watcher.stop()
+        self._armed = False
+        take_over(self._sock, self._unread)
+
+    def _refuse(self, error: e.GatewayError, environ: dict[str, Any] | None = None) -> bool:
+        """Answer an error without the application, tell it, and end the connection."""
+        service = self._service
+        if environ is None:
+            environ = self._base | {
+                "caregate.request_id": service.ids.next(),
+                "caregate.started_ns": self._started_ns,
+            }
+        head_only = environ.get("REQUEST_METHOD") == "HEAD" or self._unread[:5] == b"HEAD "
+        status, fields, body = render(error, environ["caregate.request_id"], environ.get("REQUEST_METHOD", ""))
+        payload, framing, _ = encode_response(
+            status, fields, service.date, False, head_only, False, body, len(body)
+        )
+        refused = getattr(service.app, "refused", None)
+        if refused is not None:
+            refused(environ, error, int(status[:3]))
+        self.response.keep_alive = False
+        self.send((payload, body) if framing > 0 else (payload,))
+        if type(error) is not e.RequestTimeout:
+            self._linger()
+        return False
+
+    # --- receiving
+
+    def _read_head(self) -> Head | None:
+        """The next request's head; None if the connection ended before one began.
+
+        Raises: GatewayError with the refusal.
+        """
+        data = self._unread or self._receive_idle()
+        if not data:
+            return None
+        self._started_ns = time.monotonic_ns()
+        self._unread = data
+        try:
+            head = self._service.reader.read(data, self._base)
+            if head is None:
+                head, data = self._read_on(data)
+        except HeadError as error:
+            raise _REFUSALS[error.code](error.detail, close=True) from error
+        self._unread = data[head.end :] if len(data) > head.end else b""
+        return head
+
+    def _read_on(self, data: bytes) -> tuple[Head, bytes]:
+        """Read the rest of a head that came in pieces, by one deadline for all of it."""
+        deadline_ns = self._started_ns + self._service.limits.head_ns
+        while True:
+            searched = len(data)
+            try:
+                piece = self._receive(RECEIVE_BYTES, deadline_ns)
+            except DeadlinePassed:
+                raise e.RequestTimeout("The request head took too long to arrive", close=True) from None
+            if not piece:
+                raise ConnectionAbortedError
+            data += piece
+            self._unread = data
+            head = self._service.reader.read(data, self._base, searched)
+            if head is not None:
+                return head, data
+
+    def _receive_idle(self) -> bytes:
+        """The first bytes of a request; empty if none came before the client or we gave up waiting."""
+        self.idle = True
+        try:
+            self._service.deadlines.arm(self, time.monotonic_ns() + self._service.limits.keepalive_ns)
+            self._wait_readable()
+            return self._receive(RECEIVE_BYTES, self.deadline_ns)
+        except DeadlinePassed:
+            return b""
+        finally:
+            self.idle = False
+
+    def _receive(self, size: int, deadline_ns: int) -> bytes:
+        """What has come, empty at the end of the stream.
+
+        Raises: DeadlinePassed, OSError.
+        """
+        receive = self._raw.recv
+        while True:
+            try:
+                return receive(size)  # type: ignore[no-any-return]
+            except BlockingIOError:
+                self._service.deadlines.arm(self, deadline_ns)
+                self._wait_readable()
+
+    def _wait_readable(self) -> None:
+        """Yields to the hub: until bytes or the end of the stream are there, or the deadline throws."""
+        if not self._armed:
+            self._armed = True
+            self._watcher.start(self._readable)
+        self._waiting = True
+        try:
+            self._hub.switch()
+        finally:
+            self._waiting = False
+
+    def _readable(self) -> None:
+        """Called from the hub. Bytes that nobody waits for stop the watcher until somebody does."""
+        if self._waiting:
+            self._greenlet.switch()
+            return
+        self._watcher.stop()
+        self._armed = False
+        gone = self._gone
+        if gone is not None and self._peer_closed():
+            self._gone = None
+            gone()
+
+    def expire(self) -> None:
+        """Called from the hub when the deadline has passed."""
+        if self._waiting:
+            self._greenlet.throw(DeadlinePassed)
+
+    def receive_body(self, received_bytes: int) -> bytes:
+        """See gateway.http1.body.Source."""
+        if self._continue:
+            self._continue = False
+            if not self.response.head_sent:
+                self.send((b"HTTP/1.1 100 Continue\r\n\r\n",))
+        limits = self._service.limits
+        started_ns = time.monotonic_ns()
+        earned_ns = received_bytes * SECOND_NS // limits.body_rate_bytes
+        try:
+            piece = self._receive(BODY_RECEIVE_BYTES, started_ns + self._body_left_ns + earned_ns)
+        except DeadlinePassed:
+            raise e.RequestTimeout("The request body took too long to arrive", close=True) from None
+        except OSError as error:
+            raise e.ClientDisconnected("The caller went away while it sent its request") from error
+        self._body_left_ns -= time.monotonic_ns() - started_ns
+        if not piece:
+            raise e.BadFraming("The body ended before its announced end", close=True)
+        return piece
+
+    # --- the caller goes away
+
+    def watch(self, gone: Callable[[], None] | None) -> None:
+        """Call `gone` once, from the hub, if the peer closes before the response is complete; None stops that.
+
+        A client that only half-closes counts as gone. Pipelined bytes blind the watch.
+        """
+        self._gone = gone
+        if gone is not None and not self._armed:
+            self._armed = True
+            self._watcher.start(self._readable)
+
+    def _peer_closed(self) -> bool:
+        try:
+            if self._raw.family in (socket.AF_INET, socket.AF_INET6):
+                return self._raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _TCP_CLOSING
+            return not self._raw.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    # --- sending
+
+    def send(self, pieces: Sequence[bytes]) -> None:
+        """See gateway.http1.response.Sink."""
+        if len(pieces) == 1:
+            piece = pieces[0]
+            try:
+                sent = self._raw.send(piece)
+            except BlockingIOError:
+                sent = 0
+            if sent != len(piece):
+                self._send_on(memoryview(piece)[sent:])
+        elif pieces:
+            self._send_many(pieces)
+
+    def _send_many(self, pieces: Sequence[bytes]) -> None:
+        try:
+            sent = self._raw.sendmsg(pieces)
+        except BlockingIOError:
+            sent = 0
+        for piece in pieces:
+            if sent >= len(piece):
+                sent -= len(piece)
+            else:
+                self._send_on(memoryview(piece)[sent:])
+                sent = 0
+
+    def _send_on(self, rest: memoryview) -> None:
+        """Send what the socket did not take at once; each progress moves the deadline.
+
+        Raises: DeadlinePassed if the client takes nothing for the write limit.
+        """
+        while rest:
+            self._wait_writable()
+            try:
+                rest = rest[self._raw.send(rest) :]
+            except BlockingIOError:
+                pass
+
+    def _wait_writable(self) -> None:
+        self._service.deadlines.arm(self, time.monotonic_ns() + self._service.limits.write_ns)
+        self._waiting = True
+        if self._armed:
+            self._watcher.stop()
+            self._armed = False
+        try:
+            self._hub.wait(self._sock._write_event)
+        finally:
+            self._waiting = False
+        if self._gone is not None:
+            self.watch(self._gone)
+
+    def _linger(self) -> None:
+        """Let the client read the answer before the socket closes on bytes it still sends (RFC 9112, 9.6)."""
+        limits = self._service.limits
+        deadline_ns = time.monotonic_ns() + limits.linger_ns
+        left = limits.linger_bytes
+        try:
+            self._raw.shutdown(socket.SHUT_WR)
+            while left > 0:
+                piece = self._receive(BODY_RECEIVE_BYTES, deadline_ns)
+                if not piece:
+                    return
+                left -= len(piece)
+        except (OSError, DeadlinePassed):
+            pass
+
+
+class TlsConnection(Connection):
+    """A connection over a gevent TLS socket: pieces are joined, and the socket waits by itself.
+
+    NOTE: readiness of the file descriptor says nothing of bytes that TLS has decrypted already.
+    """
+
+    __slots__ = ()
+
+    def _receive_idle(self) -> bytes:
+        self.idle = True
+        try:
+            return self._receive(RECEIVE_BYTES, time.monotonic_ns() + self._service.limits.keepalive_ns)
+        except DeadlinePassed:
+            return b""
+        finally:
+            self.idle = False
+
+    def _receive(self, size: int, deadline_ns: int) -> bytes:
+        self._service.deadlines.arm(self, deadline_ns)
+        self._waiting = True
+        try:
+            return self._sock.recv(size)  # type: ignore[no-any-return]
+        finally:
+            self._waiting = False
+
+    def send(self, pieces: Sequence[bytes]) -> None:
+        rest = memoryview(b"".join(pieces))
+        while rest:
+            self._service.deadlines.arm(self, time.monotonic_ns() + self._service.limits.write_ns)
+            self._waiting = True
+            try:
+                sent = self._sock.send(rest[:65_536])
+            finally:
+                self._waiting = False
+            rest = rest[sent:]
+
+    def _readable(self) -> None:
+        """Only armed by `watch`: in TLS, waiting is the socket's own."""
+        self._watcher.stop()
+        self._armed = False
+        gone = self._gone
+        if gone is not None and self._peer_closed():
+            self._gone = None
+            gone()
+
+    def _peer_closed(self) -> bool:
+        try:
+            state = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        except OSError:
+            return True
+        return state in _TCP_CLOSING
+
+    def _linger(self) -> None:
+        """Close notify, then the raw stream until the client is done."""
+        try:
+            super()._linger()
+        except ValueError:
+            pass

@@ -1,0 +1,338 @@
+"""GatewayWorker: gunicorn's process model around our own connection loop.
+
+The arbiter, signals, reload, limits, TLS settings, the access log and the hooks are gunicorn's. What happens on a
+connection is in gateway.http1; nothing of it is gevent.pywsgi.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import gevent
+from gevent import get_hub
+from gevent.pool import Pool
+from gevent.server import StreamServer
+from gunicorn import sock as gunicorn_sock
+from gunicorn import util
+from gunicorn.glogging import Logger
+from gunicorn.workers.ggevent import GeventWorker
+
+import fastpath
+from fastpath.http import HeadReader
+from fastpath.responses import RequestIds
+from fastpath.routes import canonical_path
+from gateway.http1.connection import Connection, TlsConnection
+from gateway.http1.deadlines import TICK_NS, DeadlinePassed, Deadlines
+from gateway.http1.limits import SECOND_NS, Limits
+from gateway.http1.proxy import ProxyLineError, parse_proxy_line
+from gateway.http1.response import FileWrapper, Response
+from gateway.settings import Settings
+
+fastpath.require("http", "chunks", "responses", "routes")
+
+_NOTIFY_S = 1.0
+_POLL_S = 0.1
+_IDLE_LINGER_S = 2.0
+"""How long an idle connection of a draining worker is kept, so that a request on its way gets an answer."""
+
+
+class GatewayWorker(GeventWorker):  # type: ignore[misc]
+    """gunicorn's gevent worker with its connection loop replaced.
+
+    The application may have four attributes beside being callable: `settings`; `refused(environ, error, status)` for
+    requests answered before it ran; `drain()` once when the worker stops accepting; `stop()` once at the end.
+    Implements gateway.http1.connection.Service.
+    """
+
+    def init_process(self) -> None:
+        """Set up nothing here: super() patches, loads the application and runs."""
+        self.connections: set[Connection] = set()
+        self.draining = False
+        super().init_process()
+
+    # --- the worker's life
+
+    def run(self) -> None:
+        self._prepare()
+        servers = [self._listen(listener) for listener in self.sockets]
+        self._run_until_told()
+        self._drain(servers)
+
+    def _prepare(self) -> None:
+        settings = getattr(self.wsgi, "settings", None)
+        self.settings = settings if isinstance(settings, Settings) else Settings.from_environ()
+        self.limits = Limits.from_settings(self.settings)
+        self.app = self.wsgi
+        self.reader = HeadReader(
+            canonical_path, self.limits.max_target_bytes, self.limits.max_head_bytes, self.limits.max_fields
+        )
+        self.ids = RequestIds(os.urandom)
+        self.deadlines = Deadlines(time.monotonic_ns())
+        self.keep_alive = self.cfg.keepalive > 0
+        self._before = _hook(self.cfg, "pre_request")
+        self._after = _hook(self.cfg, "post_request")
+        self._logs_access = _logs_access(self.log)
+        self.observed = self._logs_access or self._before is not None or self._after is not None
+        self._tls = gunicorn_sock.ssl_context(self.cfg) if self.cfg.is_ssl else None
+        self._tick()
+        self._timer = get_hub().loop.timer(TICK_NS / SECOND_NS, TICK_NS / SECOND_NS)
+        self._timer.start(self._tick)
+
+    def _tick(self) -> None:
+        """Called from the hub twenty times a second: the Date field and the deadlines."""
+        self.date = f"Date: {util.http_date()}\r\n".encode("ascii")
+        self.deadlines.advance(time.monotonic_ns())
+
+    def _listen(self, listener: Any) -> StreamServer:
+        listener.setblocking(1)
+        handle = partial(self.handle, listener, self._listener_environ(listener))
+        server = StreamServer(listener, handle=handle, spawn=Pool(self.worker_connections))
+        if self.cfg.workers > 1:
+            server.max_accept = 1
+        server.start()
+        return server
+
+    def _run_until_told(self) -> None:
+        """Yields to the hub: until a signal or the last request of `max_requests` ends the worker."""
+        notified = 0.0
+        while self.alive:
+            now = time.monotonic()
+            if now - notified >= _NOTIFY_S:
+                self.notify()
+                notified = now
+            gevent.sleep(_POLL_S)
+
+    def _drain(self, servers: list[StreamServer]) -> None:
+        """Stop accepting, let the application say goodbye, wait for what runs, then end the rest."""
+        end = time.monotonic() + self.cfg.graceful_timeout
+        idle_end = time.monotonic() + min(_IDLE_LINGER_S, self.cfg.graceful_timeout)
+        for server in servers:
+            server.close()
+        self.draining = self.nr < self.max_requests
+        drain = getattr(self.wsgi, "drain", None)
+        if drain is not None:
+            gevent.spawn(drain)
+        while self.connections and time.monotonic() < end:
+            self.notify()
+            gevent.sleep(_POLL_S)
+            if time.monotonic() >= idle_end:
+                self._close_idle()
+        if self.connections:
+            self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
+        stop = getattr(self.wsgi, "stop", None)
+        if stop is not None:
+            stop()
+        for server in servers:
+            server.stop(timeout=1)
+
+    def _close_idle(self) -> None:
+        for connection in list(self.connections):
+            if connection.idle:
+                connection.expire()
+
+    # --- one connection
+
+    def handle(self, listener: Any, base: dict[str, Any], sock: Any, address: Any) -> None:
+        """Serve an accepted socket until its end.
+
+        Yields to the hub: yes.
+        """
+        try:
+            self._serve(listener, dict(base), sock, address)
+        except (OSError, DeadlinePassed, gevent.GreenletExit):
+            pass
+        except Exception:
+            self.log.exception("Error on a connection")
+        finally:
+            util.close(sock)
+
+    def _serve(self, listener: Any, base: dict[str, Any], sock: Any, address: Any) -> None:
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        peer, port = (address[0], address[1]) if isinstance(address, tuple) else ("", 0)
+        unread = b""
+        if self.cfg.proxy_protocol != "off" and self._may_speak_for_others(peer):
+            peer, port, unread = self._read_proxy_line(sock, peer, port)
+        base["caregate.peer"] = base["REMOTE_ADDR"] = peer
+        base["REMOTE_PORT"] = str(port)
+        connection_type = Connection
+        if self._tls is not None:
+            sock = self._handshake(sock)
+            connection_type = TlsConnection
+            if gunicorn_sock.is_http2_negotiated(sock):
+                self.handle_http2(listener, sock, address)
+                return
+        connection = connection_type(self, sock, base)
+        self.connections.add(connection)
+        try:
+            connection.serve(unread)
+        finally:
+            self.connections.discard(connection)
+
+    def _handshake(self, sock: Any) -> Any:
+        """A TLS socket over an accepted one.
+
+        Raises: OSError (ssl.SSLError), DeadlinePassed.
+        """
+        with gevent.Timeout(self.limits.head_ns / SECOND_NS, DeadlinePassed):
+            assert self._tls is not None
+            return self._tls.wrap_socket(sock, server_side=True, suppress_ragged_eofs=True)
+
+    def _may_speak_for_others(self, peer: str) -> bool:
+        """May this peer name another address by the PROXY protocol?"""
+        if not peer or "*" in self.cfg.proxy_allow_ips:
+            return True
+        address = ipaddress.ip_address(peer.partition("%")[0])
+        return any(address in network for network in self.cfg.proxy_allow_networks())
+
+    def _read_proxy_line(self, sock: Any, peer: str, port: int) -> tuple[str, int, bytes]:
+        """Who the balancer in front speaks for, and the bytes after its line.
+
+        Raises: OSError where the line is missing or malformed: the connection ends without a word.
+        """
+        data = b""
+        mode = self.cfg.proxy_protocol
+        with gevent.Timeout(self.limits.head_ns / SECOND_NS, DeadlinePassed):
+            while True:
+                # NOTE: under TLS the bytes after the line belong to the handshake, so none may be read beyond it.
+                data = sock.recv(4096, socket.MSG_PEEK)
+                try:
+                    line = parse_proxy_line(data, mode)
+                except ProxyLineError as error:
+                    raise ConnectionAbortedError from error
+                if line is not None:
+                    break
+                if not data or len(data) == 4096:
+                    raise ConnectionAbortedError
+                gevent.sleep(0.005)
+        _read_exactly(sock, line.size)
+        return (line.address or peer, line.port or port, b"")
+
+    def _listener_environ(self, listener: Any) -> dict[str, Any]:
+        """The part of the environ that every request of a listener shares, with the request's own keys as
+        placeholders so that the copy need not grow."""
+        name = listener.getsockname()
+        host, port = (name[0], name[1]) if isinstance(name, tuple) else ("localhost", 80)
+        environ: dict[str, Any] = dict.fromkeys(_REQUEST_KEYS)
+        environ.update(
+            {
+                "SCRIPT_NAME": "",
+                "SERVER_NAME": host,
+                "SERVER_PORT": str(port),
+                "SERVER_SOFTWARE": "caregate",
+                "caregate.listener": "ops" if _is_address(name, self.settings.ops_bind) else "public",
+                "wsgi.errors": sys.stderr,
+                "wsgi.file_wrapper": FileWrapper,
+                "wsgi.input_terminated": True,
+                "wsgi.multiprocess": self.cfg.workers > 1,
+                "wsgi.multithread": True,
+                "wsgi.run_once": False,
+                "wsgi.url_scheme": "https" if self.cfg.is_ssl else "http",
+                "wsgi.version": (1, 0),
+            }
+        )
+        return environ
+
+    # --- what connections ask of their worker
+
+    def count(self) -> bool:
+        """Count a request; False from the last one of `max_requests` on, and once the worker is told to stop."""
+        self.nr += 1
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("Autorestarting worker after current request.")
+            self.alive = False
+        return bool(self.alive)
+
+    def before(self, environ: dict[str, Any]) -> None:
+        if self._before is not None:
+            self._before(self, Exchange(environ, None))
+
+    def after(self, environ: dict[str, Any], response: Response, started_ns: int) -> None:
+        exchange = Exchange(environ, response)
+        if self._logs_access and response.status:
+            elapsed = timedelta(microseconds=(time.monotonic_ns() - started_ns) // 1000)
+            self.log.access(exchange, exchange, environ, elapsed)
+        if self._after is not None:
+            try:
+                self._after(self, exchange, environ, exchange)
+            except Exception:
+                self.log.exception("Exception in post_request hook")
+
+    def failed(self, message: str) -> None:
+        self.log.exception(message)
+
+
+class Exchange:
+    """A request with its response as gunicorn's hooks and access log see them."""
+
+    def __init__(self, environ: dict[str, Any], response: Response | None) -> None:
+        self.method: str = environ["REQUEST_METHOD"]
+        self.path: str = environ["PATH_INFO"]
+        self.uri: str = environ["RAW_URI"]
+        self.query: str = environ["QUERY_STRING"]
+        self.status = response.status if response is not None else ""
+        self.sent = response.sent if response is not None else 0
+        self.headers: list[tuple[str, str]] = [
+            (key[5:].replace("_", "-"), value) for key, value in environ.items() if key.startswith("HTTP_")
+        ]
+
+
+_REQUEST_KEYS = (
+    "PATH_INFO",
+    "QUERY_STRING",
+    "RAW_URI",
+    "REMOTE_ADDR",
+    "REMOTE_PORT",
+    "REQUEST_METHOD",
+    "SERVER_PROTOCOL",
+    "caregate.content_length",
+    "caregate.duplicate",
+    "caregate.path",
+    "caregate.peer",
+    "caregate.request_id",
+    "caregate.socket",
+    "caregate.started_ns",
+    "caregate.watch",
+    "wsgi.input",
+)
+
+
+def _hook(cfg: Any, name: str) -> Callable[..., None] | None:
+    """A server hook if the operator has set one; gunicorn's own default only logs."""
+    setting = cfg.settings[name]
+    hook: Callable[..., None] = setting.get()
+    return None if hook is type(setting).default or hook is setting.default else hook
+
+
+def _logs_access(log: Any) -> bool:
+    """Does anything listen to access records: a log, or a logger of another class (statsd)?"""
+    return bool(log.access_log_enabled) or type(log).access is not Logger.access
+
+
+def _is_address(name: Any, bind: str) -> bool:
+    """Is `name`, of a listening socket, what `bind` says: host:port or unix:path?"""
+    if not bind:
+        return False
+    if not isinstance(name, tuple):
+        return bind.removeprefix("unix:") == (name.decode() if isinstance(name, bytes) else name)
+    host, _, port = bind.rpartition(":")
+    if not port.isdigit() or int(port) != name[1]:
+        return False
+    host = host.strip("[]")
+    return host == name[0] or name[0] in {info[4][0] for info in socket.getaddrinfo(host, int(port))}
+
+
+def _read_exactly(sock: Any, size: int) -> None:
+    while size > 0:
+        piece = sock.recv(size)
+        if not piece:
+            raise ConnectionAbortedError
+        size -= len(piece)
