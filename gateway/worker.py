@@ -60,6 +60,8 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
 
     # --- the worker's life
 
+    alive: bool
+
     def run(self) -> None:
         self._prepare()
         servers = [self._listen(listener) for listener in self.sockets]
@@ -165,7 +167,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         base["REMOTE_PORT"] = str(port)
         connection_type = Connection
         if self._tls is not None:
-            sock = self._handshake(sock)
+            sock = self._handshake(self._tls, sock)
             connection_type = TlsConnection
             if gunicorn_sock.is_http2_negotiated(sock):
                 self.handle_http2(listener, sock, address)
@@ -177,14 +179,13 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         finally:
             self.connections.discard(connection)
 
-    def _handshake(self, sock: Any) -> Any:
+    def _handshake(self, context: Any, sock: Any) -> Any:
         """A TLS socket over an accepted one.
 
         Raises: OSError (ssl.SSLError), DeadlinePassed.
         """
         with gevent.Timeout(self.limits.head_ns / SECOND_NS, DeadlinePassed):
-            assert self._tls is not None
-            return self._tls.wrap_socket(sock, server_side=True, suppress_ragged_eofs=True)
+            return context.wrap_socket(sock, server_side=True, suppress_ragged_eofs=True)
 
     def _may_speak_for_others(self, peer: str) -> bool:
         """May this peer name another address by the PROXY protocol?"""

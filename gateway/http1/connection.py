@@ -73,7 +73,8 @@ class Connection:
 
     __slots__ = (
         "_armed", "_base", "_body", "_body_left_ns", "_continue", "_gone", "_greenlet", "_hub", "_raw", "_service",
-        "_sock", "_started_ns", "_unread", "_waiting", "_watcher", "deadline_ns", "idle", "response", "slot", "upgraded",
+        "_sock", "_started_ns", "_unread", "_waiting", "_watcher", "deadline_ns", "idle", "response", "slot",
+        "upgraded",
     )  # fmt: skip
 
     def __init__(self, service: Service, sock: Any, base: dict[str, Any]) -> None:
@@ -244,15 +245,10 @@ class Connection:
         """Answer an error without the application, tell it, and end the connection."""
         service = self._service
         if environ is None:
-            environ = self._base | {
-                "caregate.request_id": service.ids.next(),
-                "caregate.started_ns": self._started_ns,
-            }
-        head_only = environ.get("REQUEST_METHOD") == "HEAD" or self._unread[:5] == b"HEAD "
-        status, fields, body = render(error, environ["caregate.request_id"], environ.get("REQUEST_METHOD", ""))
-        payload, framing, _ = encode_response(
-            status, fields, service.date, False, head_only, False, body, len(body)
-        )
+            environ = self._bare_environ()
+        head_only = environ["REQUEST_METHOD"] == "HEAD" or self._unread[:5] == b"HEAD "
+        status, fields, body = render(error, environ["caregate.request_id"], environ["REQUEST_METHOD"])
+        payload, framing, _ = encode_response(status, fields, service.date, False, head_only, False, body, len(body))
         refused = getattr(service.app, "refused", None)
         if refused is not None:
             refused(environ, error, int(status[:3]))
@@ -261,6 +257,14 @@ class Connection:
         if type(error) is not e.RequestTimeout:
             self._linger()
         return False
+
+    def _bare_environ(self) -> dict[str, Any]:
+        """The environ of a request whose head could not be read: the connection's part and an id."""
+        environ = {key: value for key, value in self._base.items() if value is not None}
+        environ["REQUEST_METHOD"] = ""
+        environ["caregate.request_id"] = self._service.ids.next()
+        environ["caregate.started_ns"] = self._started_ns
+        return environ
 
     # --- receiving
 

@@ -21,7 +21,7 @@ class ProxyLineError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ProxyLine:
-    """Shapes: `address` is "" where the balancer speaks for itself (health checks); `size` bytes belong to the header."""
+    """Shapes: `address` is "" where the balancer speaks for itself (health checks); `size` bytes are the header."""
 
     address: str
     port: int

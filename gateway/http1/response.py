@@ -51,7 +51,16 @@ class Response:
     """
 
     __slots__ = (
-        "_sink", "fields", "framing", "head_only", "head_sent", "http10", "keep_alive", "sent", "status", "date",
+        "_sink",
+        "date",
+        "fields",
+        "framing",
+        "head_only",
+        "head_sent",
+        "http10",
+        "keep_alive",
+        "sent",
+        "status",
     )  # fmt: skip
 
     def __init__(self, sink: Sink) -> None:
