@@ -245,6 +245,7 @@ class Session:
             return
         self._control(fr.GoAway(code, retry_ms, jitter_ms, why))
         self.state = State.DRAINING
+        self.close_reason = why
 
     def close(self, code: GoAwayCode, reason: str, retry_ms: int = 0, jitter_ms: int = 0) -> None:
         """End the session now: a last GOAWAY, then nothing; streams are left to `fail_all`."""
@@ -349,9 +350,9 @@ class Session:
             events += self._violated(violation)
         return events
 
-    def receive_text(self) -> list[Event]:
-        """The peer sent a text message, which the protocol does not have."""
-        return self._violated(ProtocolViolation("text", "a text message"))
+    def violate(self, code: str, detail: str) -> list[Event]:
+        """The peer broke a rule below this protocol, with a text message for one."""
+        return self._violated(ProtocolViolation(code, detail))
 
     def _violated(self, violation: ProtocolViolation) -> list[Event]:
         if self.state is State.CLOSED:

@@ -1,0 +1,168 @@
+"""One unit's connection at the worker that holds it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from gevent.event import Event as Wake
+
+from gateway.relay import events as ev
+from gateway.relay.core import Limits
+from gateway.relay.frames import GoAwayCode, Ping, Welcome, encode
+from gateway.relay.link import Link
+from gateway.relay.registry import Registry
+from gateway.relay.session import GatewaySession
+from gateway.relay.states import State
+from gateway.relay.websocket import UnitSocket
+
+
+class TokenCheck(Protocol):
+    """Verify a renewed token of `unit`; its end in seconds since 1970, or None if it is refused."""
+
+    def __call__(self, token: str, unit: str) -> float | None: ...
+
+
+class UnitConnection(Link):
+    """A unit's WebSocket from HELLO to its end.
+
+    Shapes: `seat` is (instance, index) of HELLO: a newer connection in the same seat replaces this one.
+    """
+
+    session: GatewaySession
+
+    def __init__(
+        self,
+        unit: str,
+        sock: Any,
+        unread: bytes,
+        registry: Registry,
+        limits: Limits,
+        *,
+        max_connections: int,
+        token_exp_s: float,
+        check_token: TokenCheck,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        # A frame of the largest size and the header of its WebSocket message.
+        carrier = UnitSocket(sock, unread, limits.max_frame)
+        super().__init__(GatewaySession(limits, clock()), carrier, clock)
+        self.unit = unit
+        self.registry = registry
+        self.conn = os.urandom(8).hex()
+        self.epoch = 0
+        self.seat = ("", -1)
+        self.agent = ""
+        self.connected_at_s = time.time()
+        self._max_connections = max_connections
+        self._token_exp_s = token_exp_s
+        self._check_token = check_token
+        self._heard = Wake()
+
+    # --- HELLO and tokens
+
+    def _on_hello(self, event: ev.HelloReceived) -> None:
+        hello, session = event.hello, self.session
+        self.seat = (hello.instance, hello.index)
+        self.agent = hello.agent
+        if self._is_one_too_many():
+            session.close(GoAwayCode.OVERLOAD, "connections", retry_ms=60_000, jitter_ms=10_000)
+            self.close(1013, "connections")
+            return
+        self.epoch = self.registry.next_epoch()
+        limits = session.limits
+        welcome = Welcome(
+            conn=self.conn,
+            epoch=self.epoch,
+            worker=os.getpid(),
+            max_streams=limits.max_streams,
+            stream_window=limits.stream_window,
+            conn_window=limits.conn_window,
+            max_frame=limits.max_frame,
+            ping_ms=round(limits.ping_s * 1000),
+            dead_ms=round(limits.dead_s * 1000),
+            token_exp=int(self._token_exp_s),
+        )
+        session.welcome(welcome, self.clock(), hello)
+        session.token_expires_s = self.clock() + self._token_exp_s - time.time()
+        self.registry.register(self)
+        self._schedule()
+
+    def _is_one_too_many(self) -> bool:
+        replaced = sum(1 for other in self.registry.local(self.unit) if other.seat == self.seat)
+        return self.registry.count(self.unit) - replaced >= self._max_connections
+
+    def _on_token(self, event: ev.TokenReceived) -> None:
+        exp_s = self._check_token(event.token, self.unit)
+        if exp_s is None:
+            self.session.go_away(GoAwayCode.AUTH_EXPIRED, "token-refused")
+            return
+        self.session.accept_token(int(exp_s), self.clock() + exp_s - time.time())
+        self._schedule()
+
+    # --- life
+
+    def _handle(self, events: list[ev.Event]) -> None:
+        super()._handle(events)
+        if not self._heard.is_set():
+            self._heard.set()
+
+    def probe(self, timeout_s: float) -> bool:
+        """Does the unit still answer? Yields to the hub: yes."""
+        asked_s = self.clock()
+        self._heard.clear()
+        self.session.outbox.control.append(encode(Ping(os.urandom(8))))
+        self._wake.set()
+        while (left_s := asked_s + timeout_s - self.clock()) > 0 and not self.ended:
+            self._heard.wait(left_s)
+            if self.session.last_received_s >= asked_s:
+                return True
+            self._heard.clear()
+        return False
+
+    def replace(self) -> None:
+        """A newer connection has this one's seat: no new streams; the open ones finish."""
+        self._leave(GoAwayCode.REPLACED, "replaced")
+
+    def drain(self, code: GoAwayCode, why: str, retry_ms: int = 0, jitter_ms: int = 0) -> None:
+        """Start no new streams, ask the unit to dial again; the link ends when the open streams have."""
+        self.session.go_away(code, why, retry_ms, jitter_ms)
+        self._wake.set()
+
+    def _leave(self, code: GoAwayCode, why: str) -> None:
+        if self.session.state is State.CONNECTING:
+            self.close(1001, why)
+            return
+        self.session.go_away(code, why)
+        self._wake.set()
+        self._close_if_drained()
+
+    def shut(self, code: GoAwayCode, why: str, retry_ms: int = 0, jitter_ms: int = 0) -> None:
+        """End the link now with GOAWAY; open streams fail."""
+        self.session.close(code, why, retry_ms, jitter_ms)
+        self._end(why)
+        self.close(1001, why)
+
+    def may_close_idle(self) -> bool:
+        # While draining for a new one the unit closes: its new connection comes first, and no request finds a gap.
+        return self.session.close_reason in ("replaced", "token-expired", "token-refused")
+
+    def on_ended(self) -> None:
+        self.registry.unregister(self, self.lost_reason)
+
+    def describe(self) -> dict[str, object]:
+        """Units: `rtt_ms` milliseconds, `since` seconds since 1970."""
+        rtt_s = self.session.rtt_s
+        return {
+            "conn": self.conn,
+            "epoch": self.epoch,
+            "instance": self.seat[0],
+            "index": self.seat[1],
+            "agent": self.agent,
+            "state": self.session.state.value,
+            "streams": len(self.session.streams),
+            "rtt_ms": None if rtt_s is None else round(rtt_s * 1000, 2),
+            "since": round(self.connected_at_s, 3),
+        }

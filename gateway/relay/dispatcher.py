@@ -1,0 +1,142 @@
+"""From a unit's id to a stream on one of its connections: here first, else through a sibling worker; one deadline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from gateway.errors import (
+    Delivery,
+    HeadersTooLarge,
+    RelayError,
+    RelayPathUnavailable,
+    UnitNotConnected,
+    UnitOverloaded,
+    UnitQueueTimeout,
+)
+from gateway.relay.core import NotSendable
+from gateway.relay.exchange import Exchange
+from gateway.relay.failures import NOT_CONNECTED, error_of, may_go_elsewhere
+from gateway.relay.frames import Oversize, Request, ResetCode
+from gateway.relay.link import Failure, Link
+from gateway.relay.registry import Registry
+from gateway.relay.states import State
+
+RETRY_AFTER_S: Final = 5
+"""What a caller of an absent unit is told; agents dial again within 30 s, most within a few."""
+
+
+class Body(Protocol):
+    """A request's body in pieces."""
+
+    def first(self) -> tuple[bytes, bool]:
+        """The first piece and whether it is all; from the beginning again while `replayable`."""
+
+    def next(self) -> tuple[bytes, bool]: ...
+
+    @property
+    def replayable(self) -> bool:
+        """Is everything that was read still in memory?"""
+
+
+@dataclass(slots=True)
+class Call:
+    """What a caller wants of a unit.
+
+    Units: `deadline_s` a point of time.monotonic. Shapes: `caller` is the caller's socket or None.
+    """
+
+    unit: str
+    request: Request
+    body: Body
+    deadline_s: float
+    caller: Any = None
+
+
+class Dispatcher:
+    """Picks the connection, sends the request, waits for the answer's head; repeats once what certainly did not run."""
+
+    def __init__(self, registry: Registry, clock: Callable[[], float] = time.monotonic) -> None:
+        self._registry = registry
+        self._clock = clock
+
+    def dispatch(self, call: Call) -> Exchange:
+        """An exchange whose head has arrived. Yields to the hub: yes.
+
+        Raises: RelayError, HeadersTooLarge, ClientDisconnected, and what reading the body raises.
+        """
+        exchange, failure, link = self._attempt(call, None)
+        if failure is not None and self._may_repeat(call, failure):
+            exchange, failure, link = self._attempt(call, link)
+        if failure is not None:
+            raise self._error(call.unit, failure, link)
+        return exchange
+
+    def _may_repeat(self, call: Call, failure: Failure) -> bool:
+        return may_go_elsewhere(failure) and call.body.replayable and self._clock() < call.deadline_s
+
+    def _attempt(self, call: Call, avoid: Link | None) -> tuple[Exchange, Failure | None, Link]:
+        piece, end = call.body.first()
+        exchange = Exchange(call.caller)
+        link = self._start(call, exchange, piece, end, avoid)
+        try:
+            while not end and not exchange.over:
+                piece, end = call.body.next()
+                exchange.send(piece, end)
+            exchange.wait_for_head()
+        except BaseException:
+            exchange.cancel()
+            raise
+        failure = exchange.failure if exchange.response is None else None
+        return exchange, failure, link
+
+    def _start(self, call: Call, exchange: Exchange, piece: bytes, end: bool, avoid: Link | None) -> Link:
+        left_ms = int((call.deadline_s - self._clock()) * 1000)
+        if left_ms <= 0:
+            raise UnitQueueTimeout(call.unit)
+        call.request.deadline_ms = left_ms
+        full = False
+        for link, through_sibling in self._candidates(call.unit, avoid):
+            call.request.unit = call.unit if through_sibling else None
+            try:
+                exchange.stream = link.start(call.request, call.deadline_s, exchange, piece, end)
+            except NotSendable as refusal:
+                full = full or refusal.reason == "streams"
+            except Oversize:
+                raise HeadersTooLarge from None
+            else:
+                exchange.link = link
+                return link
+        raise self._absent(call.unit, full)
+
+    def _candidates(self, unit: str, avoid: Link | None) -> list[tuple[Link, bool]]:
+        """Local ones with the fewest streams first, then siblings; suspects and what just failed last."""
+        found = [(link, False) for link in sorted(self._registry.local(unit), key=lambda c: len(c.session.streams))]
+        remote = [(link, True) for link in self._registry.remote(unit)]
+        everything: list[tuple[Link, bool]] = [*found, *remote]
+        everything.sort(key=lambda entry: (entry[0] is avoid, entry[0].session.state is not State.ACTIVE))
+        return everything
+
+    def _absent(self, unit: str, full: bool) -> RelayError:
+        if full:
+            return UnitOverloaded(unit, retry_after_s=1)
+        return self.not_connected(unit)
+
+    def not_connected(self, unit: str, why: str | None = None) -> UnitNotConnected:
+        """Says since when and why, as far as this machine knows."""
+        return UnitNotConnected(
+            unit,
+            retry_after_s=RETRY_AFTER_S,
+            last_seen=self._registry.last_seen(unit),
+            why=why or self._registry.why(unit),
+        )
+
+    def _error(self, unit: str, failure: Failure, link: Link) -> RelayError:
+        if failure.code == ResetCode.REFUSED and failure.reason == NOT_CONNECTED:
+            return self.not_connected(unit)
+        through_sibling = link not in self._registry.local(unit) and not hasattr(link, "unit")
+        if failure.lost and failure.delivery is Delivery.NOT_DISPATCHED and through_sibling:
+            return RelayPathUnavailable(unit, retry_after_s=1)
+        return error_of(unit, failure)

@@ -1,0 +1,166 @@
+"""One relayed request as the greenlet that waits for it sees it."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import gevent
+from gevent import monkey
+from gevent.event import Event as Wake
+
+from gateway.errors import ClientDisconnected, Delivery
+from gateway.relay.frames import ResetCode, Response
+from gateway.relay.link import Failure, Link
+
+_poll: Final[Callable[[], Any]] = monkey.get_original("select", "poll")
+"""The real one: gevent's would yield to the hub inside a hub callback."""
+
+HIGH_WATER_BYTES: Final = 65_536
+"""How much request body may wait in a connection's queue for one stream."""
+
+PATIENCE_S: Final = 0.05
+"""PERF: most answers come sooner; only a longer wait begins to watch the caller's socket (bench relay)."""
+
+
+class Exchange:
+    """A stream of a link and what has come of it so far. One greenlet waits, the link tells.
+
+    `failure` is the outcome without a whole answer; `complete` the whole answer's; one of the two, once.
+    """
+
+    __slots__ = (
+        "_caller",
+        "_caller_gone",
+        "_wake",
+        "acked",
+        "chunks",
+        "complete",
+        "failure",
+        "link",
+        "response",
+        "stream",
+    )
+
+    def __init__(self, caller: Any = None) -> None:
+        """`caller`: the caller's socket, watched while waiting long; None: not watched."""
+        self.link: Link | None = None
+        self.stream = 0
+        self.acked = False
+        self.response: Response | None = None
+        self.chunks: deque[bytes] = deque()
+        self.complete = False
+        self.failure: Failure | None = None
+        self._caller = caller
+        self._caller_gone = False
+        self._wake = Wake()
+
+    # --- the link tells
+
+    def on_ack(self) -> None:
+        self.acked = True
+
+    def on_response(self, response: Response, body: bytes, end: bool) -> None:
+        self.response = response
+        self.on_data(body, end)
+
+    def on_data(self, body: bytes, end: bool) -> None:
+        if body:
+            self.chunks.append(body)
+        self.complete = end
+        self._wake.set()
+
+    def on_failed(self, failure: Failure) -> None:
+        self.failure = failure
+        self._wake.set()
+
+    def on_flushed(self, size: int) -> None:
+        self._wake.set()
+
+    # --- the caller's greenlet
+
+    @property
+    def over(self) -> bool:
+        return self.complete or self.failure is not None
+
+    def send(self, data: bytes, end: bool) -> None:
+        """Queue more of the request's body; waits while too much of it is queued. Yields to the hub: yes.
+
+        Raises: ClientDisconnected.
+        """
+        link = self.link
+        if link is None or self.over or not link.send_data(self.stream, data, end):
+            return
+        self._wait(lambda: self.over or link.session.queued_bytes(self.stream) < HIGH_WATER_BYTES)
+
+    def wait_for_head(self) -> None:
+        """Until the answer's head or a failure is here. Yields to the hub: yes. Raises: ClientDisconnected."""
+        self._wait(lambda: self.response is not None or self.failure is not None)
+
+    def wait_for_bytes(self, size: int) -> int:
+        """Until the answer is over or `size` bytes of it are in hand; how many are. Yields to the hub: yes.
+
+        Raises: ClientDisconnected.
+        """
+        self._wait(lambda: self.over or sum(map(len, self.chunks)) >= size)
+        return sum(map(len, self.chunks))
+
+    def read(self) -> bytes | None:
+        """The next body bytes, None when there are no more: look at `complete` then. Yields to the hub: yes."""
+        while not self.chunks and not self.over:
+            self._wake.clear()
+            self._wake.wait()
+        return self.chunks.popleft() if self.chunks else None
+
+    def consumed(self, size: int) -> None:
+        """`size` bytes that were read have left this process: the unit may send as many more."""
+        if self.link is not None:
+            self.link.consumed(self.stream, size)
+
+    def cancel(self, code: ResetCode = ResetCode.CANCEL, reason: str = "cancelled") -> Delivery | None:
+        """End the stream if it has not ended; what is known of its delivery then. No further outcome is told."""
+        self.chunks.clear()
+        return None if self.link is None else self.link.reset(self.stream, code, reason)
+
+    # --- waiting
+
+    def _wait(self, ready: Callable[[], bool]) -> None:
+        if ready():
+            return
+        begun_s = time.monotonic()
+        watcher: Any = None
+        try:
+            while not ready():
+                self._wake.clear()
+                if watcher is not None or self._caller is None:
+                    self._wake.wait()
+                elif not self._wake.wait(max(0.0, begun_s + PATIENCE_S - time.monotonic())):
+                    watcher = self._watch_caller()
+                if self._caller_gone:
+                    raise ClientDisconnected
+        finally:
+            if watcher is not None:
+                watcher.stop()
+                watcher.close()
+
+    def _watch_caller(self) -> Any:
+        watcher = gevent.get_hub().loop.io(self._caller.fileno(), 1)
+        watcher.start(self._look_at_caller, watcher)
+        return watcher
+
+    def _look_at_caller(self, watcher: Any) -> None:
+        # Bytes of a next request are no news, and readable for as long as they wait: look no further.
+        watcher.stop()
+        if caller_gone(self._caller):
+            self._caller_gone = True
+            self._wake.set()
+
+
+def caller_gone(sock: Any) -> bool:
+    """Has the peer of a socket closed its direction? Reads nothing."""
+    poller = _poll()
+    poller.register(sock.fileno(), select.POLLRDHUP)
+    return bool(poller.poll(0))

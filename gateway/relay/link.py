@@ -1,0 +1,328 @@
+"""A session joined to a socket: one greenlet reads, one writes, one timer ticks; nobody else touches the socket."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import gevent
+from gevent.event import Event as Wake
+
+from gateway.errors import Delivery
+from gateway.relay import events as ev
+from gateway.relay.core import NEVER, NotSendable, Session
+from gateway.relay.frames import Request, ResetCode, Response
+from gateway.relay.session import GatewaySession
+from gateway.relay.states import State
+
+LOST: Final = 0x100
+"""A reset code of this machine's own: the unit's connection ended. Between workers it travels in RESET."""
+
+CLOSE_GRACE_S: Final = 2.0
+"""How long a closing link may take to write what is left and to hear the peer's close."""
+
+
+class Carrier(Protocol):
+    """Whole messages over a stream socket."""
+
+    def read(self) -> list[bytes] | None:
+        """The next messages, None at the end. Yields to the hub: yes. Raises: OSError, CarrierFault."""
+
+    def write(self, messages: list[bytes]) -> None:
+        """Yields to the hub: yes. Raises: OSError."""
+
+    def has_replies(self) -> bool:
+        """Has the carrier something of its own to write?"""
+
+    def say_goodbye(self, code: int, reason: str) -> None:
+        """Write what the carrier's close needs. Yields to the hub: yes. Raises: OSError."""
+
+    def linger(self) -> None:
+        """Throw away what still arrives, until the end. Yields to the hub: yes. Raises: OSError."""
+
+    def abort(self) -> None:
+        """Make every read and write of the socket end at once."""
+
+    def close(self) -> None: ...
+
+
+class CarrierFault(Exception):
+    """The peer broke the carrier's own rules; `close_code` is what it is told."""
+
+    def __init__(self, close_code: int, detail: str) -> None:
+        super().__init__(detail)
+        self.close_code = close_code
+
+
+@dataclass(slots=True)
+class Failure:
+    """The outcome of a stream that has no whole answer. `lost`: its connection ended."""
+
+    code: int
+    reason: str
+    delivery: Delivery
+    lost: bool = False
+
+
+class Sink(Protocol):
+    """Who is told what becomes of one stream; its methods run inside the link and may not block."""
+
+    def on_ack(self) -> None: ...
+    def on_response(self, response: Response, body: bytes, end: bool) -> None: ...
+    def on_data(self, body: bytes, end: bool) -> None: ...
+    def on_failed(self, failure: Failure) -> None: ...
+    def on_flushed(self, size: int) -> None: ...
+
+
+class Link:
+    """One peer. `run` is the reader; it returns when the connection has ended.
+
+    Shapes: `lost_reason` is a word for why it ended, "" while it lives.
+    """
+
+    def __init__(self, session: Session, carrier: Carrier, clock: Callable[[], float] = time.monotonic) -> None:
+        self.session = session
+        self.carrier = carrier
+        self.clock = clock
+        self.sinks: dict[int, Sink] = {}
+        self.lost_reason = ""
+        self.ended = False
+        self._wake = Wake()
+        self._timer: Any = None
+        self._timer_due_s = NEVER
+        self._farewell: tuple[int, str] | None = None
+
+    # --- life
+
+    def run(self) -> None:
+        """Read until the connection ends, then fail what is open. Yields to the hub: yes."""
+        writer = gevent.spawn(self._write_loop)
+        self._schedule()
+        try:
+            self._read_loop()
+        finally:
+            self._end("lost")
+            writer.join(timeout=CLOSE_GRACE_S)
+            writer.kill()
+            self._stop_timer()
+            self.carrier.close()
+
+    def _read_loop(self) -> None:
+        try:
+            while True:
+                messages = self.carrier.read()
+                if messages is None:
+                    return
+                now_s = self.clock()
+                for message in messages:
+                    self._handle(self.session.receive(message, now_s))
+                if self.session.has_frames or self.carrier.has_replies():
+                    self._wake.set()
+                self._close_if_drained()
+        except CarrierFault as fault:
+            self._refuse(fault)
+        except OSError:
+            pass
+
+    def _refuse(self, fault: CarrierFault) -> None:
+        self._bid_farewell(fault.close_code, str(fault))
+        self._handle(self.session.violate("carrier", str(fault)))
+        with contextlib.suppress(OSError):
+            # NOTE: closing with unread bytes would send RST, and the peer would not see why.
+            self.carrier.linger()
+
+    def _write_loop(self) -> None:
+        session, carrier = self.session, self.carrier
+        try:
+            while True:
+                messages = session.data_to_send(self.clock())
+                if messages or carrier.has_replies():
+                    carrier.write(messages)
+                    self._tell_flushed()
+                    self._close_if_drained()
+                elif self._farewell is not None:
+                    carrier.say_goodbye(*self._farewell)
+                    return
+                elif self.ended:
+                    return
+                else:
+                    self._wake.wait()
+                    self._wake.clear()
+        except OSError:
+            carrier.abort()
+
+    def _tell_flushed(self) -> None:
+        for stream, size in self.session.take_flushed():
+            sink = self.sinks.get(stream)
+            if sink is not None:
+                sink.on_flushed(size)
+
+    def poke(self) -> None:
+        """There may be something to write, or an earlier deadline."""
+        if self.session.has_frames:
+            self._wake.set()
+
+    def close(self, code: int, reason: str) -> None:
+        """End the link: what is queued is written, then the carrier closes. `code`: of the carrier."""
+        self.lost_reason = self.lost_reason or reason
+        self._bid_farewell(code, reason)
+
+    def _bid_farewell(self, code: int, reason: str) -> None:
+        if self._farewell is None:
+            self._farewell = (code, reason)
+            self._wake.set()
+            gevent.spawn_later(CLOSE_GRACE_S, self.carrier.abort)
+
+    def _close_if_drained(self) -> None:
+        """A draining connection without streams ends, if this side may end it."""
+        if self.session.state is State.DRAINING and self.session.idle and self.may_close_idle():
+            self.close(1001, self.session.close_reason or "drained")
+
+    def may_close_idle(self) -> bool:
+        return True
+
+    def _end(self, reason: str) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        self.lost_reason = self.lost_reason or self.session.close_reason or reason
+        for stream, delivery in self.session.fail_all():
+            sink = self.sinks.pop(stream, None)
+            if sink is not None:
+                sink.on_failed(Failure(LOST, self.lost_reason, delivery, lost=True))
+        self.on_ended()
+        self._wake.set()
+
+    def on_ended(self) -> None:
+        """The connection is over and its streams have failed."""
+
+    # --- time
+
+    def _schedule(self) -> None:
+        due_s = self.session.next_deadline_s
+        if due_s == NEVER or self.ended:
+            return
+        self._stop_timer()
+        self._timer_due_s = due_s
+        self._timer = gevent.get_hub().loop.timer(max(0.0, due_s - self.clock()))
+        self._timer.start(self._on_timer)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
+        self._timer_due_s = NEVER
+
+    def _on_timer(self) -> None:
+        self._timer_due_s = NEVER
+        self._handle(self.session.tick(self.clock()))
+        self._wake.set()
+        self._schedule()
+
+    # --- streams
+
+    def start(self, request: Request, deadline_s: float, sink: Sink, body: bytes, end: bool) -> int:
+        """Send a request; what becomes of it is told to `sink`. Raises: NotSendable, frames.Oversize."""
+        session = self.session
+        if not isinstance(session, GatewaySession) or self.ended:
+            raise NotSendable("closed")
+        stream = session.send_request(request, deadline_s, body, end)
+        self.sinks[stream] = sink
+        if deadline_s < self._timer_due_s:
+            self._schedule()
+        self._wake.set()
+        return stream
+
+    def send_data(self, stream: int, data: bytes, end: bool) -> bool:
+        """False if the stream is gone."""
+        sent = self.session.send_data(stream, data, end)
+        self._wake.set()
+        return sent
+
+    def consumed(self, stream: int, size: int) -> None:
+        """`size` body bytes of the stream left this process."""
+        self.session.consumed(stream, size)
+        self.poke()
+
+    def reset(self, stream: int, code: ResetCode, reason: str = "", dispatched: bool | None = None) -> Delivery | None:
+        """End the stream from this side; None if it has ended already. Its sink is not told."""
+        self.sinks.pop(stream, None)
+        self.session.discard(stream)
+        delivery = self.session.reset(stream, code, reason, dispatched)
+        self.poke()
+        return delivery
+
+    # --- events
+
+    def _handle(self, events: list[ev.Event]) -> None:
+        for event in events:
+            handler = _EVENTS.get(type(event))
+            if handler is not None:
+                getattr(self, handler)(event)
+
+    def _on_ack(self, event: ev.Acked) -> None:
+        sink = self.sinks.get(event.stream)
+        if sink is not None:
+            sink.on_ack()
+
+    def _on_response(self, event: ev.ResponseReceived) -> None:
+        sink = self.sinks.pop(event.stream, None) if event.end else self.sinks.get(event.stream)
+        if sink is not None:
+            sink.on_response(event.response, event.body, event.end)
+        else:
+            self.session.consumed(event.stream, len(event.body))
+
+    def _on_data(self, event: ev.DataReceived) -> None:
+        sink = self.sinks.pop(event.stream, None) if event.end else self.sinks.get(event.stream)
+        if sink is not None:
+            sink.on_data(event.body, event.end)
+        else:
+            self.session.consumed(event.stream, len(event.body))
+
+    def _on_aborted(self, event: ev.StreamAborted) -> None:
+        sink = self.sinks.pop(event.stream, None)
+        if sink is not None:
+            lost = event.remote and event.code == LOST
+            sink.on_failed(Failure(event.code, event.reason, event.delivery, lost))
+
+    def _on_closed(self, event: ev.SessionClosed) -> None:
+        self.lost_reason = self.lost_reason or event.reason
+        self._end(event.reason)
+        if event.reason == "silent":
+            self.carrier.abort()
+        else:
+            self._bid_farewell(1002 if event.reason == "violation" else 1001, event.reason)
+
+    def _on_hello(self, event: ev.HelloReceived) -> None: ...
+
+    def _on_welcome(self, event: ev.WelcomeReceived) -> None: ...
+
+    def _on_request(self, event: ev.RequestReceived) -> None: ...
+
+    def _on_goaway(self, event: ev.GoAwayReceived) -> None: ...
+
+    def _on_token(self, event: ev.TokenReceived) -> None: ...
+
+
+_EVENTS: Final = {
+    ev.Acked: "_on_ack",
+    ev.ResponseReceived: "_on_response",
+    ev.DataReceived: "_on_data",
+    ev.StreamAborted: "_on_aborted",
+    ev.SessionClosed: "_on_closed",
+    ev.HelloReceived: "_on_hello",
+    ev.WelcomeReceived: "_on_welcome",
+    ev.RequestReceived: "_on_request",
+    ev.GoAwayReceived: "_on_goaway",
+    ev.TokenReceived: "_on_token",
+}
+
+
+def quietly_shut(sock: Any) -> None:
+    """End both directions of a socket, whatever its state."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(2)

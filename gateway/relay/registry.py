@@ -1,0 +1,182 @@
+"""Which units are connected, where, and since when: this worker's connections and what its siblings announced."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from gateway.relay.states import State
+
+if TYPE_CHECKING:
+    from gateway.relay.connection import UnitConnection
+    from gateway.relay.link import Link
+
+Watcher = Callable[[str, str, dict[str, object]], None]
+"""Told of (event, unit, details); the events are unit.up, unit.down, connection.up, connection.down."""
+
+MAX_REMEMBERED: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A connection of a unit as the worker that holds it announces it. A higher `epoch` is newer."""
+
+    unit: str
+    conn: str
+    epoch: int
+    instance: str
+    index: int
+
+
+@dataclass(slots=True)
+class Farewell:
+    """Units: `at_s` seconds since 1970."""
+
+    at_s: float
+    why: str
+
+
+@dataclass(slots=True)
+class UnitRecord:
+    """The connections of one unit: ours by their id, the siblings' by (link, connection id)."""
+
+    local: dict[str, UnitConnection] = field(default_factory=dict)
+    remote: dict[tuple[Link, str], Membership] = field(default_factory=dict)
+
+
+class Registry:
+    """Epochs decide between old and new: a late close of an old connection never removes a new one."""
+
+    def __init__(self, watcher: Watcher | None = None, now: Callable[[], float] = time.time) -> None:
+        self._units: dict[str, UnitRecord] = {}
+        self._farewells: dict[str, Farewell] = {}
+        self._watcher = watcher or (lambda event, unit, details: None)
+        self._now = now
+        self._last_epoch = 0
+        self.announce: Callable[[UnitConnection, bool, str], None] = lambda connection, up, why: None
+        """Told when a connection of this worker comes or goes: the mesh passes it on."""
+
+    def next_epoch(self) -> int:
+        """Ascending over all workers of the machine. Source: CLOCK_MONOTONIC, one for all its processes."""
+        self._last_epoch = max(self._last_epoch + 1, time.monotonic_ns())
+        return self._last_epoch
+
+    # --- this worker's connections
+
+    def register(self, connection: UnitConnection) -> None:
+        """Take in a connection that said HELLO; an older one of the same instance and index is replaced."""
+        record = self._units.setdefault(connection.unit, UnitRecord())
+        first = not record.local and not record.remote
+        for other in list(record.local.values()):
+            if other.seat == connection.seat and other.epoch < connection.epoch:
+                other.replace()
+        record.local[connection.conn] = connection
+        details: dict[str, object] = {"conn": connection.conn, "epoch": connection.epoch}
+        self._watcher("connection.up", connection.unit, details)
+        if first:
+            self._watcher("unit.up", connection.unit, details)
+        self.announce(connection, True, "")
+
+    def unregister(self, connection: UnitConnection, why: str) -> None:
+        """Forget exactly this connection."""
+        record = self._units.get(connection.unit)
+        if record is None or record.local.get(connection.conn) is not connection:
+            return
+        del record.local[connection.conn]
+        self._watcher("connection.down", connection.unit, {"conn": connection.conn, "why": why})
+        self._after_loss(connection.unit, record, self._now(), why)
+        self.announce(connection, False, why)
+
+    def _after_loss(self, unit: str, record: UnitRecord, at_s: float, why: str) -> None:
+        if len(self._farewells) >= MAX_REMEMBERED:
+            self._farewells.clear()
+        self._farewells[unit] = Farewell(at_s, why)
+        if not record.local and not record.remote:
+            del self._units[unit]
+            self._watcher("unit.down", unit, {"why": why})
+
+    def local(self, unit: str) -> list[UnitConnection]:
+        record = self._units.get(unit)
+        return list(record.local.values()) if record is not None else []
+
+    def all_local(self) -> Iterator[UnitConnection]:
+        for record in list(self._units.values()):
+            yield from list(record.local.values())
+
+    # --- siblings' connections
+
+    def add_remote(self, link: Link, member: Membership) -> None:
+        """A sibling announced a connection; ours of the same instance and index yields if it is older."""
+        record = self._units.setdefault(member.unit, UnitRecord())
+        first = not record.local and not record.remote
+        record.remote[link, member.conn] = member
+        for other in list(record.local.values()):
+            if other.seat == (member.instance, member.index) and other.epoch < member.epoch:
+                other.replace()
+        if first:
+            self._watcher("unit.up", member.unit, {"conn": member.conn, "epoch": member.epoch})
+
+    def remove_remote(self, link: Link, unit: str, conn: str, why: str, at_s: float | None = None) -> None:
+        record = self._units.get(unit)
+        if record is None or record.remote.pop((link, conn), None) is None:
+            return
+        self._after_loss(unit, record, self._now() if at_s is None else at_s, why)
+
+    def drop_link(self, link: Link, why: str) -> None:
+        """A sibling is gone, and its units with it, at once."""
+        for unit, record in list(self._units.items()):
+            for key in [key for key in record.remote if key[0] is link]:
+                self.remove_remote(link, unit, key[1], why)
+
+    def remote(self, unit: str) -> list[Link]:
+        """The siblings that hold the unit, each once."""
+        record = self._units.get(unit)
+        return list(dict.fromkeys(link for link, _ in record.remote)) if record is not None else []
+
+    # --- questions
+
+    def count(self, unit: str) -> int:
+        """Connections that count against the unit's maximum: those that do not drain and have not fallen silent."""
+        record = self._units.get(unit)
+        if record is None:
+            return 0
+        live = sum(1 for c in record.local.values() if c.session.state in (State.ACTIVE, State.CONNECTING))
+        return live + len(record.remote)
+
+    def connected(self, unit: str) -> bool:
+        return unit in self._units
+
+    def last_seen(self, unit: str) -> str | None:
+        """RFC 3339 in UTC, None if no connection of it ended since this worker started."""
+        farewell = self._farewells.get(unit)
+        if farewell is None:
+            return None
+        return datetime.fromtimestamp(farewell.at_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+    def why(self, unit: str) -> str:
+        """The last close reason, `never-connected` if this worker knows of none."""
+        farewell = self._farewells.get(unit)
+        return "never-connected" if farewell is None else farewell.why
+
+    def farewells(self) -> dict[str, Farewell]:
+        return self._farewells
+
+    def recall(self, unit: str, at_s: float, why: str) -> None:
+        """Take over what a sibling remembers, if it is newer."""
+        known = self._farewells.get(unit)
+        if known is None or known.at_s < at_s:
+            self._farewells[unit] = Farewell(at_s, why)
+
+    def units(self) -> list[dict[str, object]]:
+        """The connected units with the state of their connections."""
+        return [
+            {
+                "unit": unit,
+                "connections": [connection.describe() for connection in record.local.values()],
+                "siblings": len(record.remote),
+            }
+            for unit, record in sorted(self._units.items())
+        ]
