@@ -10,6 +10,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ WORK = Path(".caregate/bench")
 RESULTS = Path(__file__).resolve().parent / "results"
 CONNECTIONS = 32
 UNIQUE_TOKENS = 100_000
+UPSTREAM_BODIES = {"small": b'{"ok":true}', "64k": b"x" * 65_536, "1m": b"x" * 1_048_576}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +83,7 @@ class Bench:
                 Contender("haproxy", lambda: peers.haproxy("HS256", "haproxy-hs"), "/policy"),
                 Contender("fastify", lambda: peers.fastify("HS256", "fastify-hs"), "/policy"),
             )),
-            *(
-                Row(f"upstream_{size}", "rs256", (
-                    Contender("caregate", lambda s=size: ours.start(f"caregate-up-{s}", bare=True), f"/up/{size}", body),
-                    Contender("envoy-cached", lambda s=size: peers.envoy("RS256", cache, f"envoy-up-{s}"), f"/up/{size}", body),
-                    Contender("haproxy", lambda s=size: peers.haproxy("RS256", f"haproxy-up-{s}"), f"/up/{size}", body),
-                    Contender("fastify-cached", lambda s=size: peers.fastify("RS256", f"fastify-up-{s}"), f"/up/{size}", body),
-                ))
-                for size, body in (("small", b'{"ok":true}'), ("64k", b"x" * 65_536), ("1m", b"x" * 1_048_576))
-            ),
+            *(self._upstream(size, body) for size, body in UPSTREAM_BODIES.items()),
             Row("relay_small", "rs256", (
                 Contender("caregate", lambda: ours.start("caregate-relay", bare=True), f"/units/{UNIT}/up/small",
                           ready=lambda server: ours.agent(server, self.upstream_port)),
@@ -100,6 +94,15 @@ class Bench:
                 Contender("caregate-10k", lambda: ours.start("caregate-10k", routes=10_000, bare=True), "/policy"),
             )),
         ]  # fmt: skip
+
+    def _upstream(self, size: str, body: bytes) -> Row:
+        path, name = f"/up/{size}", f"-up-{size}"
+        return Row(f"upstream_{size}", "rs256", (
+            Contender("caregate", lambda: self.ours.start("caregate" + name, bare=True), path, body),
+            Contender("envoy-cached", lambda: self.peers.envoy("RS256", 200_000, "envoy" + name), path, body),
+            Contender("haproxy", lambda: self.peers.haproxy("RS256", "haproxy" + name), path, body),
+            Contender("fastify-cached", lambda: self.peers.fastify("RS256", "fastify" + name), path, body),
+        ))  # fmt: skip
 
     def tokens(self, kind: str) -> Path:
         """The token file of a row, made when first needed."""
@@ -154,8 +157,6 @@ def measure(bench: Bench, row: Row, seconds: float, rounds: int) -> list[Figure]
 
 def check(contender: Contender, server: Server, token: str) -> None:
     """Every answer is right before anything is measured: allowed with the token, refused without and with a bad one."""
-    import time
-
     until = time.monotonic() + 15
     while True:
         status, body = answer(server, contender.path, token)

@@ -25,7 +25,8 @@ end
 function done(summary, latency, requests)
   io.write(string.format('\\nRESULT {"requests": %d, "us": %d, "errors": %d, "p50": %d, "p99": %d}\\n',
     summary.requests, summary.duration,
-    summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout,
+    summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.write
+      + summary.errors.timeout,
     latency:percentile(50), latency:percentile(99)))
 end
 """
@@ -65,7 +66,7 @@ def cpu_seconds(pids: list[int]) -> float:
 
 
 def wrk(
-    port: int, path: str, tokens: Path, pids: list[int], *, seconds: float, connections: int, cpu: int, start: int = 0
+    port: int, path: str, tokens: Path, pids: list[int], *, seconds: float, connections: int, cpu: str, start: int = 0
 ) -> Sample:
     """Load a server from another core and say what a request cost it.
 
@@ -75,7 +76,7 @@ def wrk(
     script.write_text(LUA)
     before = cpu_seconds(pids)
     result = subprocess.run(
-        ["taskset", "-c", str(cpu), "wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s",
+        ["taskset", "-c", cpu, "wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s",
          "-s", str(script), f"http://127.0.0.1:{port}"],
         capture_output=True, text=True, check=False,
         env={**os.environ, "BENCH_TOKENS": str(tokens), "BENCH_PATH": path, "BENCH_START": str(start)},

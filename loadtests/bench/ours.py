@@ -27,7 +27,7 @@ class Caregate:
     dsn: str
 
     def start(
-        self, name: str, *, workers: int = 1, routes: int = 0, cpu: str | None = None, bare: bool = False
+        self, name: str, *, workers: int = 1, routes: int = 0, cpu: str = SERVER_CPU, bare: bool = False
     ) -> Server:
         """A gateway on a port of its own. `routes` more controllers; `bare` without access log."""
         directory = self.run / name
@@ -48,7 +48,7 @@ class Caregate:
             "CAREGATE_LOG_LEVEL": "warning",
         }
         argv = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")]
-        return start(name, argv, self.run, port, env=env, cpu=cpu or str(SERVER_CPU))
+        return start(name, argv, self.run, port, env=env, cpu=cpu)
 
     def _document(self, directory: Path, routes: int) -> dict[str, object]:
         _private(directory / "hmac.secret", self.keys.secret)
@@ -56,7 +56,9 @@ class Caregate:
         _unit_key(directory)
         common = {"audiences": [AUDIENCE], "limits": ["principal"]}
         controllers: dict[str, dict[str, object]] = {
-            "policy": {"path": "/policy", "methods": ["GET"], "roles": ["member", "guest"], "resource": "ping", **common},
+            "policy": {
+                "path": "/policy", "methods": ["GET"], "roles": ["member", "guest"], "resource": "ping", **common,
+            },
             "upstream": {
                 "path": "/up/{rest:path}", "methods": ["GET"], "roles": ["member"], **common,
                 "upstream": {"name": "files"},
@@ -73,7 +75,8 @@ class Caregate:
             }  # fmt: skip
         for number in range(routes):
             controllers[f"r{number}"] = {
-                "path": f"/r{number}/{{a}}/x{number}/{{b}}", "methods": ["GET"], "roles": ["member"], "resource": "ping",
+                "path": f"/r{number}/{{a}}/x{number}/{{b}}", "methods": ["GET"], "roles": ["member"],
+                "resource": "ping",
                 **common,
             }  # fmt: skip
         return {

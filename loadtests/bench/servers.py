@@ -21,7 +21,7 @@ from loadtests.bench.policy import AUDIENCE, ISSUER, Keys
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
-SERVER_CPU, LOAD_CPU = 0, 1
+SERVER_CPU, LOAD_CPU = "0", "1"
 
 
 class Missing(RuntimeError):
@@ -65,14 +65,14 @@ def start(
     port: int,
     *,
     env: Mapping[str, str] | None = None,
-    cpu: str | None = None,
+    cpu: str = "0",
 ) -> Server:
     """Start a server and wait until it listens.
 
     Raises: Missing with the end of its log if it does not.
     """
     log = directory / f"{name}.log"
-    pinned = ["taskset", "-c", str(SERVER_CPU) if cpu is None else cpu, *argv]
+    pinned = ["taskset", "-c", cpu, *argv]
     with log.open("wb") as out:
         process = subprocess.Popen(
             pinned, stdout=out, stderr=out, cwd=ROOT, env={**os.environ, **(env or {})}, start_new_session=True
@@ -188,7 +188,9 @@ class Peers:
 
     def stock(self, algorithm: str, name: str) -> Server:
         port = free_port()
-        argv = [sys.executable, "-m", "gunicorn", "-k", "gevent", "-w", "1", "-b", f"127.0.0.1:{port}",
+        plain = self.run / "stock.conf.py"  # without it gunicorn would read ours
+        plain.touch()
+        argv = [sys.executable, "-m", "gunicorn", "-c", str(plain), "-k", "gevent", "-b", f"127.0.0.1:{port}",
                 "--keep-alive", "75", "loadtests.bench.peers.stock:app"]  # fmt: skip
         return start(name, argv, self.run, port, env=self._policy_env(algorithm))
 
@@ -202,7 +204,7 @@ class Peers:
         for folder in (self.run, directory, directory / "www", directory / "www" / "up"):
             folder.chmod(0o755)
         return start("nginx", [debian_binary("nginx", "nginx-light"), "-c", str(path)], self.run, self.upstream_port,
-                     cpu=str(LOAD_CPU))  # fmt: skip
+                     cpu=LOAD_CPU)  # fmt: skip
 
     def _policy_env(self, algorithm: str) -> dict[str, str]:
         key = self.run / f"key-{algorithm}"
