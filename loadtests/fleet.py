@@ -80,11 +80,11 @@ class Seat:
         try:
             while True:
                 gevent.sleep(delay_s)
-                delay_s = self._serve_once()
+                delay_s = self.serve_once()
         except Stopping:
             return
 
-    def _serve_once(self) -> float:
+    def serve_once(self) -> float:
         """One connection from dial to end. Returns how long to wait before the next, in seconds."""
         self._counts.dials += 1
         started_s = time.monotonic()

@@ -20,6 +20,7 @@ from loadtests.simulated_unit import answer
 AGENT = "caregate-loadtests"
 RENEW_SHARE = 0.75
 """How much of a token's time passes before it is renewed."""
+MIN_RENEW_S = 1.0
 
 
 class LinkLost(Exception):
@@ -172,7 +173,7 @@ class UnitLink:
     def _renew_before(self, expires_s: int) -> None:
         """Units: `expires_s` seconds since 1970; 0: it does not expire."""
         if expires_s:
-            self._renew_at_s = time.monotonic() + max(1.0, (expires_s - time.time()) * RENEW_SHARE)
+            self._renew_at_s = time.monotonic() + max(MIN_RENEW_S, (expires_s - time.time()) * RENEW_SHARE)
 
     def _say_good_bye(self) -> None:
         self.ended = "stopped"
