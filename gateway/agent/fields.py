@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-Fields = list[tuple[str, str]]
-"""Pairs of lower-case name and value, so repeated fields survive."""
+from gateway.relay.frames import Fields
 
 CONTEXT = "x-caregate-context"
 _HOP_BY_HOP = frozenset(

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gateway.agent.dial import RECEIVE_BYTES, connect
+from gateway.agent.dial import connect
 
 if TYPE_CHECKING:
     from gevent import socket
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gateway.agent.settings import Endpoint
 
 MAX_IDLE = 16
+RECEIVE_BYTES = 32_768
+"""One turn of the link's writer: more in hand would only wait."""
 Clock = Callable[[], float]
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from gateway.agent.fields import Fields, without_hop_by_hop
+from gateway.agent.fields import without_hop_by_hop
+from gateway.relay.frames import MAX_FIELDS, MAX_HEADER_BYTES, Fields
 
-MAX_HEAD_BYTES = 32_768
-MAX_FIELDS = 100
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}").fullmatch
+_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*").fullmatch
 MAX_SILENT_BYTES = 65_536
 """Of chunk extensions and trailers between two body bytes; they are read and dropped."""
-_BODILESS = frozenset({204, 304})
 
 
 class ResponseBroken(Exception):
@@ -23,7 +24,7 @@ class ResponseBroken(Exception):
 class ResponseHead:
     """Shapes: `fields` are lower-case names with values, hop-by-hop ones and the length removed.
 
-    Units: `length` bytes of body announced, None if not announced.
+    Units: `length` bytes of body announced (to HEAD and by a 304: of the body that is not sent), None if not announced.
     """
 
     status: int
@@ -38,7 +39,7 @@ class ResponseReader:
     """
 
     def __init__(self, method: str) -> None:
-        self._bodiless = method == "HEAD"
+        self._to_head = method == "HEAD"
         self._parser = HttpResponseParser(self)
         self._raw: list[tuple[bytes, bytes]] = []
         self._raw_bytes = 0
@@ -47,13 +48,14 @@ class ResponseReader:
         self._keep_alive = False
         self._fault = ""
         self.head: ResponseHead | None = None
-        self.started = False
         self.complete = False
         self.reusable = False
 
     def feed(self, data: bytes) -> list[bytes]:
         """Body pieces in the data, `head` being set before the first. Raises: ResponseBroken."""
-        self.started = True
+        if self.complete:
+            self.reusable = False
+            return []
         try:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
@@ -61,6 +63,8 @@ class ResponseReader:
             self.reusable = False
             if not self.complete:
                 raise ResponseBroken(self._fault or "syntax") from error
+        if self.complete:
+            del self._parser  # PERF: reader and parser hold each other; without this each answer is cyclic garbage
         pieces, self._pieces = self._pieces, []
         self._limit_silence(0 if pieces else len(data))
         return pieces
@@ -90,8 +94,10 @@ class ResponseReader:
         if self.head is not None:
             return  # a trailer
         self._raw_bytes += len(name) + len(value) + 4
-        if self._raw_bytes > MAX_HEAD_BYTES or len(self._raw) >= MAX_FIELDS:
+        if self._raw_bytes > MAX_HEADER_BYTES or len(self._raw) >= MAX_FIELDS:
             self._refuse("head too large")
+        if not _NAME(name) or not _VALUE(value):
+            self._refuse("header field")
         self._raw.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -104,7 +110,7 @@ class ResponseReader:
         length = self._framed_length(status)
         self._keep_alive = self._parser.should_keep_alive()
         self.head = ResponseHead(status, without_hop_by_hop(fields), length)
-        if self._bodiless:
+        if self._to_head:
             self._finish()
 
     def on_body(self, piece: bytes) -> None:
@@ -131,9 +137,7 @@ class ResponseReader:
             return None
         if len(lengths) > 1 or any(not value.isdigit() or len(value) > 18 for value in lengths):
             self._refuse("content-length")
-        if self._bodiless or status in _BODILESS:
-            return 0
-        return int(lengths[0]) if lengths else None
+        return int(lengths[0]) if lengths and status != 204 else None
 
     def _chunked(self) -> bool:
         codings = [value.lower() for name, value in self._raw if name == b"transfer-encoding"]

@@ -1,0 +1,323 @@
+"""One relayed request at the unit: admitted, dispatched to the local service, answered; or refused, exactly once.
+
+Runs in its own greenlet. The link tells it what arrives (`feed`, `go`) and takes what it has to say.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+import gevent
+from gevent.event import Event
+
+from gateway.agent.allowlist import TargetRefused, canonical_path
+from gateway.agent.context_token import ContextRefused
+from gateway.agent.fields import CONTEXT, forwarded
+from gateway.agent.local_service import ConnectFailed
+from gateway.agent.response import ResponseBroken, ResponseReader
+from gateway.relay.frames import Oversize, Request, ResetCode, Response
+
+if TYPE_CHECKING:
+    from gateway.agent.local_service import LocalConnection, LocalService
+    from gateway.agent.log import Log
+    from gateway.agent.response import ResponseHead
+    from gateway.agent.settings import AgentSettings
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}(?:-[0-9a-f]{1,64}){3}")
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+MARGIN = 0.1
+MAX_MARGIN_S = 0.5
+"""How much earlier than the gateway's deadline the unit gives up, so that its own, truer reason arrives in time."""
+
+
+class Carrier(Protocol):
+    """What an exchange asks of the link it came on. Every method does nothing once the stream has ended."""
+
+    def send_ack(self, stream: int) -> bool: ...
+
+    def send_response(self, stream: int, response: Response, body: bytes, end: bool) -> bool: ...
+
+    def send_data(self, stream: int, body: bytes, end: bool) -> bool:
+        """Yields to the hub until there is room for more."""
+
+    def reset(self, stream: int, code: ResetCode, reason: str, dispatched: bool) -> None: ...
+
+    def consumed(self, stream: int, size: int) -> None: ...
+
+
+class Failed(Exception):
+    """The request cannot be answered; becomes a RESET. `dispatched` None: say what is known by then."""
+
+    def __init__(self, code: ResetCode, reason: str, dispatched: bool | None = None) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+        self.dispatched = dispatched
+
+
+class StreamGone(Exception):
+    """The gateway ended the stream: nobody waits for an answer."""
+
+
+class Exchange:
+    """Units: `started_s` and the deadline monotonic seconds."""
+
+    def __init__(
+        self, carrier: Carrier, settings: AgentSettings, service: LocalService, log: Log, stream: int, request: Request
+    ) -> None:
+        left_s = request.deadline_ms / 1000
+        self._carrier = carrier
+        self._settings = settings
+        self._service = service
+        self._log = log
+        self._stream = stream
+        self._request = request
+        self._started_s = time.monotonic()
+        self._deadline_s = self._started_s + left_s - min(left_s * MARGIN, MAX_MARGIN_S)
+        self._body: deque[bytes] = deque()
+        self._body_ended = False
+        self._body_arrived = Event()
+        self._released = Event()
+        self._bodiless = False
+        self._connection: LocalConnection | None = None
+        self._dispatched = False
+        self._dispatched_s = 0.0
+        self._uploader: gevent.Greenlet | None = None
+        self._uploaded = False
+        self._finished = False
+        if not request.hold:
+            self._released.set()
+
+    # --- what the link says
+
+    def feed(self, body: bytes, end: bool) -> None:
+        """More of the request's body."""
+        if self._finished:
+            self._carrier.consumed(self._stream, len(body))
+            return
+        if body:
+            self._body.append(body)
+        self._body_ended = self._body_ended or end
+        self._body_arrived.set()
+
+    def go(self) -> None:
+        """A held request may be dispatched."""
+        self._released.set()
+
+    # --- the greenlet
+
+    def run(self) -> None:
+        """Yields to the hub. Ends with an answer, a RESET, or silently if the gateway ended the stream."""
+        try:
+            self._relay()
+        except StreamGone:
+            self._tell("abandoned")
+        except Failed as failure:
+            dispatched = self._dispatched if failure.dispatched is None else failure.dispatched
+            self._tell("failed", code=failure.code.name, reason=failure.reason, dispatched=dispatched)
+            self._carrier.reset(self._stream, failure.code, failure.reason, dispatched)
+        except Exception as error:
+            self._log.error("exchange_fault", request=self._request.id, error=type(error).__name__)
+            self._carrier.reset(self._stream, ResetCode.INTERNAL, "agent fault", self._dispatched)
+        finally:
+            self._clean_up()
+
+    def _relay(self) -> None:
+        target = self._admit()
+        connection = self._connect()
+        self._wait_for_go()
+        connection = self._dispatch(connection, target)
+        reader = ResponseReader(self._request.method)
+        self._answer(connection, reader)
+        if reader.reusable and self._uploaded:
+            self._connection = None
+            self._service.release(connection)
+
+    def _clean_up(self) -> None:
+        """Whatever happened, a greenlet's kill included: nothing runs on, no socket stays open, no credit is lost."""
+        if self._uploader is not None:
+            self._uploader.kill(block=False)
+        if self._connection is not None:
+            self._connection.close()
+        self._finished = True
+        left = sum(map(len, self._body))
+        self._body.clear()
+        self._carrier.consumed(self._stream, left)
+
+    def _admit(self) -> str:
+        """The local request target. Raises: Failed, with nothing dispatched."""
+        request = self._request
+        try:
+            path = self._service.endpoint.path + canonical_path(request.target)
+        except TargetRefused as error:
+            raise Failed(ResetCode.REFUSED, "target", False) from error
+        if not self._settings.allow.admits(request.method, path):
+            raise Failed(ResetCode.REFUSED, "not allowed at this unit", False)
+        self._check_context()
+        return self._service.endpoint.path + request.target
+
+    def _check_context(self) -> None:
+        verifier = self._settings.context
+        if verifier is None:
+            return
+        tokens = [value for name, value in self._request.fields if name == CONTEXT]
+        try:
+            if len(tokens) != 1:
+                raise ContextRefused("malformed")
+            verifier.verify(tokens[0], time.time())
+        except ContextRefused as error:
+            raise Failed(ResetCode.REFUSED, f"context: {error}", False) from error
+
+    def _connect(self, *, fresh: bool = False) -> LocalConnection:
+        try:
+            self._connection = self._service.acquire(self._left_s(), fresh=fresh)
+        except ConnectFailed as error:
+            raise Failed(ResetCode.UPSTREAM_CONNECT, str(error), False) from error
+        return self._connection
+
+    # --- out
+
+    def _wait_for_go(self) -> None:
+        if not self._released.wait(self._left_s()):
+            raise Failed(ResetCode.DEADLINE, "held", False)
+
+    def _dispatch(self, connection: LocalConnection, target: str) -> LocalConnection:
+        """ACK, then the first bytes; the connection that took them.
+
+        The rest of a body follows in a greenlet of its own, while the answer may already come. A kept connection that
+        died without taking one byte is replaced, once: nothing was dispatched by then.
+        """
+        head = self._head(target)
+        body, taken = self._next_body()
+        if not self._carrier.send_ack(self._stream):
+            raise StreamGone
+        first = memoryview(head + body)
+        try:
+            sent = self._send_first(connection, first)
+        except OSError as error:
+            if not connection.reused:
+                raise Failed(ResetCode.UPSTREAM_CONNECT, type(error).__name__, False) from error
+            connection.close()
+            connection = self._connect(fresh=True)
+            sent = self._send_first_or_fail(connection, first)
+        if sent == len(first) and self._body_ended and not self._body:
+            self._carrier.consumed(self._stream, taken)
+            self._uploaded = True
+        else:
+            self._uploader = gevent.spawn(self._upload, connection, first[sent:], taken)
+        return connection
+
+    def _send_first(self, connection: LocalConnection, first: memoryview) -> int:
+        """Raises: OSError if no byte was taken."""
+        sent = connection.send_some(first, self._left_s())
+        self._dispatched = True
+        self._dispatched_s = time.monotonic()
+        return sent
+
+    def _send_first_or_fail(self, connection: LocalConnection, first: memoryview) -> int:
+        try:
+            return self._send_first(connection, first)
+        except OSError as error:
+            raise Failed(ResetCode.UPSTREAM_CONNECT, type(error).__name__, False) from error
+
+    def _upload(self, connection: LocalConnection, rest: memoryview | bytes, taken: int) -> None:
+        """Write the rest of the request; a service that stops reading may still answer, so an error ends only this."""
+        try:
+            while True:
+                if rest:
+                    connection.send_all(rest, self._left_s())
+                self._carrier.consumed(self._stream, taken)
+                if self._body_ended and not self._body:
+                    break
+                self._body_arrived.wait()
+                self._body_arrived.clear()
+                rest, taken = self._next_body()
+        except (OSError, Failed):
+            return
+        self._uploaded = True
+
+    def _next_body(self) -> tuple[bytes, int]:
+        """What has arrived, framed for the local connection, and how many body bytes that is."""
+        body = b"".join(self._body)
+        self._body.clear()
+        if self._request.length is not None or self._bodiless:
+            return body, len(body)
+        chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+        return (chunk + b"0\r\n\r\n" if self._body_ended else chunk), len(body)
+
+    def _head(self, target: str) -> bytes:
+        request = self._request
+        self._bodiless = request.length is None and self._body_ended and not self._body
+        lines = [f"{request.method} {target} HTTP/1.1", f"host: {self._service.endpoint.authority}"]
+        lines += [f"{name}: {value}" for name, value in forwarded(request.fields)]
+        lines += self._framing()
+        if request.traceparent is not None and _TRACEPARENT.fullmatch(request.traceparent):
+            lines += [] if _has(request, "traceparent") else [f"traceparent: {request.traceparent}"]
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+    def _framing(self) -> list[str]:
+        request = self._request
+        if request.length is None and not self._bodiless:
+            return ["transfer-encoding: chunked"]
+        length = request.length or 0
+        return [f"content-length: {length}"] if length or request.method in _WITH_BODY else []
+
+    # --- back
+
+    def _answer(self, connection: LocalConnection, reader: ResponseReader) -> None:
+        body = self._receive(connection, reader)
+        while reader.head is None:
+            body = self._receive(connection, reader)
+        self._send_head(reader.head, body, reader.complete)
+        while not reader.complete:
+            body = self._receive(connection, reader)
+            if (body or reader.complete) and not self._carrier.send_data(self._stream, body, reader.complete):
+                raise StreamGone
+        self._tell("relayed", status=reader.head.status)
+
+    def _receive(self, connection: LocalConnection, reader: ResponseReader) -> bytes:
+        """The next body bytes; none if only the head or framing came."""
+        try:
+            data = connection.receive(self._left_s())
+            if data:
+                return b"".join(reader.feed(data))
+            reader.end_of_stream()
+            return b""
+        except ResponseBroken as error:
+            raise Failed(ResetCode.UPSTREAM_PROTOCOL, str(error)) from error
+        except TimeoutError as error:
+            raise Failed(ResetCode.UPSTREAM_TIMEOUT, "no answer in time") from error
+        except OSError as error:
+            raise Failed(ResetCode.UPSTREAM_PROTOCOL, type(error).__name__) from error
+
+    def _send_head(self, head: ResponseHead, body: bytes, end: bool) -> None:
+        spent_ms = int((time.monotonic() - self._dispatched_s) * 1000)
+        response = Response(head.status, head.fields, head.length, spent_ms)
+        try:
+            alive = self._carrier.send_response(self._stream, response, body, end)
+        except Oversize as error:
+            raise Failed(ResetCode.UPSTREAM_PROTOCOL, "head too large") from error
+        if not alive:
+            raise StreamGone
+
+    # ---
+
+    def _left_s(self) -> float:
+        """Raises: Failed when nothing is left."""
+        left_s = self._deadline_s - time.monotonic()
+        if left_s <= 0:
+            code = ResetCode.UPSTREAM_TIMEOUT if self._dispatched else ResetCode.DEADLINE
+            raise Failed(code, "no answer in time" if self._dispatched else "deadline")
+        return left_s
+
+    def _tell(self, event: str, **fields: object) -> None:
+        spent_ms = int((time.monotonic() - self._started_s) * 1000)
+        write = self._log.info if event == "failed" else self._log.debug
+        write(f"exchange_{event}", request=self._request.id, spent_ms=spent_ms, **fields)
+
+
+def _has(request: Request, name: str) -> bool:
+    return any(own == name for own, _ in request.fields)

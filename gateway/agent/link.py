@@ -1,0 +1,351 @@
+"""One connection to the gateway: a relay session over a WebSocket, one greenlet that reads and one that writes.
+
+Nobody else touches the socket. An exchange asks for frames, the writer sends them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import gevent
+from gevent.event import AsyncResult, Event
+
+from fastpath.frames import (
+    OP_BINARY,
+    OP_CLOSE,
+    OP_PING,
+    OP_PONG,
+    OP_TEXT,
+    Decoder,
+    FrameError,
+    decode_close,
+    encode_close,
+    encode_frame,
+)
+from gateway.agent.exchange import Exchange
+from gateway.relay import events as ev
+from gateway.relay.frames import GoAwayCode, Hello, ResetCode, Response, Welcome
+from gateway.relay.session import Limits, State, UnitSession
+
+if TYPE_CHECKING:
+    from gevent import socket
+
+    from gateway.agent.local_service import LocalService
+    from gateway.agent.log import Log
+    from gateway.agent.settings import AgentSettings
+
+RECEIVE_BYTES = 65_536
+ROOM_BYTES = 32_768
+"""An exchange may put more of its answer in hand while less than this is unsent."""
+RENEW_AT = 0.6
+"""Of a token's remaining life; late enough to be rare, early enough for two more attempts."""
+CLOSE_GRACE_S = 1.0
+LEAVING_LOOK_S = 0.05
+"""How often a connection that is to end looks whether its last stream has."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkEnd:
+    """How a connection ended, or that it is going to (`goaway` set, the connection still open).
+
+    Units: `lived_s` seconds since WELCOME, 0 if there was none.
+    """
+
+    reason: str
+    lived_s: float = 0.0
+    goaway: ev.GoAwayReceived | None = None
+
+
+class Link:
+    """Run it once, in its own greenlet. `outcome` is set at GOAWAY or at the end, whichever is first."""
+
+    def __init__(
+        self, settings: AgentSettings, service: LocalService, log: Log, hello: Hello, on_active: Callable[[], None]
+    ) -> None:
+        """`on_active` is called at WELCOME."""
+        limits = Limits(max_streams=settings.max_streams)
+        self._settings = settings
+        self._service = service
+        self._on_active = on_active
+        self._log = log
+        self._session = UnitSession(limits, time.monotonic(), hello)
+        self._decoder = Decoder(masked=False, max_bytes=limits.max_frame)
+        self._exchanges: dict[int, tuple[Exchange, gevent.Greenlet]] = {}
+        self._room: dict[int, Event] = {}
+        self._wake = Event()
+        self._pong: bytes | None = None
+        self._closing: bytes | None = None
+        self._leaving = False
+        self._welcomed_s = 0.0
+        self._renew_s = float("inf")
+        self._end = ""
+        self.outcome: AsyncResult = AsyncResult()
+
+    # --- what the agent asks
+
+    @property
+    def streams(self) -> int:
+        return len(self._exchanges)
+
+    def leave(self, why: str) -> None:
+        """Take no new requests; the connection ends when the open ones have."""
+        if not self._leaving:
+            self._leaving = True
+            self._session.go_away(GoAwayCode.DRAIN, why)
+            self._wake.set()
+
+    def close(self, why: str) -> None:
+        """End now; what is open is lost."""
+        self._session.close(GoAwayCode.DRAIN, why)
+        self._finish(why)
+
+    # --- the two greenlets
+
+    def run(self, sock: socket.socket, unread: bytes) -> None:
+        """Serve the connection until it ends, then close the socket. Yields to the hub."""
+        writer = gevent.spawn(self._write, sock)
+        try:
+            self._read(sock, unread)
+        except OSError as error:
+            self._finish(type(error).__name__)
+        except Exception as error:
+            self._log.error("link_fault", error=type(error).__name__)
+            self._finish("fault")
+        finally:
+            self._wake.set()
+            writer.join(CLOSE_GRACE_S)
+            writer.kill()
+            sock.close()
+            self._release_all()
+
+    def _read(self, sock: socket.socket, data: bytes | None) -> None:
+        while data != b"":
+            if data:
+                self._take(data)
+            self._tick()
+            if self._end:
+                return
+            if self._leaving and self._session.idle and not self._exchanges:
+                self._finish("left")
+                return
+            data = self._receive(sock)
+        self._finish("closed by the gateway")
+
+    def _receive(self, sock: socket.socket) -> bytes | None:
+        """Bytes, nothing at the end of the stream, None when a tick is due.
+
+        NOTE: a timeout of the socket would hold for the writer too.
+        """
+        wait_s = min(self._session.next_deadline_s, self._renew_s) - time.monotonic()
+        if self._leaving:
+            wait_s = min(wait_s, LEAVING_LOOK_S)
+        with gevent.Timeout(max(wait_s, 0.001), False):
+            return bytes(sock.recv(RECEIVE_BYTES))
+        return None
+
+    def _write(self, sock: socket.socket) -> None:
+        try:
+            while self._closing is None:
+                self._wake.wait()
+                self._wake.clear()
+                self._flush(sock)
+            sock.sendall(self._closing)
+        except OSError as error:
+            self._finish(type(error).__name__)
+        _shut(sock)
+
+    def _flush(self, sock: socket.socket) -> None:
+        session = self._session
+        while session.has_frames or self._pong is not None:
+            frames = [encode_frame(OP_BINARY, message, os.urandom(4)) for message in self._messages()]
+            if self._pong is not None:
+                frames.append(encode_frame(OP_PONG, self._pong, os.urandom(4)))
+                self._pong = None
+            sock.sendall(b"".join(frames))
+            self._tell_room()
+
+    def _messages(self) -> list[bytes]:
+        return self._session.data_to_send(time.monotonic())
+
+    def _tell_room(self) -> None:
+        for stream, _ in self._session.take_flushed():
+            room = self._room.get(stream)
+            if room is not None:
+                room.set()
+
+    # --- arrivals
+
+    def _take(self, data: bytes) -> None:
+        try:
+            messages = self._decoder.feed(data)
+        except FrameError:
+            return
+        for opcode, payload in messages:
+            if self._end:
+                return
+            self._take_message(opcode, payload)
+        fault = self._decoder.error
+        if fault is not None and not self._end:
+            self._log.warning("websocket_fault", code=fault.code)
+            self._closing = encode_close(fault.code, "", os.urandom(4))
+            self._finish("websocket fault")
+
+    def _take_message(self, opcode: int, payload: bytes | str) -> None:
+        if isinstance(payload, str) or opcode == OP_TEXT:
+            self._on_events(self._session.receive_text())
+        elif opcode == OP_BINARY:
+            self._on_events(self._session.receive(payload, time.monotonic()))
+        elif opcode == OP_PING:
+            self._pong = payload
+            self._wake.set()
+        elif opcode == OP_CLOSE:
+            code, _ = decode_close(payload)
+            self._finish(f"closed by the gateway with {code}")
+
+    def _tick(self) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._session.next_deadline_s:
+            self._on_events(self._session.tick(now_s))
+        if now_s >= self._renew_s and self._session.state is not State.CLOSED:
+            self._renew_s = now_s + 30.0
+            self._session.renew_token(self._settings.identity.token(time.time()))
+            self._wake.set()
+
+    def _on_events(self, events: list[ev.Event]) -> None:
+        for event in events:
+            self._on_event(event)
+        if self._session.has_frames:
+            self._wake.set()
+
+    def _on_event(self, event: ev.Event) -> None:
+        match event:
+            case ev.RequestReceived():
+                self._start(event)
+            case ev.DataReceived(stream, body, end):
+                self._feed(stream, body, end)
+            case ev.GoReceived(stream) if stream in self._exchanges:
+                self._exchanges[stream][0].go()
+            case ev.StreamAborted(stream):
+                self._abort(stream)
+            case ev.WelcomeReceived(welcome):
+                self._welcome(welcome)
+            case ev.TokenAccepted(exp):
+                self._plan_renewal(exp)
+            case ev.GoAwayReceived():
+                self._on_goaway(event)
+            case ev.SessionClosed(reason, detail):
+                self._log.warning("session_closed", reason=reason, detail=detail)
+                self._finish(reason)
+
+    def _welcome(self, welcome: Welcome) -> None:
+        self._welcomed_s = time.monotonic()
+        self._plan_renewal(welcome.token_exp)
+        self._log.info("connected", conn=welcome.conn, node=welcome.node, worker=welcome.worker)
+        self._on_active()
+
+    def _plan_renewal(self, exp: int) -> None:
+        """Units: `exp` seconds since 1970; 0: the gateway does not end the link with the token."""
+        left_s = exp - time.time()
+        self._renew_s = time.monotonic() + max(1.0, left_s * RENEW_AT) if exp else float("inf")
+
+    def _on_goaway(self, event: ev.GoAwayReceived) -> None:
+        self._log.info("goaway", code=event.code, retry_ms=event.retry_ms, why=event.why)
+        self._tell(LinkEnd("goaway", self._lived_s(), event))
+
+    # --- exchanges
+
+    def _start(self, event: ev.RequestReceived) -> None:
+        stream = event.stream
+        exchange = Exchange(self, self._settings, self._service, self._log, stream, event.request)
+        exchange.feed(event.body, event.end)
+        self._exchanges[stream] = (exchange, gevent.spawn(self._run_exchange, stream, exchange))
+
+    def _run_exchange(self, stream: int, exchange: Exchange) -> None:
+        try:
+            exchange.run()
+        finally:
+            self._exchanges.pop(stream, None)
+            self._room.pop(stream, None)
+            if self._leaving:
+                self._wake.set()
+
+    def _feed(self, stream: int, body: bytes, end: bool) -> None:
+        entry = self._exchanges.get(stream)
+        if entry is None:
+            self._session.consumed(stream, len(body))
+        else:
+            entry[0].feed(body, end)
+
+    def _abort(self, stream: int) -> None:
+        # NOTE: a greenlet that is killed before it ran never cleans up, so the entry goes here.
+        entry = self._exchanges.pop(stream, None)
+        self._room.pop(stream, None)
+        if entry is not None:
+            entry[1].kill(block=False)
+
+    # --- Carrier: called by exchanges
+
+    def send_ack(self, stream: int) -> bool:
+        return self._sent(self._session.send_ack(stream))
+
+    def send_response(self, stream: int, response: Response, body: bytes, end: bool) -> bool:
+        return self._sent(self._session.send_response(stream, response, body, end))
+
+    def send_data(self, stream: int, body: bytes, end: bool) -> bool:
+        """Yields to the hub until there is room for more."""
+        while self._session.queued_bytes(stream) >= ROOM_BYTES:
+            room = self._room.setdefault(stream, Event())
+            room.clear()
+            room.wait()
+        return self._sent(self._session.send_data(stream, body, end))
+
+    def reset(self, stream: int, code: ResetCode, reason: str, dispatched: bool) -> None:
+        self._session.reset(stream, code, reason, dispatched)
+        self._wake.set()
+
+    def consumed(self, stream: int, size: int) -> None:
+        if size:
+            self._session.consumed(stream, size)
+            if self._session.has_frames:
+                self._wake.set()
+
+    def _sent(self, alive: bool) -> bool:
+        self._wake.set()
+        return alive
+
+    # --- the end
+
+    def _finish(self, reason: str) -> None:
+        """Remember why, say goodbye if the socket lives, and tell whoever waits; the first reason counts."""
+        if self._end:
+            return
+        self._end = reason
+        if self._closing is None:
+            self._closing = encode_close(1000, "", os.urandom(4))
+        self._wake.set()
+
+    def _release_all(self) -> None:
+        self._session.fail_all()
+        for _, greenlet in list(self._exchanges.values()):
+            greenlet.kill(block=False)
+        self._log.info("disconnected", reason=self._end, lived_s=round(self._lived_s(), 1))
+        self._tell(LinkEnd(self._end, self._lived_s()))
+
+    def _tell(self, end: LinkEnd) -> None:
+        if not self.outcome.ready():
+            self.outcome.set(end)
+
+    def _lived_s(self) -> float:
+        return time.monotonic() - self._welcomed_s if self._welcomed_s else 0.0
+
+
+def _shut(sock: socket.socket) -> None:
+    """Nothing more is written: the reader wakes up and sees the end."""
+    try:
+        sock.shutdown(2)
+    except OSError:
+        pass
