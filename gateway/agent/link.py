@@ -107,9 +107,10 @@ class Link:
 
     def run(self, sock: socket.socket, unread: bytes) -> None:
         """Serve the connection until it ends, then close the socket. Yields to the hub."""
+        self._wake.set()  # HELLO waits in the session
         writer = gevent.spawn(self._write, sock)
         try:
-            self._read(sock, unread)
+            self._read(sock, unread or None)
         except OSError as error:
             self._finish(type(error).__name__)
         except Exception as error:

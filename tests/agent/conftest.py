@@ -1,0 +1,313 @@
+"""A scripted gateway and a scripted local service, both on real sockets, for the agent between them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from gevent import socket
+from gevent.queue import Empty, Queue
+from gevent.server import StreamServer
+
+from fastpath.frames import OP_BINARY, OP_CLOSE, Decoder, encode_close, encode_frame
+from gateway.agent.allowlist import EVERYTHING
+from gateway.agent.identity import UnitIdentity
+from gateway.agent.log import Log
+from gateway.agent.service import Agent
+from gateway.agent.settings import AgentSettings, Endpoint
+from gateway.relay import events as ev
+from gateway.relay.frames import Request, Welcome
+from gateway.relay.session import GatewaySession, Limits
+
+WAIT_S = 5.0
+GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+
+class Peer:
+    """The gateway's end of one connection, with the real session."""
+
+    def __init__(self, sock: Any, limits: Limits, welcome: dict[str, Any]) -> None:
+        self.sock = sock
+        self.session = GatewaySession(limits, time.monotonic())
+        self.decoder = Decoder(masked=True, max_bytes=limits.max_frame)
+        self.events: Queue = Queue()
+        self.log: list[ev.Event] = []
+        self.closed = gevent.event.Event()
+        self.close_code = 0
+        self.hello: Any = None
+        self.auto_consume = True
+        self._limits = limits
+        self._welcome = welcome
+
+    def run(self) -> None:
+        try:
+            while data := self.sock.recv(65536):
+                for opcode, payload in self.decoder.feed(data):
+                    if opcode == OP_BINARY:
+                        self._take(payload)
+                    elif opcode == OP_CLOSE:
+                        self.close_code = int.from_bytes(payload[:2], "big")
+        except OSError:
+            pass
+        finally:
+            self.closed.set()
+            self.sock.close()
+
+    def _take(self, payload: bytes) -> None:
+        for event in self.session.receive(payload, time.monotonic()):
+            if isinstance(event, ev.HelloReceived):
+                self.hello = event.hello
+                given = {"conn": "c1", "epoch": 1, "node": "n", "worker": 0, **self._welcome}
+                self.session.welcome(Welcome(**given), time.monotonic(), event.hello)
+            body = getattr(event, "body", b"")
+            if body and self.auto_consume:
+                self.session.consumed(event.stream, len(body))
+            self.log.append(event)
+            self.events.put(event)
+        self.flush()
+
+    def flush(self) -> None:
+        while self.session.has_frames:
+            for message in self.session.data_to_send(time.monotonic()):
+                self.sock.sendall(encode_frame(OP_BINARY, message))
+
+    def raw(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def request(self, method: str = "GET", target: str = "/x", body: bytes = b"", end: bool = True, **more: Any) -> int:
+        deadline_ms = more.pop("deadline_ms", 5000)
+        length = more.pop("length", len(body) if end else None)
+        fields = more.pop("fields", [])
+        request = Request("req-1", method, target, fields, length, deadline_ms, **more)
+        stream = self.session.send_request(request, time.monotonic() + deadline_ms / 1000 + 2, body, end)
+        self.flush()
+        return stream
+
+    def data(self, stream: int, body: bytes, end: bool = False) -> None:
+        self.session.send_data(stream, body, end)
+        self.flush()
+
+    def expect(self, kind: type, timeout_s: float = WAIT_S) -> Any:
+        """The next event of this kind; others before it are dropped."""
+        with gevent.Timeout(timeout_s, AssertionError(f"no {kind.__name__}; got {self.log}")):
+            while True:
+                event = self.events.get()
+                if isinstance(event, kind):
+                    return event
+
+    def answer(self, stream: int) -> tuple[ev.ResponseReceived, bytes]:
+        """The whole answer of a stream."""
+        head = self.expect(ev.ResponseReceived)
+        assert head.stream == stream
+        body, end = head.body, head.end
+        while not end:
+            piece = self.expect(ev.DataReceived)
+            body += piece.body
+            end = piece.end
+        return head, body
+
+    def nothing(self, kind: type) -> None:
+        """No such event is waiting or has been seen."""
+        assert not [event for event in self.log if isinstance(event, kind)], self.log
+
+    def close(self, code: int = 1000) -> None:
+        try:
+            self.sock.sendall(encode_close(code))
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+
+class FakeGateway:
+    """Accepts agents. `script(attempt)` gives plain bytes to answer instead of the upgrade, or None to upgrade."""
+
+    def __init__(self) -> None:
+        self.script: Callable[[int, bytes], bytes | None] = lambda attempt, head: None
+        self.limits = Limits()
+        self.welcome: dict[str, Any] = {}
+        self.heads: list[bytes] = []
+        self.peers: list[Peer] = []
+        self._arrived: Queue = Queue()
+        self._server = StreamServer(("127.0.0.1", 0), self._serve)
+        self._server.start()
+        self.port = self._server.server_port
+
+    def _serve(self, sock: Any, _: Any) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            data = sock.recv(65536)
+            if not data:
+                return
+            head += data
+        self.heads.append(head)
+        refusal = self.script(len(self.heads), head)
+        if refusal is not None:
+            sock.sendall(refusal)
+            sock.close()
+            return
+        sock.sendall(self.upgrade(head))
+        peer = Peer(sock, self.limits, self.welcome)
+        self.peers.append(peer)
+        self._arrived.put(peer)
+        peer.run()
+
+    @staticmethod
+    def upgrade(head: bytes, **change: str) -> bytes:
+        key = re.search(rb"sec-websocket-key: (\S+)", head, re.IGNORECASE)
+        assert key
+        accept = base64.b64encode(hashlib.sha1(key[1] + GUID).digest()).decode()
+        fields = {
+            "Upgrade": "websocket",
+            "Connection": "Upgrade",
+            "Sec-WebSocket-Accept": accept,
+            "Sec-WebSocket-Protocol": "caregate.relay.v1",
+            **{name.replace("_", "-"): value for name, value in change.items()},
+        }
+        lines = [f"{name}: {value}" for name, value in fields.items() if value]
+        return ("HTTP/1.1 101 Switching Protocols\r\n" + "\r\n".join(lines) + "\r\n\r\n").encode()
+
+    def accept(self, timeout_s: float = WAIT_S) -> Peer:
+        """The next connection, after its HELLO."""
+        try:
+            peer = self._arrived.get(timeout=timeout_s)
+        except Empty:
+            raise AssertionError("no agent dialled") from None
+        peer.expect(ev.HelloReceived)
+        return peer
+
+    def stop(self) -> None:
+        self._server.stop(timeout=0)
+        for peer in self.peers:
+            peer.close()
+
+
+class FakeService:
+    """A local service: `handler(connection number, socket)` plays it."""
+
+    def __init__(self) -> None:
+        self.handler: Callable[[int, Any], None] = lambda number, sock: None
+        self.connections = 0
+        self._server = StreamServer(("127.0.0.1", 0), self._serve)
+        self._server.start()
+        self.port = self._server.server_port
+
+    def _serve(self, sock: Any, _: Any) -> None:
+        self.connections += 1
+        try:
+            self.handler(self.connections, sock)
+        except OSError:
+            pass
+        finally:
+            sock.close()
+
+    def stop(self) -> None:
+        self._server.stop(timeout=0)
+
+
+def read_request(sock: Any) -> bytes:
+    """A request's head, and its body if it has a content-length."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        piece = sock.recv(65536)
+        if not piece:
+            return b""
+        data += piece
+    length = re.search(rb"content-length: (\d+)", data)
+    wanted = data.index(b"\r\n\r\n") + 4 + (int(length[1]) if length else 0)
+    while len(data) < wanted:
+        data += sock.recv(65536)
+    return data
+
+
+def make_key() -> bytes:
+    key = ed25519.Ed25519PrivateKey.generate()
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+class Rig:
+    """A gateway, an agent and a local service; `start` begins once the scripts are set."""
+
+    def __init__(self) -> None:
+        self.gateway = FakeGateway()
+        self.service = FakeService()
+        self.pauses: list[float] = []
+        self.lines: list[dict[str, Any]] = []
+        self.agent: Agent | None = None
+        self.settings = AgentSettings(
+            gateway=Endpoint(False, "127.0.0.1", self.gateway.port, "/relay/v1/connect"),
+            target=Endpoint(False, "127.0.0.1", self.service.port, ""),
+            identity=UnitIdentity("linden-clinic", "linden-clinic", make_key()),
+            allow=EVERYTHING,
+            connections=1,
+            dial_timeout_s=2.0,
+        )
+
+    def start(self, **changes: Any) -> Agent:
+        self.settings = replace(self.settings, **changes)
+        self.agent = Agent(self.settings, self._log(), draw=lambda: 0.5, pause=self._pause)
+        self.agent.start()
+        return self.agent
+
+    def connect(self, **changes: Any) -> Peer:
+        self.start(**changes)
+        return self.gateway.accept()
+
+    def wait_for(self, condition: Callable[[], object], timeout_s: float = WAIT_S) -> None:
+        with gevent.Timeout(timeout_s, AssertionError("condition not met")):
+            while not condition():
+                gevent.sleep(0.005)
+
+    def _pause(self, seconds: float) -> None:
+        """The clock of the agent's dials: every wait is recorded and over at once."""
+        self.pauses.append(seconds)
+        gevent.sleep(0.001 if len(self.pauses) < 50 else 10)
+
+    def _log(self) -> Log:
+        import orjson
+
+        lines = self.lines
+
+        class Sink:
+            def write(self, line: bytes) -> None:
+                lines.append(orjson.loads(line))
+
+            def flush(self) -> None:
+                pass
+
+        return Log("debug", Sink())  # type: ignore[arg-type]
+
+    def stop(self) -> None:
+        if self.agent is not None:
+            self.agent.drain(0.01)
+        self.gateway.stop()
+        self.service.stop()
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    made = Rig()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def read() -> Callable[[Any], bytes]:
+    return read_request
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "unit.key"
+    path.write_bytes(make_key())
+    path.chmod(0o600)
+    return path
