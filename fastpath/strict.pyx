@@ -58,10 +58,10 @@ cdef bytes base64url_bytes(const unsigned char* text, Py_ssize_t n):
         bad |= a | b
         out[o] = <unsigned char>(a << 2 | b >> 4)
         if tail == 2:
-            bad |= (b & 0x0F) << 4
+            bad |= 0xC0 if b & 0x0F else 0
         else:
             c = _SEXTET[text[i + 2]]
-            bad |= c | (c & 0x03) << 6
+            bad |= c | (0xC0 if c & 0x03 else 0)
             out[o + 1] = <unsigned char>(b << 4 | c >> 2)
     return None if bad & 0xC0 else result
 

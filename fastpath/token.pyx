@@ -482,6 +482,8 @@ cdef class Verifier:
         cdef str found = None
         if type(aud) is str:
             aud = (aud,)
+        elif aud is None:
+            raise TokenError("audience", "aud is missing")
         elif type(aud) is not list:
             raise TokenError("audience", "aud is not a string or an array of strings")
         for member in aud:
