@@ -51,6 +51,8 @@ class RequestContext:
     """Path parameters, percent-decoded."""
     deadline_ns: int = 0
     limit_headers: tuple[tuple[str, str], ...] = ()
+    limits_taken: list[Any] = field(default_factory=list)
+    """What `http.admission` charged for this request, to be given back if a later limit refuses."""
     error: GatewayError | None = None
     unit: str | None = None
     delivery: str | None = None

@@ -6,6 +6,9 @@ import enum
 from dataclasses import dataclass, field
 
 RESERVED_PREFIXES = ("/relay/", "/auth/", "/admin/", "/audit/")
+"""Paths of the gateway itself: no controller's template may begin with one."""
+
+RESERVED_PREFIXES = ("/relay/", "/auth/", "/admin/", "/audit/")
 """Paths of the gateway itself: no controller may lie under them."""
 
 

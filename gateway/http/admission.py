@@ -1,0 +1,194 @@
+"""Rate limits: which buckets a request takes from, and what the answer tells the caller about them.
+
+Limits per address come before routing, for every request. Limits of the caller's role and of the route come when both
+are known. They are taken in that order; the first that refuses gives back what the others took.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import falcon
+
+from fastpath.bucket import BucketTable
+from gateway.config.snapshot import Snapshot
+from gateway.context import RequestContext
+from gateway.errors import RateLimited
+from gateway.routing.model import Limit, LimitKey, Route, UnitAction
+
+_MAX_RULES = 4096
+_OF_CALLER = frozenset({LimitKey.ADDRESS, LimitKey.PRINCIPAL, LimitKey.ROLE})
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """A limit with what is derived from it once.
+
+    Its buckets' keys begin with `prefix`, which names its figures too: a rule that a reload changed starts new buckets.
+    """
+
+    limit: Limit
+    prefix: str
+    number: int
+    policy: str
+
+
+class _Take(NamedTuple):
+    """One token taken for a request, as the bucket answered."""
+
+    rule: _Rule
+    key: int
+    taken_ns: int
+    left: int
+    reset_ns: int
+
+
+class Admission:
+    """Middleware: takes the tokens a request costs.
+
+    Holds: the derived form of limits seen, at most 4096.
+    """
+
+    def __init__(self, table: BucketTable, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        """Units: `clock_ns` nanoseconds of a clock that all workers of the machine share."""
+        self._table = table
+        self._clock_ns = clock_ns
+        self._rules: dict[int, _Rule] = {}
+
+    def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Raises: RateLimited."""
+        ctx: RequestContext = req.context.gateway
+        snapshot: Snapshot = ctx.snapshot
+        if snapshot.address_limits:
+            self._admit(ctx, snapshot.address_limits)
+
+    def process_resource(
+        self, req: falcon.Request, resp: falcon.Response, resource: object, params: dict[str, object]
+    ) -> None:
+        """Raises: RateLimited."""
+        ctx: RequestContext = req.context.gateway
+        route = ctx.route
+        if route is None:
+            return
+        limits = route.limits
+        if ctx.principal is not None:
+            snapshot: Snapshot = ctx.snapshot
+            role = snapshot.roles.get(ctx.principal.role)
+            if role is not None and role.limits:
+                limits = role.limits + limits
+        if limits:
+            self._admit(ctx, [limit for limit in limits if _applies(limit, route, ctx)])
+
+    def _admit(self, ctx: RequestContext, limits: Iterable[Limit]) -> None:
+        now_ns = self._clock_ns()
+        taken: list[_Take] = ctx.limits_taken
+        for limit in limits:
+            rule = self._rule(limit)
+            key = self._table.key(rule.prefix, *_subject(limit.per, ctx))
+            if any(take.key == key for take in taken):
+                continue
+            ok, left, wait_ns, reset_ns = self._table.take(key, limit.interval_ns, limit.burst, now_ns, rule.number)
+            if not ok:
+                raise self._refusal(ctx, rule, wait_ns)
+            taken.append(_Take(rule, key, now_ns, left, reset_ns))
+        ctx.limit_headers = _fields((take.rule, take.left, take.reset_ns) for take in taken)
+
+    def _refusal(self, ctx: RequestContext, rule: _Rule, wait_ns: int) -> RateLimited:
+        """Give back what the request took, the last take first, and say which limit refused it."""
+        taken: list[_Take] = ctx.limits_taken
+        rows = [(take.rule, take.left + self._give_back(take), take.reset_ns) for take in reversed(taken)]
+        taken.clear()
+        ctx.limit_headers = _fields([*reversed(rows), (rule, 0, wait_ns)])
+        ctx.rule = f"limit:{rule.limit.name}"
+        return RateLimited(retry_after_s=_seconds(wait_ns), headers=ctx.limit_headers)
+
+    def _give_back(self, take: _Take) -> bool:
+        rule = take.rule
+        return self._table.give_back(take.key, rule.limit.interval_ns, take.taken_ns, take.reset_ns, rule.number)
+
+    def _rule(self, limit: Limit) -> _Rule:
+        # PERF: by identity, because hashing a Limit costs as much as the take; the rule keeps its limit alive.
+        rule = self._rules.get(id(limit))
+        if rule is None or rule.limit is not limit:
+            if len(self._rules) >= _MAX_RULES:
+                self._rules.clear()
+            rule = self._rules[id(limit)] = self._derive(limit)
+        return rule
+
+    def _derive(self, limit: Limit) -> _Rule:
+        prefix = f"{limit.name} {limit.per} {limit.interval_ns} {limit.burst}"
+        return _Rule(limit, prefix, self._table.key(prefix), f'"{limit.name}";q={limit.burst};w={limit.window_s}')
+
+
+def _applies(limit: Limit, route: Route, ctx: RequestContext) -> bool:
+    """Whether a request takes from a limit's bucket."""
+    # SEC: whom the route will refuse anyway takes nothing from buckets that its callers share, or he could empty them.
+    if limit.per is LimitKey.ADDRESS:
+        return True
+    principal = ctx.principal
+    if principal is None:
+        return False
+    return limit.per in _OF_CALLER or (principal.audience in route.audiences and principal.role in route.roles)
+
+
+def _subject(per: LimitKey, ctx: RequestContext) -> tuple[str, ...]:
+    """What the bucket belongs to, as parts of its key."""
+    if per is LimitKey.ADDRESS:
+        return (address_block(ctx.client_address),)
+    assert ctx.principal is not None  # noqa: S101
+    assert ctx.route is not None  # noqa: S101
+    if per is LimitKey.PRINCIPAL:
+        return ctx.principal.issuer, ctx.principal.subject
+    if per is LimitKey.ROLE:
+        return (ctx.principal.role,)
+    if per is LimitKey.ROUTE:
+        return (ctx.route.name,)
+    return (_unit(ctx.route, ctx.params),)
+
+
+def _unit(route: Route, params: dict[str, str]) -> str:
+    """The unit of a request; "" for a route without one, so that such requests share a bucket."""
+    action = route.action
+    if not isinstance(action, UnitAction):
+        return ""
+    return params.get(action.unit_param, "") if action.unit_param is not None else action.unit or ""
+
+
+@lru_cache(maxsize=65_536)
+def address_block(address: str) -> str:
+    """What counts as one caller's address: an IPv4 address, or the /64 network of an IPv6 address.
+
+    An IPv4 address written as IPv6 (::ffff:a.b.c.d) is the IPv4 address. Text that is no address stands for itself.
+    """
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return f"{parsed.packed[:8].hex()}/64"
+
+
+def _fields(rows: Iterable[tuple[_Rule, int, int]]) -> tuple[tuple[str, str], ...]:
+    """The two response fields: every policy that was looked at, in the order they were taken.
+
+    Units: rows are (rule, tokens left, nanoseconds until full, or of a refusal until the next token).
+    Source: draft-ietf-httpapi-ratelimit-headers-10.
+    """
+    rows = list(rows)
+    if not rows:
+        return ()
+    states = [f'"{rule.limit.name}";r={left};t={_seconds(wait_ns)}' for rule, left, wait_ns in rows]
+    return ("RateLimit", ", ".join(states)), ("RateLimit-Policy", ", ".join([rule.policy for rule, _, _ in rows]))
+
+
+def _seconds(ns: int) -> int:
+    """Whole seconds, rounded up, at least one."""
+    return max(1, -(-ns // 1_000_000_000))

@@ -1,0 +1,97 @@
+"""Falcon's router seam over the snapshot's route table, matching the canonical raw path and nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastpath.routes import RouteConflict, RouteTable, decode_segment
+from gateway.errors import InternalError, MethodNotMapped, NotFound
+from gateway.routing.kinds import Endpoint, ResourceTable, Responder, endpoint
+from gateway.routing.model import Route
+
+if TYPE_CHECKING:
+    import falcon
+
+    from gateway.config.snapshot import Snapshot, SnapshotHolder
+    from gateway.context import RequestContext
+
+Found = tuple[object, dict[str, Responder], dict[str, Any], str]
+
+
+class Router:
+    """Finds what answers a request: a route of the configuration, or one of the gateway's own resources.
+
+    Its own resources live under prefixes that no route of the configuration may use, so neither hides the other.
+    """
+
+    def __init__(self, holder: SnapshotHolder, resources: ResourceTable) -> None:
+        self._holder = holder
+        self._resources = resources
+        self._own: dict[str, Endpoint] = {}
+        self._own_table: RouteTable[str] = RouteTable(())
+
+    def add_route(self, uri_template: str, resource: object, **kwargs: Any) -> None:
+        """Mount one of the gateway's own resources; `suffix` as in Falcon.
+
+        Raises: RouteConflict, ValueError for a bad template, TypeError for a resource without responders.
+        """
+        if uri_template in self._own:
+            raise RouteConflict(f"{uri_template!r} is mounted twice")
+        own = {**self._own, uri_template: endpoint(resource, kwargs.get("suffix"))}
+        rows = [(method, template, template) for template, target in own.items() for method in target.responders]
+        self._own_table = RouteTable(rows)
+        self._own = own
+
+    def find(self, uri: str, req: falcon.Request | None = None) -> Found:
+        """What answers the request; fills `route` and `params` of its context. `uri` is not looked at.
+
+        Raises: NotFound, MethodNotMapped.
+        """
+        # SEC: `uri` is WSGI's PATH_INFO, decoded once: an escaped slash or NUL has become a real one in it.
+        assert req is not None  # noqa: S101
+        ctx: RequestContext = req.context.gateway
+        if ctx.snapshot is None:
+            ctx.snapshot = self._holder.current
+        snapshot: Snapshot = ctx.snapshot
+        found = snapshot.routes.match(req.method, ctx.path)
+        if found is None:
+            return self._find_own(req.method, ctx, snapshot)
+        route, raw = found
+        target = self._endpoint(route)
+        if req.method not in target.responders:
+            raise _not_mapped([method for method in route.methods if method in target.responders])
+        ctx.route = route
+        ctx.params = params = {name: decode_segment(value) for name, value in raw.items()}
+        return target.resource, target.responders, params if target.takes_fields else {}, route.template
+
+    def _endpoint(self, route: Route) -> Endpoint:
+        try:
+            return self._resources.of(route)
+        except LookupError:
+            raise InternalError("Nothing answers this route here") from None
+
+    def _find_own(self, method: str, ctx: RequestContext, snapshot: Snapshot) -> Found:
+        found = self._own_table.match(method, ctx.path)
+        if found is None:
+            raise self._refusal(ctx, snapshot)
+        template, raw = found
+        target = self._own[template]
+        ctx.params = params = {name: decode_segment(value) for name, value in raw.items()}
+        return target.resource, target.responders, params if target.takes_fields else {}, template
+
+    def _refusal(self, ctx: RequestContext, snapshot: Snapshot) -> NotFound | MethodNotMapped:
+        # SEC: a hidden route must not show itself by its methods either.
+        methods = [method for method in snapshot.routes.allowed(ctx.path) if _visible(method, ctx, snapshot)]
+        methods += self._own_table.allowed(ctx.path)
+        return _not_mapped(methods) if methods else NotFound()
+
+
+def _visible(method: str, ctx: RequestContext, snapshot: Snapshot) -> bool:
+    found = snapshot.routes.match(method, ctx.path)
+    if found is None or not found[0].hidden:
+        return found is not None
+    return ctx.principal is not None and ctx.principal.audience in found[0].audiences
+
+
+def _not_mapped(methods: list[str]) -> MethodNotMapped:
+    return MethodNotMapped(headers=(("Allow", ", ".join(sorted(set(methods)))),))
