@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING
+
+import structlog
 
 if TYPE_CHECKING:
     from fastpath.routes import RouteTable
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from gateway.config.model import Audience, Document, Upstream
     from gateway.routing.model import Limit, Route
 
-log = logging.getLogger("caregate.config")
+log = structlog.get_logger()
 
 UNIT_LINK_AUDIENCE = "unit-link"
 UNIT_LINK_MAX_LIFETIME_S = 300
@@ -93,7 +94,7 @@ class SnapshotHolder:
             try:
                 callback(snapshot)
             except Exception:
-                log.exception("a subscriber failed on configuration version %d", snapshot.version)
+                log.exception("a subscriber failed on a configuration", config_version=snapshot.version)
 
 
 def _carry_revocations(old: Verifier, new: Verifier) -> None:

@@ -1,0 +1,160 @@
+"""Which configuration the gateway has in force, kept on disk so that a worker that starts later joins the others.
+
+`config-last-good.yaml` in the data directory is the text that was accepted last; `config-in-force.json` in the run
+directory says which version and digest the workers of one arbiter run. A new worker takes the document's file if it is
+the one in force; was the file edited since, or broken, it takes the last good text and says so. Only `caregate config
+reload`, a restart, or HUP after `reconsider` put an edited file in force.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import structlog
+
+from gateway.config.check import CatalogCheck
+from gateway.config.load import Loaded, Refused, load_text, read_text
+from gateway.config.snapshot import Snapshot
+from gateway.errors import GatewayError
+from gateway.settings import Settings
+
+LAST_GOOD = "config-last-good.yaml"
+STATE = "config-in-force.json"
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """`gateway` names one life of an arbiter; `reconsider`: the next worker takes the file, if it is good."""
+
+    gateway: str
+    version: int
+    digest: str
+    reconsider: bool = False
+
+
+class InForce:
+    """The record of what is in force, for the workers of one gateway."""
+
+    def __init__(self, settings: Settings, *, environ: Mapping[str, str] | None = None, arbiter: int | None = None):
+        """`arbiter` is the process id of the workers' parent, by default of this process's."""
+        self._path = settings.config_path
+        self._last_good = settings.data_dir / LAST_GOOD
+        self._state = settings.run_dir / STATE
+        self._token_cache_size = settings.token_cache_size
+        self._environ = environ
+        self._gateway = life_of(os.getppid() if arbiter is None else arbiter)
+
+    def state(self) -> State | None:
+        """What the workers of this gateway run; None before the first one."""
+        try:
+            state = State(**json.loads(self._state.read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return None
+        return state if state.gateway == self._gateway else None
+
+    def load_file(self) -> Loaded:
+        """The document as it stands on disk now.
+
+        Raises: Refused, OSError.
+        """
+        return self._load(self._path)
+
+    def boot(self, catalog_check: CatalogCheck | None = None) -> Snapshot:
+        """The configuration a new worker starts with; recorded as the one in force.
+
+        Raises: Refused if there is none: the first worker of a gateway with a bad document, or no last good one.
+        Yields to the hub: in `catalog_check`.
+        """
+        state = self.state()
+        loaded = self._boot_first(catalog_check) if state is None else self._boot_again(state)
+        version = 1 if state is None else state.version
+        if state is not None and state.reconsider and loaded.snapshot.digest != state.digest:
+            version += 1
+        snapshot = replace(loaded.snapshot, version=version)
+        self.record(snapshot, loaded.raw)
+        return snapshot
+
+    def catch_up(self, current: Snapshot) -> Snapshot | None:
+        """The configuration that was put in force while this worker started, if it is another one than its own."""
+        state = self.state()
+        if state is None or (state.version, state.digest) == (current.version, current.digest):
+            return None
+        if state.digest == current.digest:
+            return replace(current, version=state.version)
+        return replace(self._boot_again(state).snapshot, version=state.version)
+
+    def record(self, snapshot: Snapshot, raw: bytes) -> None:
+        """Note that a configuration is in force. Blocks: fsync.
+
+        Raises: OSError.
+        """
+        _write(self._last_good, raw)
+        state = State(self._gateway, snapshot.version, snapshot.digest)
+        _write(self._state, json.dumps(asdict(state)).encode())
+
+    def reconsider(self) -> None:
+        """Let the next worker take the document's file again, if it is good; called in the arbiter at HUP."""
+        state = self.state()
+        if state is not None:
+            _write(self._state, json.dumps(asdict(replace(state, reconsider=True))).encode())
+
+    def _boot_first(self, catalog_check: CatalogCheck | None) -> Loaded:
+        loaded = self.load_file()
+        if catalog_check is None:
+            return loaded
+        try:
+            faults = catalog_check(loaded.snapshot.document)
+        except GatewayError as error:
+            # NOTE: a gateway starts without its database; routes to functions answer 503 until it is there.
+            log.warning("the functions of the configuration could not be checked", reason=error.code)
+            return loaded
+        if faults:
+            raise Refused(faults)
+        return loaded
+
+    def _boot_again(self, state: State) -> Loaded:
+        try:
+            loaded = self.load_file()
+        except (Refused, OSError) as error:
+            faults = error.faults if isinstance(error, Refused) else [f"document: {error.strerror}"]
+            log.error("the configuration file is refused; starting with the last good one", faults=faults)
+            return self._load(self._last_good)
+        if loaded.snapshot.digest == state.digest or state.reconsider:
+            return loaded
+        log.warning(
+            "the configuration file is not the one in force; starting with the one in force", in_force=state.digest
+        )
+        return self._load(self._last_good)
+
+    def _load(self, path: Path) -> Loaded:
+        # NOTE: references of the last good text are relative to the document's own directory, not to the copy's.
+        return load_text(read_text(path), self._path.parent, self._environ, token_cache_size=self._token_cache_size)
+
+
+def life_of(pid: int) -> str:
+    """Names a process beyond the reuse of its id.
+
+    Source: proc(5): field 22 of /proc/PID/stat is its start time.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return str(pid)
+    return f"{pid}:{stat.rpartition(')')[2].split()[19]}"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file in one step, on disk before it counts; readable by the owner alone."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+    temporary.replace(path)

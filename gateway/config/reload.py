@@ -1,0 +1,243 @@
+"""The caller's side of the control sockets: reload in two phases, in every worker or in none."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gateway.config.fault import Fault
+
+TIMEOUT_S = 30.0
+CATCH_UP_ROUNDS = 3
+DIAL_ATTEMPTS = 5
+DIAL_PAUSE_S = 0.05
+
+_NAME = re.compile(r"control-(\d+)\.sock\Z")
+
+
+class ReloadFailed(RuntimeError):
+    """Nothing was changed, or (the message says so) not everywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    pid: int
+    version: int
+    digest: str
+    keys_digest: str
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Shapes: `faults` by path, not empty exactly if the document was refused; else `workers` as they are now."""
+
+    workers: list[WorkerStatus] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+class _Worker:
+    """A connection to one worker's control socket."""
+
+    def __init__(self, pid: int, connection: socket.socket) -> None:
+        self.pid = pid
+        self._connection = connection
+        self._file = connection.makefile("rb")
+
+    def send(self, **command: Any) -> None:
+        """Send a command; that the worker has gone is noticed by `receive`."""
+        with suppress(OSError):
+            self._connection.sendall(json.dumps(command).encode() + b"\n")
+
+    def receive(self) -> dict[str, Any]:
+        """Raises: OSError if the worker has gone or does not answer in time."""
+        line = self._file.readline()
+        if not line:
+            raise ConnectionResetError("closed")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def ask(self, **command: Any) -> dict[str, Any]:
+        self.send(**command)
+        return self.receive()
+
+    def close(self) -> None:
+        self._file.close()
+        self._connection.close()
+
+
+def reload(run_dir: Path, *, timeout_s: float = TIMEOUT_S) -> Outcome:
+    """Have every worker check the document, then put it in force in all of them.
+
+    Raises: ReloadFailed if there is no worker, one does not answer, or not all took it.
+    """
+    with _alone(run_dir, timeout_s), ExitStack() as stack:
+        workers = _connect(run_dir, timeout_s, stack)
+        if not workers:
+            raise ReloadFailed(f"no worker of a gateway runs under {run_dir}")
+        version = 1 + max(status.version for status in _statuses(workers))
+        digest, faults = _prepare(workers)
+        if faults:
+            return Outcome(faults=faults)
+        for worker in workers:
+            worker.send(do="commit", version=version, digest=digest)
+        answers = [_receive(worker) for worker in workers]
+        warnings = sorted({a["warning"] for a in answers if a is not None and "warning" in a})
+        return Outcome(_settle(run_dir, timeout_s, version, digest), warnings=warnings)
+
+
+def status(run_dir: Path, *, timeout_s: float = TIMEOUT_S) -> list[WorkerStatus]:
+    """What every worker has in force. Raises: ReloadFailed."""
+    with ExitStack() as stack:
+        return _statuses(_connect(run_dir, timeout_s, stack))
+
+
+def _prepare(workers: list[_Worker]) -> tuple[str, list[Fault]]:
+    """The digest that all have ready, or the faults that any of them found; then none has anything ready."""
+    for worker in workers:
+        worker.send(do="prepare")
+    answers = [(worker, _receive(worker)) for worker in workers]
+    faults = {Fault(*fault) for _, answer in answers if answer is not None for fault in answer.get("faults", ())}
+    digests = {(answer["digest"], answer["keys_digest"]) for _, answer in answers if answer and answer["ok"]}
+    refused = any(answer is not None and not answer["ok"] for _, answer in answers)
+    if refused or len(digests) != 1:
+        for worker, answer in answers:
+            if answer is not None:
+                worker.send(do="abort")
+        if not refused:
+            raise ReloadFailed("the document or its keys changed while they were read: nothing was changed, try again")
+        return "", sorted(faults, key=lambda f: (f.line or 0, f.path, f.reason))
+    return digests.pop()[0], []
+
+
+def _settle(run_dir: Path, timeout_s: float, version: int, digest: str) -> list[WorkerStatus]:
+    """Every worker there is now, the ones that started meanwhile brought to the same version.
+
+    Raises: ReloadFailed if they do not come to agree.
+    """
+    found: list[WorkerStatus] = []
+    for _ in range(CATCH_UP_ROUNDS):
+        with ExitStack() as stack:
+            workers = _connect(run_dir, timeout_s, stack)
+            found = _statuses(workers)
+            late = {s.pid for s in found if (s.version, s.digest) != (version, digest)}
+            if not late:
+                return found
+            _commit_late([worker for worker in workers if worker.pid in late], version, digest)
+    skew = ", ".join(f"worker {s.pid} has version {s.version} ({s.digest[:12]})" for s in found)
+    raise ReloadFailed(f"version {version} ({digest[:12]}) is not in force everywhere: {skew}")
+
+
+def _commit_late(workers: list[_Worker], version: int, digest: str) -> None:
+    for worker in workers:
+        worker.send(do="prepare")
+        answer = _receive(worker)
+        if answer is not None and answer["ok"] and answer["digest"] == digest:
+            worker.send(do="commit", version=version, digest=digest)
+            _receive(worker)
+
+
+def _statuses(workers: list[_Worker]) -> list[WorkerStatus]:
+    for worker in workers:
+        worker.send(do="status")
+    answers = [_receive(worker) for worker in workers]
+    return [WorkerStatus(a["pid"], a["version"], a["digest"], a["keys_digest"]) for a in answers if a is not None]
+
+
+def _receive(worker: _Worker) -> dict[str, Any] | None:
+    """The worker's answer; None if its process has ended: its successor starts with what is in force.
+
+    Raises: ReloadFailed if it is alive and silent.
+    """
+    try:
+        return worker.receive()
+    except (OSError, ValueError):
+        if _is_alive(worker.pid):
+            raise ReloadFailed(f"worker {worker.pid} does not answer") from None
+        return None
+
+
+@contextmanager
+def _alone(run_dir: Path, timeout_s: float) -> Iterator[None]:
+    """Holds: a lock that one reload at a time can have."""
+    until_s = time.monotonic() + timeout_s
+    try:
+        descriptor = os.open(run_dir / "control.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ReloadFailed(f"{run_dir}: {os.strerror(error.errno or 0)}") from None
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until_s:
+                    raise ReloadFailed("another reload is under way") from None
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _connect(run_dir: Path, timeout_s: float, stack: ExitStack) -> list[_Worker]:
+    """Connections to all workers, by process id; socket files of dead ones are removed."""
+    workers = []
+    for pid, path in sorted(_sockets(run_dir)):
+        connection = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        connection.settimeout(timeout_s)
+        if not _dial(connection, pid, path):
+            path.unlink(missing_ok=True)
+            continue
+        worker = _Worker(pid, connection)
+        stack.callback(worker.close)
+        workers.append(worker)
+    return workers
+
+
+def _sockets(run_dir: Path) -> Iterator[tuple[int, Path]]:
+    for path in run_dir.iterdir():
+        found = _NAME.match(path.name)
+        if found is not None:
+            yield int(found[1]), path
+
+
+def _dial(connection: socket.socket, pid: int, path: Path) -> bool:
+    """Connect; False if nobody listens there any more.
+
+    Raises: ReloadFailed.
+    """
+    for _ in range(DIAL_ATTEMPTS):
+        try:
+            # NOTE: through the directory's descriptor, because a socket's address has at most 108 bytes.
+            descriptor = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                connection.connect(f"/proc/self/fd/{descriptor}/{path.name}")
+            finally:
+                os.close(descriptor)
+            return True
+        except (ConnectionRefusedError, FileNotFoundError):
+            if not _is_alive(pid):
+                return False
+            # NOTE: it may be about to listen; or its process id is another program's by now.
+            time.sleep(DIAL_PAUSE_S)
+        except OSError as error:
+            raise ReloadFailed(f"worker {pid}: {os.strerror(error.errno or 0)}") from None
+    return False
+
+
+def _is_alive(pid: int) -> bool:
+    """Source: proc(5): state Z or X in /proc/PID/stat is a process that has ended and was not waited for."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
