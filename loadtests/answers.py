@@ -6,6 +6,7 @@ What is returned holds no ids, so that the same fault of many requests is counte
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -24,7 +25,7 @@ def judge(status: int, body: bytes, expected_status: int, check: Check) -> str |
         return "not JSON"
     try:
         return check(content)
-    except (KeyError, TypeError, AttributeError, IndexError):
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         return "JSON of another shape"
 
 
@@ -79,25 +80,32 @@ def _target(resource: Any) -> str:
 
 
 def appointments_of(patient: str) -> Check:
-    """The portal's list of a patient's appointments."""
+    """The portal's list of a patient's appointments; everybody in it has some."""
 
-    def check(appointments: Any) -> str | None:
-        return None if all(entry["patient"] == patient for entry in appointments) else "another patient's answer"
+    def check(answer: Any) -> str | None:
+        if not answer["appointments"]:
+            return "no appointments"
+        named = {answer["patient"], *(appointment["patient"] for appointment in answer["appointments"])}
+        return None if named == {patient} else "another patient's answer"
 
     return check
 
 
 def profile_of(patient: str) -> Check:
+    """The portal's record of a patient."""
+
     def check(profile: Any) -> str | None:
         return None if profile["id"] == patient else "another patient's answer"
 
     return check
 
 
-def booked_by(patient: str, unit: str) -> Check:
-    """The portal's answer to a booking."""
+def booked_by(patient: str, unit: str, starts_at: str) -> Check:
+    """The portal's answer to a booking. Shapes: `starts_at` RFC 3339 in UTC, as it was asked for."""
 
     def check(appointment: Any) -> str | None:
+        if datetime.fromisoformat(appointment["starts_at"]) != datetime.fromisoformat(starts_at):
+            return "another booking"
         return None if (appointment["patient"], appointment["unit"]) == (patient, unit) else "another booking"
 
     return check

@@ -132,7 +132,7 @@ class PortalWriter(_Client):
             "/portal/v1/patients/{patient}/appointments",
             f"/portal/v1/patients/{patient.subject}/appointments",
             patient,
-            answers.booked_by(patient.subject, self.plan.booking_unit),
+            answers.booked_by(patient.subject, self.plan.booking_unit, booking["starts_at"]),
             status=201,
             body=booking,
         )

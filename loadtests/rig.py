@@ -113,7 +113,7 @@ class Rig(Platform):
         """The portal's patients."""
         assert self._postgres is not None
         with psycopg.connect(self._postgres.admin_dsn) as connection:
-            rows = connection.execute("SELECT patient_id FROM portal.patient ORDER BY patient_id LIMIT 500").fetchall()
+            rows = connection.execute("SELECT id FROM portal.patients ORDER BY id").fetchall()
         if not rows:
             raise DemoError("the portal has no patients")
         return [row[0] for row in rows]

@@ -55,6 +55,62 @@ def test_record(unit: str, target: str, fault: str | None) -> None:
     assert answers.judge(200, unit_body(unit, target), 200, answers.record_of(UNIT, "pat-0001")) == fault
 
 
+PATIENT = "pat-0001"
+BOOKED = {"patient": PATIENT, "unit": "linden-clinic", "starts_at": "2030-01-01T08:15:00+00:00"}
+
+
+@pytest.mark.parametrize(
+    ("check", "content", "fault"),
+    [
+        pytest.param(
+            answers.appointments_of(PATIENT),
+            {"patient": PATIENT, "appointments": [{"patient": PATIENT}]},
+            None,
+            id="her appointments",
+        ),
+        pytest.param(
+            answers.appointments_of(PATIENT),
+            {"patient": PATIENT, "appointments": [{"patient": PATIENT}, {"patient": "pat-0002"}]},
+            "another patient's answer",
+            id="another's among her appointments",
+        ),
+        pytest.param(
+            answers.appointments_of(PATIENT),
+            {"patient": "pat-0002", "appointments": [{"patient": PATIENT}]},
+            "another patient's answer",
+            id="another's list",
+        ),
+        pytest.param(
+            answers.appointments_of(PATIENT),
+            {"patient": PATIENT, "appointments": []},
+            "no appointments",
+            id="no appointments",
+        ),
+        pytest.param(answers.profile_of(PATIENT), {"id": PATIENT}, None, id="her profile"),
+        pytest.param(answers.profile_of(PATIENT), {"id": "pat-0002"}, "another patient's answer", id="another's"),
+        pytest.param(answers.profile_of(PATIENT), None, "JSON of another shape", id="no profile"),
+    ],
+)
+def test_portal(check: answers.Check, content: object, fault: str | None) -> None:
+    assert answers.judge(200, orjson.dumps(content), 200, check) == fault
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        pytest.param({}, None, id="right"),
+        pytest.param({"starts_at": "2030-01-01T09:15:00+01:00"}, None, id="the same moment elsewhere"),
+        pytest.param({"starts_at": "2030-01-01T08:30:00+00:00"}, "another booking", id="another moment"),
+        pytest.param({"starts_at": "soon"}, "JSON of another shape", id="no moment"),
+        pytest.param({"patient": "pat-0002"}, "another booking", id="another patient"),
+        pytest.param({"unit": "st-marien-hospital"}, "another booking", id="another unit"),
+    ],
+)
+def test_booking(change: dict[str, str], fault: str | None) -> None:
+    check = answers.booked_by(PATIENT, "linden-clinic", "2030-01-01T08:15:00Z")
+    assert answers.judge(201, orjson.dumps({**BOOKED, **change}), 201, check) == fault
+
+
 @pytest.mark.parametrize(
     ("status", "body", "fault"),
     [
