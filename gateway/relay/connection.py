@@ -60,6 +60,7 @@ class UnitConnection(Link):
         self._token_exp_s = token_exp_s
         self._check_token = check_token
         self._heard = Wake()
+        self._retired = False
 
     # --- HELLO and tokens
 
@@ -106,8 +107,18 @@ class UnitConnection(Link):
 
     def _handle(self, events: list[ev.Event]) -> None:
         super()._handle(events)
+        if self.session.state is State.DRAINING:
+            self._retire()
         if not self._heard.is_set():
             self._heard.set()
+
+    def _retire(self) -> None:
+        if not self._retired and self.epoch:
+            self._retired = True
+            self.registry.retire(self)
+
+    def _on_goaway(self, event: ev.GoAwayReceived) -> None:
+        self.session.close_reason = event.why[:64] or "unit-left"
 
     def probe(self, timeout_s: float) -> bool:
         """Does the unit still answer? Yields to the hub: yes."""
@@ -129,6 +140,7 @@ class UnitConnection(Link):
     def drain(self, code: GoAwayCode, why: str, retry_ms: int = 0, jitter_ms: int = 0) -> None:
         """Start no new streams, ask the unit to dial again; the link ends when the open streams have."""
         self.session.go_away(code, why, retry_ms, jitter_ms)
+        self._retire()
         self._wake.set()
 
     def _leave(self, code: GoAwayCode, why: str) -> None:
@@ -136,6 +148,7 @@ class UnitConnection(Link):
             self.close(1001, why)
             return
         self.session.go_away(code, why)
+        self._retire()
         self._wake.set()
         self._close_if_drained()
 

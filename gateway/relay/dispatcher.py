@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from gateway.errors import (
+    ClientDisconnected,
     Delivery,
     HeadersTooLarge,
     RelayError,
@@ -17,10 +18,11 @@ from gateway.errors import (
     UnitQueueTimeout,
 )
 from gateway.relay.core import NotSendable
-from gateway.relay.exchange import Exchange
+from gateway.relay.exchange import Exchange, Watch
 from gateway.relay.failures import NOT_CONNECTED, error_of, may_go_elsewhere
 from gateway.relay.frames import Oversize, Request, ResetCode
 from gateway.relay.link import Failure, Link
+from gateway.relay.mesh_link import AskingLink
 from gateway.relay.registry import Registry
 from gateway.relay.states import State
 
@@ -45,14 +47,14 @@ class Body(Protocol):
 class Call:
     """What a caller wants of a unit.
 
-    Units: `deadline_s` a point of time.monotonic. Shapes: `caller` is the caller's socket or None.
+    Units: `deadline_s` a point of time.monotonic. Shapes: `watch` tells when the caller goes away.
     """
 
     unit: str
     request: Request
     body: Body
     deadline_s: float
-    caller: Any = None
+    watch: Watch | None = None
 
 
 class Dispatcher:
@@ -79,13 +81,17 @@ class Dispatcher:
 
     def _attempt(self, call: Call, avoid: Link | None) -> tuple[Exchange, Failure | None, Link]:
         piece, end = call.body.first()
-        exchange = Exchange(call.caller)
+        exchange = Exchange(call.watch)
         link = self._start(call, exchange, piece, end, avoid)
         try:
             while not end and not exchange.over:
                 piece, end = call.body.next()
                 exchange.send(piece, end)
             exchange.wait_for_head()
+        except ClientDisconnected as error:
+            delivery = exchange.cancel()
+            error.members["delivery"] = (delivery or Delivery.RESPONSE_STARTED).value
+            raise
         except BaseException:
             exchange.cancel()
             raise
@@ -136,7 +142,6 @@ class Dispatcher:
     def _error(self, unit: str, failure: Failure, link: Link) -> RelayError:
         if failure.code == ResetCode.REFUSED and failure.reason == NOT_CONNECTED:
             return self.not_connected(unit)
-        through_sibling = link not in self._registry.local(unit) and not hasattr(link, "unit")
-        if failure.lost and failure.delivery is Delivery.NOT_DISPATCHED and through_sibling:
+        if failure.lost and failure.delivery is Delivery.NOT_DISPATCHED and isinstance(link, AskingLink):
             return RelayPathUnavailable(unit, retry_after_s=1)
         return error_of(unit, failure)

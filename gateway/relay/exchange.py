@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import select
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
-import gevent
-from gevent import monkey
 from gevent.event import Event as Wake
 
 from gateway.errors import ClientDisconnected, Delivery
 from gateway.relay.frames import ResetCode, Response
 from gateway.relay.link import Failure, Link
 
-_poll: Final[Callable[[], Any]] = monkey.get_original("select", "poll")
-"""The real one: gevent's would yield to the hub inside a hub callback."""
+Watch = Callable[[Callable[[], None] | None], None]
 
 HIGH_WATER_BYTES: Final = 65_536
 """How much request body may wait in a connection's queue for one stream."""
@@ -33,9 +29,10 @@ class Exchange:
     """
 
     __slots__ = (
-        "_caller",
         "_caller_gone",
         "_wake",
+        "_watch",
+        "_watching",
         "acked",
         "chunks",
         "complete",
@@ -45,8 +42,8 @@ class Exchange:
         "stream",
     )
 
-    def __init__(self, caller: Any = None) -> None:
-        """`caller`: the caller's socket, watched while waiting long; None: not watched."""
+    def __init__(self, watch: Watch | None = None) -> None:
+        """`watch` has a callback called when the caller goes away, None stops that; used while waiting long."""
         self.link: Link | None = None
         self.stream = 0
         self.acked = False
@@ -54,7 +51,8 @@ class Exchange:
         self.chunks: deque[bytes] = deque()
         self.complete = False
         self.failure: Failure | None = None
-        self._caller = caller
+        self._watch = watch
+        self._watching = False
         self._caller_gone = False
         self._wake = Wake()
 
@@ -130,37 +128,23 @@ class Exchange:
     def _wait(self, ready: Callable[[], bool]) -> None:
         if ready():
             return
-        begun_s = time.monotonic()
-        watcher: Any = None
-        try:
-            while not ready():
-                self._wake.clear()
-                if watcher is not None or self._caller is None:
-                    self._wake.wait()
-                elif not self._wake.wait(max(0.0, begun_s + PATIENCE_S - time.monotonic())):
-                    watcher = self._watch_caller()
-                if self._caller_gone:
-                    raise ClientDisconnected
-        finally:
-            if watcher is not None:
-                watcher.stop()
-                watcher.close()
+        patient_until_s = time.monotonic() + PATIENCE_S
+        while not ready():
+            self._wake.clear()
+            if self._watch is None or self._watching:
+                self._wake.wait()
+            elif not self._wake.wait(max(0.0, patient_until_s - time.monotonic())):
+                self._watching = True
+                self._watch(self._on_caller_gone)
+            if self._caller_gone:
+                raise ClientDisconnected
 
-    def _watch_caller(self) -> Any:
-        watcher = gevent.get_hub().loop.io(self._caller.fileno(), 1)
-        watcher.start(self._look_at_caller, watcher)
-        return watcher
+    def _on_caller_gone(self) -> None:
+        self._caller_gone = True
+        self._wake.set()
 
-    def _look_at_caller(self, watcher: Any) -> None:
-        # Bytes of a next request are no news, and readable for as long as they wait: look no further.
-        watcher.stop()
-        if caller_gone(self._caller):
-            self._caller_gone = True
-            self._wake.set()
-
-
-def caller_gone(sock: Any) -> bool:
-    """Has the peer of a socket closed its direction? Reads nothing."""
-    poller = _poll()
-    poller.register(sock.fileno(), select.POLLRDHUP)
-    return bool(poller.poll(0))
+    def unwatch(self) -> None:
+        """The caller's socket is written from here on: that tells as much."""
+        if self._watch is not None and self._watching:
+            self._watching = False
+            self._watch(None)

@@ -303,6 +303,8 @@ class Link:
 
     def _on_request(self, event: ev.RequestReceived) -> None: ...
 
+    def _on_go(self, event: ev.GoReceived) -> None: ...
+
     def _on_goaway(self, event: ev.GoAwayReceived) -> None: ...
 
     def _on_token(self, event: ev.TokenReceived) -> None: ...
@@ -317,6 +319,7 @@ _EVENTS: Final = {
     ev.HelloReceived: "_on_hello",
     ev.WelcomeReceived: "_on_welcome",
     ev.RequestReceived: "_on_request",
+    ev.GoReceived: "_on_go",
     ev.GoAwayReceived: "_on_goaway",
     ev.TokenReceived: "_on_token",
 }

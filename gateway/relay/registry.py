@@ -80,6 +80,10 @@ class Registry:
             self._watcher("unit.up", connection.unit, details)
         self.announce(connection, True, "")
 
+    def retire(self, connection: UnitConnection) -> None:
+        """The connection takes no new streams: siblings need not ask for it, and it counts no more."""
+        self.announce(connection, False, connection.session.close_reason)
+
     def unregister(self, connection: UnitConnection, why: str) -> None:
         """Forget exactly this connection."""
         record = self._units.get(connection.unit)

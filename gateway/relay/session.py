@@ -35,6 +35,9 @@ __all__ = [
 _BEFORE_DISPATCH: Final = frozenset({ResetCode.REFUSED, ResetCode.UPSTREAM_CONNECT, ResetCode.SHED})
 
 
+DEADLINE_GRACE_S: Final = 1.0
+
+
 class GatewaySession(Session):
     """The side that asks: the worker that holds a unit's connection."""
 
@@ -236,7 +239,8 @@ class UnitSession(Session):
             reason = "draining" if self.state is State.DRAINING else "streams"
             self._answer(fr.Reset(frame.stream, ResetCode.REFUSED, reason, False))
             return
-        deadline_s = now_s + frame.request.deadline_ms / 1000
+        # The gateway keeps the deadline; this side ends what a lost RESET would leave.
+        deadline_s = now_s + frame.request.deadline_ms / 1000 + DEADLINE_GRACE_S
         record = Stream(frame.stream, StreamState.SENT, self.stream_window, deadline_s)
         record.expected = frame.request.length
         record.held = frame.request.hold

@@ -1,0 +1,235 @@
+"""`GET /relay/v1/connect`: everything is checked and answered in plain HTTP; only a good unit sees a 101."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import heapq
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import falcon
+
+from fastpath.token import TokenError, Verified
+from gateway.config.snapshot import CompiledUnit, SnapshotHolder
+from gateway.errors import (
+    BadRequest,
+    Conflict,
+    Draining,
+    Forbidden,
+    MethodNotMapped,
+    Overloaded,
+    TokenAmbiguous,
+    TokenInvalid,
+    TokenMissing,
+    UnitUnknown,
+    UpgradeRequired,
+)
+from gateway.relay.frames import SUBPROTOCOL
+
+MAX_LIFETIME_S: Final = 300
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_UPGRADE_FIELDS: Final = (("Upgrade", "websocket"), ("Sec-WebSocket-Protocol", SUBPROTOCOL))
+
+TakeOver = Callable[[CompiledUnit, float, Any, bytes], None]
+"""(unit, end of its token in seconds since 1970, socket, unread bytes): lives as long as the connection."""
+
+
+class UsedTokens:
+    """Token ids that were used on this worker, until their tokens have run out.
+
+    Units: seconds since 1970.
+    """
+
+    def __init__(self, capacity: int = 100_000) -> None:
+        self._capacity = capacity
+        self._ends: list[tuple[float, str]] = []
+        self._ids: set[str] = set()
+
+    def use(self, token_id: str, expires_s: float, now_s: float) -> bool:
+        """False if it was used before. Raises: Overloaded if there is no room to remember it."""
+        while self._ends and self._ends[0][0] <= now_s:
+            self._ids.discard(heapq.heappop(self._ends)[1])
+        if token_id in self._ids:
+            return False
+        if len(self._ids) >= self._capacity:
+            # SEC: forgetting one to make room would let it be used again.
+            raise Overloaded("Too many units dial at once", retry_after_s=5)
+        self._ids.add(token_id)
+        heapq.heappush(self._ends, (expires_s, token_id))
+        return True
+
+
+class UnitTokens:
+    """Checks of a unit's own token, at the dial and at each renewal."""
+
+    def __init__(self, holder: SnapshotHolder, now: Callable[[], float] = time.time) -> None:
+        self._holder = holder
+        self._now = now
+        self._used = UsedTokens()
+
+    def check(self, token: str) -> tuple[CompiledUnit, float]:
+        """The unit and its token's end. Raises: TokenInvalid, Forbidden, UnitUnknown, Overloaded."""
+        now_s = self._now()
+        snapshot = self._holder.current
+        try:
+            verified = snapshot.unit_verifier.verify(token, now_s)
+        except TokenError as error:
+            raise TokenInvalid(expired=error.code == "expired") from None
+        unit_id = self._subject(verified, now_s)
+        unit = snapshot.units.get(unit_id)
+        if unit is None:
+            raise UnitUnknown("")
+        if not unit.enabled:
+            raise Forbidden("The unit is disabled")
+        # Last, so that a refusal for another reason does not spend the token.
+        if not self._used.use(f"{unit_id}\n{verified.jti}", verified.expires_at_s, now_s):
+            raise TokenInvalid("The token was used before")
+        return unit, verified.expires_at_s
+
+    def _subject(self, verified: Verified, now_s: float) -> str:
+        """SEC: the key belongs to one unit, and the token must name that one twice."""
+        claims, unit_id = verified.claims, verified.key.attachment
+        if not (claims.get("iss") == claims.get("sub") == unit_id) or not isinstance(unit_id, str):
+            raise TokenInvalid("iss and sub are not the unit of the key")
+        if not verified.jti:
+            raise TokenInvalid("A jti is required")
+        issued_s = claims.get("iat")
+        start_s = float(issued_s) if isinstance(issued_s, int | float) else now_s
+        if verified.expires_at_s - min(start_s, now_s) > MAX_LIFETIME_S:
+            raise TokenInvalid("The token lives longer than five minutes")
+        return unit_id
+
+    def renewed(self, token: str, unit: str) -> float | None:
+        """The end of a renewed token of `unit`, None if it is refused. See connection.TokenCheck."""
+        try:
+            found, expires_s = self.check(token)
+        except (TokenInvalid, Forbidden, UnitUnknown, Overloaded):
+            return None
+        return expires_s if found.id == unit else None
+
+
+class DialGate:
+    """Admits so many dials a second, so that a storm of reconnects queues outside."""
+
+    def __init__(self, dials_per_s: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = float(dials_per_s)
+        self._clock = clock
+        self._tokens = self._rate
+        self._at_s = clock()
+
+    def admit(self) -> None:
+        """Raises: Overloaded."""
+        now_s = self._clock()
+        self._tokens = min(self._rate, self._tokens + (now_s - self._at_s) * self._rate)
+        self._at_s = now_s
+        if self._tokens < 1:
+            raise Overloaded("Too many units dial at once", retry_after_s=1)
+        self._tokens -= 1
+
+
+class ConnectResource:
+    """The handshake of RFC 6455, after authentication."""
+
+    def __init__(
+        self,
+        tokens: UnitTokens,
+        take_over: TakeOver,
+        *,
+        has_room: Callable[[CompiledUnit], bool],
+        draining: Callable[[], bool],
+        gate: DialGate,
+    ) -> None:
+        self._tokens = tokens
+        self._take_over = take_over
+        self._has_room = has_room
+        self._draining = draining
+        self._gate = gate
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer 101 and leave the connection to the relay. Yields to the hub: yes.
+
+        Raises: what ANSWERS and the protocol page say of each refusal.
+        """
+        env = req.env
+        if self._draining():
+            raise Draining(retry_after_s=1, close=True)
+        key = check_upgrade(env)
+        self._gate.admit()
+        unit, expires_s = self._tokens.check(_bearer(env))
+        if not self._has_room(unit):
+            raise Conflict("The unit has as many connections as it may have", retry_after_s=60)
+        ctx = getattr(req.context, "gateway", None)
+        if ctx is not None:
+            ctx.unit = unit.id
+        env["caregate.upgrade"] = lambda sock, unread: self._take_over(unit, expires_s, sock, unread)
+        resp.status = 101
+        resp.set_header("Upgrade", "websocket")
+        resp.set_header("Connection", "Upgrade")
+        resp.set_header("Sec-WebSocket-Accept", accept_key(key))
+        resp.set_header("Sec-WebSocket-Protocol", SUBPROTOCOL)
+
+    def _refuse_method(self, req: falcon.Request, resp: falcon.Response) -> None:
+        raise MethodNotMapped(headers=(("Allow", "GET"),))
+
+    on_head = on_post = on_put = on_patch = on_delete = on_options = _refuse_method
+
+
+def check_upgrade(env: dict[str, Any]) -> bytes:
+    """The key of a request to upgrade that is as RFC 6455 4.2.1 wants it.
+
+    Raises: Forbidden for a browser's Origin; UpgradeRequired; BadRequest.
+    """
+    if "HTTP_ORIGIN" in env:
+        # SEC: agents send none; a browser always does, and its user did not mean to be a unit.
+        raise Forbidden("Browsers may not connect here")
+    if "websocket" not in _tokens(env, "HTTP_UPGRADE", lower=True):
+        raise UpgradeRequired("This resource is a WebSocket", headers=_UPGRADE_FIELDS)
+    if "upgrade" not in _tokens(env, "HTTP_CONNECTION", lower=True):
+        raise BadRequest("Connection does not name upgrade")
+    if env.get("SERVER_PROTOCOL", "HTTP/1.1") != "HTTP/1.1":
+        raise BadRequest("A WebSocket needs HTTP/1.1")
+    if env.get("HTTP_SEC_WEBSOCKET_VERSION") != "13":
+        raise UpgradeRequired("WebSocket version 13 is served", headers=(("Sec-WebSocket-Version", "13"),))
+    if env.get("HTTP_TRANSFER_ENCODING") or (env.get("CONTENT_LENGTH") or "0") != "0":
+        raise BadRequest("A request to upgrade has no body")
+    key = _key(env)
+    if SUBPROTOCOL not in _tokens(env, "HTTP_SEC_WEBSOCKET_PROTOCOL", lower=False):
+        raise UpgradeRequired(f"The subprotocol {SUBPROTOCOL} is served", headers=_UPGRADE_FIELDS)
+    return key
+
+
+def _tokens(env: dict[str, Any], name: str, *, lower: bool) -> list[str]:
+    """The members of a list field, each whole: no member is found inside another."""
+    value: str = env.get(name, "")
+    return [token.strip(" \t") for token in (value.lower() if lower else value).split(",")]
+
+
+def _key(env: dict[str, Any]) -> bytes:
+    key: str = env.get("HTTP_SEC_WEBSOCKET_KEY", "")
+    try:
+        raw = base64.b64decode(key.encode("ascii"), validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    if len(raw) != 16 or len(key) != 24:
+        raise BadRequest("Sec-WebSocket-Key is not 16 bytes in base64")
+    return key.encode("ascii")
+
+
+def accept_key(key: bytes) -> str:
+    """Sec-WebSocket-Accept. Source: RFC 6455 4.2.2."""
+    return base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest()).decode("ascii")
+
+
+def _bearer(env: dict[str, Any]) -> str:
+    value: str | None = env.get("HTTP_AUTHORIZATION")
+    if value is None:
+        raise TokenMissing
+    if "authorization" in env.get("caregate.duplicate", ()) or "," in value:
+        raise TokenAmbiguous("Authorization must come once")
+    scheme, _, token = value.partition(" ")
+    if scheme.lower() != "bearer":
+        raise TokenMissing
+    return token.strip(" ")

@@ -1,0 +1,170 @@
+"""The mesh of a machine's workers: each listens on a unix socket, dials its siblings, announces the units it holds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket as plain
+import struct
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import gevent
+from gevent import socket
+
+from gateway.relay.connection import UnitConnection
+from gateway.relay.mesh_link import AskingLink, HoldingLink
+from gateway.relay.registry import Registry
+
+RESCAN_S: Final = 2.0
+"""How often the directory is looked at for siblings that were missed; a new worker dials by itself, at once."""
+
+DIAL_TIMEOUT_S: Final = 2.0
+
+
+class Fabric:
+    """Membership is known by connection: when a link ends, the units behind it are gone."""
+
+    def __init__(self, run_dir: Path, registry: Registry, name: str | None = None) -> None:
+        self._dir = run_dir
+        self._registry = registry
+        self.name = name or f"relay-{os.getpid()}.sock"
+        self._listener: Any = None
+        self._greenlets: list[Any] = []
+        self._holding: dict[str, HoldingLink] = {}
+        self._asking: set[AskingLink] = set()
+        registry.announce = self._announce
+
+    def start(self) -> None:
+        """Listen, dial the siblings that are there, keep looking. Yields to the hub: yes."""
+        self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._dir / self.name
+        path.unlink(missing_ok=True)
+        self._listener = socket.socket(plain.AF_UNIX, plain.SOCK_STREAM)
+        # SEC: bound under a mask, so that there is no moment in which another user could connect.
+        mask = os.umask(0o177)
+        try:
+            self._listener.bind(str(path))
+        finally:
+            os.umask(mask)
+        self._listener.listen(128)
+        self._greenlets = [gevent.spawn(self._accept_loop), gevent.spawn(self._scan_loop)]
+
+    def stop(self) -> None:
+        """Close every link and take the socket away."""
+        gevent.killall(self._greenlets)
+        if self._listener is not None:
+            self._listener.close()
+        with contextlib.suppress(OSError):
+            (self._dir / self.name).unlink()
+        for link in [*self._asking, *self._holding.values()]:
+            link.carrier.abort()
+
+    @property
+    def siblings(self) -> list[str]:
+        """Names of the workers that announce to this one."""
+        return sorted(link.name for link in self._asking if link.name)
+
+    # --- siblings that dial us: we ask them
+
+    def _accept_loop(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            if _is_own_user(sock):
+                gevent.spawn(self._ask, sock)
+            else:
+                sock.close()
+
+    def _ask(self, sock: Any) -> None:
+        link = AskingLink(sock, self._registry, self._dial)
+        self._asking.add(link)
+        try:
+            link.run()
+        finally:
+            self._asking.discard(link)
+
+    # --- siblings we dial: we hold units for them
+
+    def _scan_loop(self) -> None:
+        while True:
+            for path in sorted(self._dir.glob("relay-*.sock")):
+                self._dial(path.name)
+            gevent.sleep(RESCAN_S)
+
+    def _dial(self, name: str) -> None:
+        """Announce to the worker of that name, once."""
+        if name == self.name or name in self._holding or "/" in name:
+            return
+        sock = socket.socket(plain.AF_UNIX, plain.SOCK_STREAM)
+        sock.settimeout(DIAL_TIMEOUT_S)
+        try:
+            sock.connect(str(self._dir / name))
+        except ConnectionRefusedError:
+            sock.close()
+            if not _is_alive(name):
+                (self._dir / name).unlink(missing_ok=True)
+            return
+        except OSError:
+            sock.close()
+            return
+        if name in self._holding:
+            sock.close()
+            return
+        sock.settimeout(None)
+        link = self._holding[name] = HoldingLink(sock, self._registry, self.name)
+        link.announce(self._membership())
+        gevent.spawn(self._hold, name, link)
+
+    def _hold(self, name: str, link: HoldingLink) -> None:
+        try:
+            link.run()
+        finally:
+            if self._holding.get(name) is link:
+                del self._holding[name]
+
+    # --- membership
+
+    def _membership(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "up": [_row(connection) for connection in self._registry.all_local()],
+            "down": [],
+            "past": [(unit, f.at_s, f.why) for unit, f in self._registry.farewells().items()],
+        }
+
+    def _announce(self, connection: UnitConnection, up: bool, why: str) -> None:
+        if up:
+            record: dict[str, Any] = {"up": [_row(connection)]}
+        else:
+            record = {"down": [(connection.unit, connection.conn, why, time.time())]}
+        for link in self._holding.values():
+            link.announce(record)
+
+
+def _row(connection: UnitConnection) -> tuple[str, str, int, str, int]:
+    return connection.unit, connection.conn, connection.epoch, *connection.seat
+
+
+def _is_alive(name: str) -> bool:
+    """Does the worker that the socket is named after run? One that starts has a socket before it listens."""
+    number = name.removeprefix("relay-").removesuffix(".sock")
+    if not number.isdigit():
+        return True
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _is_own_user(sock: Any) -> bool:
+    """SEC: beside the socket's mode, the kernel says who is there."""
+    credentials = sock.getsockopt(plain.SOL_SOCKET, plain.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", credentials)
+    return bool(uid == os.getuid())

@@ -1,0 +1,281 @@
+"""Two workers of a machine, joined over a unix socket by a relay session: one asks, the other holds the units.
+
+```
+ u32 length of the rest | u8 kind (0 relay frame, 1 membership) | payload
+```
+Membership is a JSON object {name, up: [[unit, conn, epoch, instance, index]…], down: [[unit, conn, why, at_s]…],
+past: [[unit, at_s, why]…]}. A worker that holds units dials its siblings and says HELLO as a unit would: to them it is
+all of its units at once. What crosses are relay frames with the same credits; only the stream id is another one, and REQ
+names the unit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import orjson
+
+from gateway.errors import Delivery
+from gateway.relay import events as ev
+from gateway.relay.core import Limits, NotSendable
+from gateway.relay.failures import NOT_CONNECTED, STREAMS
+from gateway.relay.frames import Hello, Oversize, ResetCode, Response, Welcome
+from gateway.relay.link import CarrierFault, Failure, Link, quietly_shut
+from gateway.relay.registry import Membership, Registry
+from gateway.relay.session import GatewaySession, UnitSession
+
+MESH_LIMITS: Final = Limits(
+    max_streams=8_192,
+    conn_window=16_777_216,
+    ping_s=5.0,
+    suspect_s=10.0,
+    dead_s=15.0,
+)
+"""Between workers the connection's window is wide: each unit's own bounds what can be under way."""
+
+MAX_RECORD_BYTES: Final = 16_777_216
+_HEAD: Final = struct.Struct("!IB")
+_FRAME, _MEMBERSHIP = 0, 1
+
+
+class UnixCarrier:
+    """Length-prefixed records over a stream socket of this machine. See link.Carrier."""
+
+    def __init__(self, sock: Any, on_membership: Callable[[dict[str, Any]], None]) -> None:
+        self._sock = sock
+        self._on_membership = on_membership
+        self._pending = bytearray()
+        self._replies: list[bytes] = []
+
+    def announce(self, membership: dict[str, Any]) -> None:
+        """Queue a membership record; it leaves before the next frames."""
+        payload = orjson.dumps(membership)
+        self._replies.append(_HEAD.pack(len(payload) + 1, _MEMBERSHIP) + payload)
+
+    def read(self) -> list[bytes] | None:
+        while True:
+            data = self._sock.recv(262_144)
+            if not data:
+                return None
+            self._pending += data
+            frames, membership = self._cut()
+            for payload in membership:
+                self._on_membership(orjson.loads(payload))
+            if frames:
+                return frames
+
+    def _cut(self) -> tuple[list[bytes], list[bytes]]:
+        pending, at = self._pending, 0
+        found: tuple[list[bytes], list[bytes]] = ([], [])
+        while len(pending) - at >= _HEAD.size:
+            length, kind = _HEAD.unpack_from(pending, at)
+            if not 1 <= length <= MAX_RECORD_BYTES or kind > _MEMBERSHIP:
+                raise CarrierFault(1002, "a record that is not ours")
+            if len(pending) - at < length + 4:
+                break
+            found[kind].append(bytes(pending[at + 5 : at + 4 + length]))
+            at += length + 4
+        del pending[:at]
+        return found
+
+    def has_replies(self) -> bool:
+        return bool(self._replies)
+
+    def write(self, messages: list[bytes]) -> None:
+        parts, self._replies = self._replies, []
+        for message in messages:
+            parts.append(_HEAD.pack(len(message) + 1, _FRAME))
+            parts.append(message)
+        self._sock.sendall(b"".join(parts))
+
+    def say_goodbye(self, code: int, reason: str) -> None:
+        self._sock.shutdown(1)
+
+    def linger(self) -> None:
+        return
+
+    def abort(self) -> None:
+        quietly_shut(self._sock)
+
+    def close(self) -> None:
+        quietly_shut(self._sock)
+        with contextlib.suppress(OSError):
+            self._sock.close()
+
+
+class AskingLink(Link):
+    """The side that asks: a sibling dialled and announces its units. Requests go out here like to a unit."""
+
+    def __init__(self, sock: Any, registry: Registry, on_name: Callable[[str], None]) -> None:
+        carrier = UnixCarrier(sock, self._on_membership)
+        session = GatewaySession(MESH_LIMITS, time.monotonic())
+        super().__init__(session, carrier)
+        self._registry = registry
+        self._on_name = on_name
+        self.name = ""
+
+    def _on_hello(self, event: ev.HelloReceived) -> None:
+        limits = MESH_LIMITS
+        welcome = Welcome(
+            conn="mesh",
+            epoch=0,
+            max_streams=limits.max_streams,
+            stream_window=limits.stream_window,
+            conn_window=limits.conn_window,
+            max_frame=limits.max_frame,
+            ping_ms=round(limits.ping_s * 1000),
+            dead_ms=round(limits.dead_s * 1000),
+        )
+        session = self.session
+        if isinstance(session, GatewaySession):
+            session.welcome(welcome, self.clock(), event.hello)
+        self._schedule()
+
+    def _on_membership(self, record: dict[str, Any]) -> None:
+        name = record.get("name")
+        if name and not self.name:
+            self.name = name
+            self._on_name(name)
+        for unit, at_s, why in record.get("past", ()):
+            self._registry.recall(unit, at_s, why)
+        for unit, conn, epoch, instance, index in record.get("up", ()):
+            self._registry.add_remote(self, Membership(unit, conn, epoch, instance, index))
+        for unit, conn, why, at_s in record.get("down", ()):
+            self._registry.remove_remote(self, unit, conn, why, at_s)
+
+    def on_ended(self) -> None:
+        self._registry.drop_link(self, "worker-lost")
+
+
+class HoldingLink(Link):
+    """The side that holds units: requests of a sibling come in and go on to the unit's own link."""
+
+    session: UnitSession
+    carrier: UnixCarrier
+
+    def __init__(self, sock: Any, registry: Registry, name: str) -> None:
+        hello = Hello(
+            agent="caregate-worker",
+            instance=name,
+            max_streams=MESH_LIMITS.max_streams,
+            conn_window=MESH_LIMITS.conn_window,
+        )
+        carrier = UnixCarrier(sock, lambda record: None)
+        super().__init__(UnitSession(MESH_LIMITS, time.monotonic(), hello), carrier)
+        self._registry = registry
+        self._forwards: dict[int, Forward] = {}
+
+    def announce(self, membership: dict[str, Any]) -> None:
+        self.carrier.announce(membership)
+        self._wake.set()
+
+    def _on_request(self, event: ev.RequestReceived) -> None:
+        forward = Forward(self, event.stream)
+        request = event.request
+        unit, request.unit = request.unit or "", None
+        deadline_s = self.clock() + request.deadline_ms / 1000
+        reason = NOT_CONNECTED
+        for link in sorted(self._registry.local(unit), key=lambda c: len(c.session.streams)):
+            try:
+                forward.onward_stream = link.start(request, deadline_s, forward, event.body, event.end)
+            except NotSendable as refusal:
+                reason = STREAMS if refusal.reason == "streams" else reason
+            except Oversize:
+                break
+            else:
+                forward.onward = link
+                self._forwards[event.stream] = forward
+                return
+        self.session.reset(event.stream, ResetCode.REFUSED, reason, dispatched=False)
+
+    def _on_data(self, event: ev.DataReceived) -> None:
+        forward = self._forwards.get(event.stream)
+        if forward is None or not forward.send_onward(event.body, event.end):
+            self.session.consumed(event.stream, len(event.body))
+
+    def _on_go(self, event: ev.GoReceived) -> None:
+        forward = self._forwards.get(event.stream)
+        if forward is not None and forward.onward is not None and isinstance(forward.onward.session, GatewaySession):
+            forward.onward.session.send_go(forward.onward_stream)
+            forward.onward.poke()
+
+    def _on_aborted(self, event: ev.StreamAborted) -> None:
+        forward = self._forwards.pop(event.stream, None)
+        if forward is not None and forward.onward is not None:
+            code = ResetCode(event.code) if event.code in ResetCode._value2member_map_ else ResetCode.CANCEL
+            forward.onward.reset(forward.onward_stream, code, event.reason)
+
+    def _tell_flushed(self) -> None:
+        for stream, size in self.session.take_flushed():
+            forward = self._forwards.get(stream)
+            if forward is not None:
+                forward.back_flushed(size)
+
+    def forget(self, stream: int) -> None:
+        self._forwards.pop(stream, None)
+
+    def on_ended(self) -> None:
+        """The sibling is gone, and its callers with it: what they asked for is cancelled."""
+        forwards, self._forwards = self._forwards, {}
+        for forward in forwards.values():
+            if forward.onward is not None:
+                forward.onward.reset(forward.onward_stream, ResetCode.CANCEL, "worker-lost")
+
+
+class Forward:
+    """One stream of a sibling joined to one stream of a unit; a link.Sink of the unit's link.
+
+    Credit is given back on one side when the bytes left on the other.
+    """
+
+    __slots__ = ("_back", "_ended", "_left", "_stream", "onward", "onward_stream")
+
+    def __init__(self, back: HoldingLink, stream: int) -> None:
+        self._back = back
+        self._stream = stream
+        self._left = 0
+        self._ended = False
+        self.onward: Link | None = None
+        self.onward_stream = 0
+
+    def send_onward(self, body: bytes, end: bool) -> bool:
+        """False if the unit's stream is gone."""
+        return self.onward is not None and self.onward.send_data(self.onward_stream, body, end)
+
+    def on_ack(self) -> None:
+        self._back.session.send_ack(self._stream)
+        self._back.poke()
+
+    def on_response(self, response: Response, body: bytes, end: bool) -> None:
+        self._left += len(body)
+        self._ended = end
+        self._back.session.send_response(self._stream, response, body, end)
+        self._back.poke()
+
+    def on_data(self, body: bytes, end: bool) -> None:
+        self._left += len(body)
+        self._ended = end
+        if not self._back.send_data(self._stream, body, end) and self.onward is not None:
+            self.onward.consumed(self.onward_stream, len(body))
+
+    def on_failed(self, failure: Failure) -> None:
+        dispatched = {Delivery.NOT_DISPATCHED: False, Delivery.UNKNOWN: None}.get(failure.delivery, True)
+        self._back.forget(self._stream)
+        # NOTE: a code of this machine's own may travel here.
+        self._back.session.reset(self._stream, failure.code, failure.reason, dispatched)  # type: ignore[arg-type]
+        self._back.poke()
+
+    def on_flushed(self, size: int) -> None:
+        self._back.consumed(self._stream, size)
+
+    def back_flushed(self, size: int) -> None:
+        """Bytes of the answer left for the sibling."""
+        self._left -= size
+        if self.onward is not None:
+            self.onward.consumed(self.onward_stream, size)
+        if self._ended and self._left <= 0:
+            self._back.forget(self._stream)

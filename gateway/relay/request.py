@@ -1,0 +1,177 @@
+"""From a caller's request to what the unit is sent: which fields travel, what is added, the body in pieces."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from gateway.config.snapshot import CompiledUnit
+from gateway.context import RequestContext
+from gateway.errors import BadRequest, BodyTooLarge
+from gateway.relay.context_token import sign_context
+from gateway.relay.decoding import field_fault
+from gateway.relay.frames import Fields, Request
+from gateway.routing.model import Route, UnitAction
+from gateway.routing.query import check_query
+from gateway.routing.target import forward_target
+
+PIECE_BYTES: Final = 65_536
+KEEP_BYTES: Final = 1_048_576
+"""A body up to this size stays in memory until the unit has acknowledged, for one repeat."""
+
+HOP_BY_HOP: Final = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Source: RFC 9110 7.6.1."""
+
+_REMOVED: Final = HOP_BY_HOP | {
+    "authorization",
+    "content-length",
+    "cookie",
+    "expect",
+    "forwarded",
+    "host",
+    "http2-settings",
+    "traceparent",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
+    "x-request-id",
+}
+_NAMES: dict[str, str] = {}
+"""PERF: environ keys to field names, filled as they come (bench relay); bounded by `_name`."""
+
+
+def build_request(
+    ctx: RequestContext, route: Route, action: UnitAction, unit: CompiledUnit, env: dict[str, Any]
+) -> Request:
+    """What the unit is asked.
+
+    Raises: QueryRefused; BadRequest for a field that cannot travel.
+    """
+    check_query(ctx.query, route.query)
+    fields = build_fields(env, action.cookies)
+    fields.append(("x-request-id", ctx.id))
+    if unit.context_key is not None:
+        fields.append(("x-caregate-context", sign_context(unit.context_key, context_claims(ctx, unit.id), time.time())))
+    fault = field_fault(fields)
+    if fault is not None:
+        raise BadRequest(f"The request has {fault}")
+    return Request(
+        id=ctx.id,
+        method=ctx.method,
+        target=forward_target(action.target, ctx),
+        fields=fields,
+        length=content_length(env),
+        traceparent=env.get("HTTP_TRACEPARENT"),
+    )
+
+
+def build_fields(env: dict[str, Any], cookies: bool) -> Fields:
+    """The caller's fields without those of one hop, of identity, and those that `connection` names."""
+    named = env.get("HTTP_CONNECTION")
+    removed = _REMOVED
+    if named and named.lower() not in ("keep-alive", "close"):
+        removed = removed | {token.strip().lower() for token in named.split(",")}
+    fields: Fields = []
+    for key, value in env.items():
+        if key.startswith("HTTP_"):
+            name = _name(key)
+            if (name not in removed and not name.startswith("x-caregate-")) or (name == "cookie" and cookies):
+                fields.append((name, value))
+    content_type = env.get("CONTENT_TYPE")
+    if content_type:
+        fields.append(("content-type", content_type))
+    return fields
+
+
+def _name(key: str) -> str:
+    name = _NAMES.get(key)
+    if name is None:
+        name = key[5:].replace("_", "-").lower()
+        if len(_NAMES) < 1024:
+            _NAMES[key] = name
+    return name
+
+
+def context_claims(ctx: RequestContext, unit: str) -> dict[str, object]:
+    """Who asks, in what role, for whom and why: all a unit learns of the caller."""
+    principal = ctx.principal
+    claims: dict[str, object] = {"iss": "caregate", "aud": unit, "rid": ctx.id}
+    if principal is not None:
+        claims["sub"] = principal.subject
+        claims["role"] = principal.role
+        patient = ctx.params.get("patient") or principal.claims.get("patient")
+        if isinstance(patient, str):
+            claims["patient"] = patient
+        purpose = principal.claims.get("purpose")
+        if isinstance(purpose, str):
+            claims["purpose"] = purpose
+    return claims
+
+
+def content_length(env: dict[str, Any]) -> int | None:
+    """The body's length, None if it is not known before its end."""
+    if "caregate.content_length" in env:
+        length: int | None = env["caregate.content_length"]
+        return length
+    text = env.get("CONTENT_LENGTH") or "0"
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+class RequestBody:
+    """`wsgi.input` in pieces, kept from the beginning while it is small. See dispatcher.Body."""
+
+    def __init__(self, stream: Any, length: int | None, max_bytes: int) -> None:
+        """Raises: BodyTooLarge."""
+        limit = getattr(stream, "limit", None)
+        if limit is not None and length != 0:
+            limit(max_bytes)
+        if length is not None and length > max_bytes:
+            raise BodyTooLarge("The body is larger than this route takes", close=True)
+        self._read = getattr(stream, "read_some", stream.read)
+        self._length = length
+        self._max_bytes = max_bytes
+        self._received = 0
+        self._kept: list[bytes] | None = []
+        self._end = length == 0
+        self._at = 0
+
+    @property
+    def replayable(self) -> bool:
+        return self._kept is not None
+
+    def first(self) -> tuple[bytes, bool]:
+        """From the beginning: all that is kept, or one piece. Yields to the hub: yes."""
+        if self._received == 0 and not self._end:
+            return self._take()
+        kept = self._kept or []
+        return b"".join(kept), self._end
+
+    def next(self) -> tuple[bytes, bool]:
+        """The piece after what was given. Yields to the hub: yes."""
+        return self._take()
+
+    def _take(self) -> tuple[bytes, bool]:
+        """Raises: BodyTooLarge, BadFraming, RequestTimeout, ClientDisconnected."""
+        piece: bytes = self._read(PIECE_BYTES)
+        self._received += len(piece)
+        if self._received > self._max_bytes:
+            raise BodyTooLarge("The body is larger than this route takes", close=True)
+        self._end = not piece if self._length is None else self._received >= self._length or not piece
+        if self._kept is not None:
+            self._kept.append(piece)
+            if self._received > KEEP_BYTES:
+                self._kept = None
+        return piece, self._end

@@ -1,0 +1,184 @@
+"""Routes answered by a unit: the request to its connection, the answer back, every failure as the relay table says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+import falcon
+
+from gateway.config.snapshot import CompiledUnit
+from gateway.context import RequestContext
+from gateway.errors import (
+    ClientDisconnected,
+    Delivery,
+    RelayError,
+    UnitResponseTooLarge,
+    UnitTruncated,
+    UnitUnknown,
+)
+from gateway.relay.dispatcher import Call, Dispatcher
+from gateway.relay.exchange import Exchange
+from gateway.relay.failures import error_of
+from gateway.relay.frames import ResetCode, Response
+from gateway.relay.request import HOP_BY_HOP, RequestBody, build_request, content_length
+from gateway.routing.model import Route, UnitAction
+
+HOLD_BYTES: Final = 65_536
+"""Status and fields are held back until the answer is complete or this much is in hand: most losses are a clean 502."""
+
+_REMOVED: Final = HOP_BY_HOP | {"content-length", "relay-source", "x-request-id", "set-cookie"}
+
+
+class UnitResource:
+    """Every method of every route of kind `unit`."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, **params: str) -> None:
+        """Answer by the unit. Yields to the hub: yes. Raises: RelayError and what the request is at fault for."""
+        ctx: RequestContext = req.context.gateway
+        resp.set_header("Relay-Source", "gateway")
+        ctx.relay_source = "gateway"
+        try:
+            self._relay(ctx, req.env, resp)
+        except RelayError as error:
+            ctx.delivery = error.delivery.value
+            raise
+        except ClientDisconnected as error:
+            ctx.delivery = str(error.members.get("delivery", Delivery.NOT_DISPATCHED.value))
+            raise
+
+    on_head = on_post = on_put = on_patch = on_delete = on_options = on_get
+
+    def _relay(self, ctx: RequestContext, env: dict[str, Any], resp: falcon.Response) -> None:
+        route = ctx.route
+        if route is None or not isinstance(route.action, UnitAction):
+            raise TypeError("a route that no unit answers")
+        unit = self._unit(ctx, route.action)
+        request = build_request(ctx, route, route.action, unit, env)
+        body = RequestBody(env["wsgi.input"], content_length(env), route.body_max_bytes)
+        begun_ns = time.monotonic_ns()
+        call = Call(unit.id, request, body, _deadline_s(ctx, route), env.get("caregate.watch"))
+        exchange = self._dispatcher.dispatch(call)
+        try:
+            self._answer(ctx, route, route.action, unit.id, exchange, resp)
+        except BaseException:
+            exchange.cancel()
+            raise
+        finally:
+            exchange.unwatch()
+            ctx.upstream_ns = time.monotonic_ns() - begun_ns
+
+    def _unit(self, ctx: RequestContext, action: UnitAction) -> CompiledUnit:
+        name = action.unit if action.unit is not None else ctx.params[action.unit_param or ""]
+        ctx.unit = name
+        unit: CompiledUnit | None = ctx.snapshot.units.get(name)
+        if unit is None:
+            # SEC: an answer echoes no input; what no configuration knows goes into no answer, log or label.
+            ctx.unit = None
+            raise UnitUnknown("")
+        if not unit.enabled:
+            raise self._dispatcher.not_connected(name, why="disabled")
+        return unit
+
+    def _answer(
+        self,
+        ctx: RequestContext,
+        route: Route,
+        action: UnitAction,
+        unit: str,
+        exchange: Exchange,
+        resp: falcon.Response,
+    ) -> None:
+        response = exchange.response
+        if response is None:
+            raise TypeError("an exchange without a head")
+        if response.length is not None and response.length > route.response_max_bytes and ctx.method != "HEAD":
+            raise self._too_large(unit, exchange)
+        held = exchange.wait_for_bytes(min(HOLD_BYTES, route.response_max_bytes + 1))
+        if held > route.response_max_bytes:
+            raise self._too_large(unit, exchange)
+        if exchange.failure is not None:
+            # Nothing has been passed on: whatever was in hand, the answer is a clean failure.
+            exchange.chunks.clear()
+            raise error_of(unit, exchange.failure)
+        self._write_head(response, action, resp)
+        ctx.relay_source = "unit"
+        ctx.delivery = Delivery.RESPONSE_STARTED.value
+        self._write_body(ctx, route, unit, exchange, resp, response)
+
+    def _too_large(self, unit: str, exchange: Exchange) -> UnitResponseTooLarge:
+        exchange.cancel(ResetCode.TOO_LARGE, "response over the route's limit")
+        return UnitResponseTooLarge(unit)
+
+    def _write_head(self, response: Response, action: UnitAction, resp: falcon.Response) -> None:
+        resp.status = response.status
+        removed = _REMOVED
+        for name, value in response.fields:
+            if name == "connection":
+                removed = removed | {token.strip().lower() for token in value.split(",")}
+        typed = False
+        for name, value in response.fields:
+            if name == "content-type":
+                typed = True
+                resp.content_type = value
+            elif (name == "set-cookie" and action.cookies) or _passes(name, removed):
+                resp.append_header(name, value)
+        if not typed:
+            resp.content_type = "application/octet-stream"
+        resp.set_header("Relay-Source", "unit")
+
+    def _write_body(
+        self,
+        ctx: RequestContext,
+        route: Route,
+        unit: str,
+        exchange: Exchange,
+        resp: falcon.Response,
+        response: Response,
+    ) -> None:
+        if exchange.complete:
+            data = b"".join(exchange.chunks)
+            exchange.chunks.clear()
+            exchange.consumed(len(data))
+            if ctx.method == "HEAD" and response.length is not None:
+                resp.content_length = response.length
+            else:
+                resp.data = data
+            return
+        resp.stream = _stream(ctx, unit, exchange, route.response_max_bytes)
+        if response.length is not None:
+            resp.content_length = response.length
+
+
+def _passes(name: str, removed: frozenset[str]) -> bool:
+    return name not in removed and not name.startswith("x-caregate-")
+
+
+def _stream(ctx: RequestContext, unit: str, exchange: Exchange, left_bytes: int) -> Iterator[bytes]:
+    """The body as it comes. Raises: UnitTruncated, UnitResponseTooLarge, so that the transfer is cut.
+
+    Yields to the hub: yes.
+    """
+    try:
+        while (piece := exchange.read()) is not None:
+            left_bytes -= len(piece)
+            if left_bytes < 0:
+                ctx.error = UnitResponseTooLarge(unit, delivery=Delivery.RESPONSE_STARTED)
+                raise ctx.error
+            yield piece
+            # The worker asks for the next piece when its socket took this one.
+            exchange.consumed(len(piece))
+        if not exchange.complete:
+            ctx.error = UnitTruncated(unit)
+            raise ctx.error
+    finally:
+        exchange.cancel()
+
+
+def _deadline_s(ctx: RequestContext, route: Route) -> float:
+    deadline_ns = ctx.deadline_ns or ctx.started_ns + route.deadline_ms * 1_000_000
+    return deadline_ns / 1e9

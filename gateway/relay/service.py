@@ -1,0 +1,138 @@
+"""The relay of one worker: its parts joined, started after the fork, drained and stopped."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+import gevent
+
+from gateway.config.snapshot import CompiledUnit, Snapshot, SnapshotHolder
+from gateway.relay.connection import UnitConnection
+from gateway.relay.core import Limits
+from gateway.relay.dispatcher import Dispatcher
+from gateway.relay.endpoint import ConnectResource, DialGate, UnitTokens
+from gateway.relay.fabric import Fabric
+from gateway.relay.frames import GoAwayCode
+from gateway.relay.registry import Registry
+from gateway.relay.resource import UnitResource
+
+PROBE_S: Final = 1.0
+"""How long a connection may take to prove that it lives when its unit dials once more than it may."""
+
+RESET_BEFORE_END_S: Final = 3.0
+DRAIN_BATCH: Final = 64
+DRAIN_STEP_S: Final = 0.05
+
+
+class Relay:
+    """Type B of one worker. `start` after the fork, under gevent; nothing runs before."""
+
+    def __init__(self, settings: Any, holder: SnapshotHolder, metrics: Any, log: Any) -> None:
+        """Shapes: `metrics` has inc and set, `log` is a structured logger; both may be None."""
+        self._settings = settings
+        self._holder = holder
+        self._metrics = metrics
+        self._log = log
+        self._draining = False
+        self._connections: set[UnitConnection] = set()
+        self._limits = Limits(
+            ping_s=getattr(settings, "relay_ping_ms", 15_000) / 1000,
+            suspect_s=getattr(settings, "relay_dead_ms", 35_000) / 1000 * 4 / 7,
+            dead_s=getattr(settings, "relay_dead_ms", 35_000) / 1000,
+            hello_s=getattr(settings, "relay_hello_timeout_ms", 5_000) / 1000,
+        )
+        self.registry = Registry(self._on_event)
+        self.fabric = Fabric(settings.run_dir, self.registry)
+        self._tokens = UnitTokens(holder)
+        dispatcher = Dispatcher(self.registry)
+        self.unit_resource = UnitResource(dispatcher)
+        self.connect_resource = ConnectResource(
+            self._tokens,
+            self.take_over,
+            has_room=self.has_room,
+            draining=lambda: self._draining,
+            gate=DialGate(getattr(settings, "relay_dials_per_s", 500)),
+        )
+
+    # --- life
+
+    def start(self) -> None:
+        """Join the mesh. Yields to the hub: yes."""
+        self._holder.subscribe(self._on_snapshot)
+        self.fabric.start()
+
+    def drain(self) -> None:
+        """Units move to other workers, open streams finish, the rest is reset before the grace ends.
+
+        Yields to the hub: until no connection is left, or to the end of the grace.
+        """
+        self._draining = True
+        end_s = time.monotonic() + getattr(self._settings, "drain_grace_s", 30) - RESET_BEFORE_END_S
+        connections = list(self._connections)
+        for start in range(0, len(connections), DRAIN_BATCH):
+            # Each batch dials at its own time, so that the siblings see no storm.
+            retry_ms = round(start / DRAIN_BATCH * DRAIN_STEP_S * 1000)
+            for connection in connections[start : start + DRAIN_BATCH]:
+                connection.drain(GoAwayCode.DRAIN, "draining", retry_ms=retry_ms, jitter_ms=500)
+            gevent.sleep(0)
+        while self._connections and time.monotonic() < end_s:
+            gevent.sleep(DRAIN_STEP_S)
+        for connection in list(self._connections):
+            connection.shut(GoAwayCode.DRAIN, "draining")
+
+    def stop(self) -> None:
+        """Leave the mesh."""
+        for connection in list(self._connections):
+            connection.shut(GoAwayCode.DRAIN, "stopping")
+        self.fabric.stop()
+
+    def units(self) -> list[dict[str, object]]:
+        """The connected units, as far as this worker knows."""
+        return self.registry.units()
+
+    # --- connections
+
+    def has_room(self, unit: CompiledUnit) -> bool:
+        """May the unit connect once more? Connections that no longer answer do not count. Yields to the hub: yes."""
+        count = self.registry.count(unit.id)
+        if count < unit.max_connections:
+            return True
+        local = self.registry.local(unit.id)
+        probes = [gevent.spawn(connection.probe, PROBE_S) for connection in local]
+        gevent.joinall(probes)
+        dead = sum(1 for probe in probes if not probe.value)
+        return self.registry.count(unit.id) - dead < unit.max_connections
+
+    def take_over(self, unit: CompiledUnit, token_exp_s: float, sock: Any, unread: bytes) -> None:
+        """Speak the relay protocol on an upgraded connection until it ends. Yields to the hub: yes."""
+        connection = UnitConnection(
+            unit.id,
+            sock,
+            unread,
+            self.registry,
+            self._limits,
+            max_connections=unit.max_connections,
+            token_exp_s=token_exp_s,
+            check_token=self._tokens.renewed,
+        )
+        self._connections.add(connection)
+        try:
+            connection.run()
+        finally:
+            self._connections.discard(connection)
+
+    def _on_snapshot(self, snapshot: Snapshot) -> None:
+        """A unit that was removed or disabled loses its links; no other connection is touched."""
+        for connection in list(self._connections):
+            unit = snapshot.units.get(connection.unit)
+            if unit is None or not unit.enabled:
+                connection.shut(GoAwayCode.UNIT_DISABLED, "disabled", retry_ms=60_000, jitter_ms=10_000)
+
+    def _on_event(self, event: str, unit: str, details: dict[str, object]) -> None:
+        if self._log is not None:
+            self._log.info(event, unit=unit, **details)
+        if self._metrics is not None and event.startswith("connection."):
+            direction = event.partition(".")[2]
+            self._metrics.inc("caregate_relay_unit_events", (direction,))
+            self._metrics.inc("caregate_relay_units_connected", (), 1.0 if direction == "up" else -1.0)
