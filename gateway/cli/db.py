@@ -26,14 +26,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _init(options: argparse.Namespace) -> int:
     import psycopg
 
-    from gateway.store.migrate import MigrationError, migrate
+    from gateway.store.migrations import MigrationError, apply_migrations
 
     dsn = options.dsn or os.environ.get("CAREGATE_SECRET_ADMIN_DSN", "")
     if not dsn:
         print("caregate db: give --dsn, or set CAREGATE_SECRET_ADMIN_DSN", file=sys.stderr)
         return 2
     try:
-        applied = migrate(dsn)
+        applied = apply_migrations(dsn)
     except MigrationError as error:
         print(f"caregate db: {error}", file=sys.stderr)
         return 1

@@ -37,6 +37,7 @@ _LIST_SYNTAX = ',"'
 _LOG_MAX_BYTES = 16 * 2**20
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.01
+_ORPHAN_PATIENCE_S = 5.0
 _libc = ctypes.CDLL(None)
 
 
@@ -253,14 +254,24 @@ def _reachable_binaries(account: pwd.struct_passwd | None) -> Path:
     stamp = (binaries / "postgres").stat()
     copy = _shared_state() / f"postgresql-{MAJOR_VERSION}-{stamp.st_size:x}-{int(stamp.st_mtime):x}"
     if not copy.exists():
-        unfinished = Path(tempfile.mkdtemp(dir=copy.parent))
-        shutil.copytree(binaries.parent, unfinished, symlinks=True, dirs_exist_ok=True)
-        unfinished.chmod(0o755)
-        try:
-            unfinished.rename(copy)
-        except OSError:
-            shutil.rmtree(unfinished)
-    return copy / "bin"
+        _copy_installation(binaries.parent, copy)
+    return copy / binaries.parent.parent.name / binaries.parent.name / "bin"
+
+
+def _copy_installation(installation: Path, copy: Path) -> None:
+    """The server's files and, beside their package as the wheel has them, the libraries they are linked to."""
+    package = installation.parent
+    unfinished = Path(tempfile.mkdtemp(dir=copy.parent))
+    unfinished.chmod(0o755)
+    shutil.copytree(installation, unfinished / package.name / installation.name, symlinks=True)
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.exists():
+        shutil.copytree(libraries, unfinished / libraries.name, symlinks=True)
+    try:
+        unfinished.rename(copy)
+    except OSError:
+        # Another process was faster.
+        shutil.rmtree(unfinished)
 
 
 def _shared_state() -> Path:
@@ -356,7 +367,7 @@ def _end_orphan(data: Path, deadline: float) -> None:
         return
     if _parent(pid) not in (1, os.getpid()):
         # Its starter may be about to end, and the server with it.
-        _await(lambda: not _serves(pid, data), min(deadline, time.monotonic() + 5.0))
+        _await(lambda: not _serves(pid, data), min(deadline, time.monotonic() + _ORPHAN_PATIENCE_S))
         if _serves(pid, data):
             raise EmbeddedError(f"another process runs the PostgreSQL server of {data.parent} (process {pid})")
         return
