@@ -25,7 +25,7 @@ class Head:
 class HeadReader:
     def __init__(
         self,
-        canonical: Callable[[str], tuple[str, str]],
+        canonical: Callable[[str, int], tuple[str, str]],
         max_target_bytes: int = 8192,
         max_head_bytes: int = 32768,
         max_fields: int = 100,

@@ -8,13 +8,15 @@ Source: RFC 9110, RFC 9112; HAZARDS 5 to 8 for what other servers let through.
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.dict cimport PyDict_Copy
+from cpython.dict cimport PyDict_Copy, PyDict_Size
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_DecodeASCII, PyUnicode_DecodeLatin1
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memchr, memcmp, memcpy
 
-from gunicorn_h1c import ParseError, parse_request_raw
+from gunicorn_h1c import parse_request_raw
+# NOTE: parse_request_raw raises classes of its own module, not those that the package exports.
+from gunicorn_h1c._parser_fast import IncompleteError, ParseError
 
 cdef extern from "Python.h":
     PyObject* PyDict_SetDefault(object d, object key, object default) except NULL
@@ -170,7 +172,7 @@ cdef class Head:
 cdef class HeadReader:
     """Reads request heads into WSGI environs, within limits.
 
-    `canonical` is fastpath.routes.canonical_path: (target) -> (path, query), ValueError if it is not canonical.
+    `canonical` is fastpath.routes.canonical_path: (target, max_bytes) -> (path, query), ValueError if not canonical.
     Units: limits in bytes and fields; `max_head_bytes` covers request line and fields.
     """
 
@@ -260,7 +262,7 @@ cdef class HeadReader:
         cdef Head head
         try:
             method_at, method_size, target_at, target_size, minor, count, parsed, fields = parse_request_raw(data)
-        except ParseError:
+        except (ParseError, IncompleteError):
             raise _why_unparsed(at, end) from None
         start = 2 if at[0] == 13 else 0
         if parsed != end or method_at != start or target_at != start + method_size + 1:
@@ -286,7 +288,7 @@ cdef class HeadReader:
         if not raw.startswith("/"):
             target = _origin_form(raw, head.environ.get("HTTP_HOST"))
         try:
-            path, query = self.canonical(target)
+            path, query = self.canonical(target, self.max_target)
         except ValueError as error:
             raise HeadError("bad-target", "The request target is not in canonical form") from error
         head.environ["RAW_URI"] = raw
@@ -395,6 +397,7 @@ cdef int _add_field(
     cdef uint8_t kind = PLAIN
     cdef bytes lower
     cdef PyObject* held
+    cdef Py_ssize_t before_count
     if not token:
         raise HeadError("bad-framing", "A header field name is malformed")
     if underscore:
@@ -411,8 +414,10 @@ cdef int _add_field(
     else:
         key, text, kind = <str> name.key, <str> name.text, name.kind
     value = PyUnicode_DecodeLatin1(<const char*> value_at, value_size, NULL)
+    # SEC: counted, not compared: equal values may be one object ("5" is), and a doubled field would pass.
+    before_count = PyDict_Size(head.environ)
     held = PyDict_SetDefault(head.environ, key, value)
-    if held != <PyObject*> value:
+    if PyDict_Size(head.environ) == before_count:
         if kind in (SINGLE, HOST_FIELD, LENGTH_FIELD, CODING_FIELD, EXPECT_FIELD):
             raise HeadError("bad-framing", f"The header field {text} came more than once")
         if state.twice is None:

@@ -72,9 +72,9 @@ class Connection:
     """
 
     __slots__ = (
-        "_armed", "_base", "_body", "_body_left_ns", "_continue", "_gone", "_greenlet", "_hub", "_raw", "_service",
-        "_sock", "_started_ns", "_unread", "_waiting", "_watcher", "deadline_ns", "idle", "response", "slot",
-        "upgraded",
+        "_armed", "_base", "_body", "_body_left_ns", "_continue", "_ended", "_gone", "_greenlet", "_hub", "_raw",
+        "_service", "_sock", "_started_ns", "_unread", "_waiting", "_watcher", "deadline_ns", "idle", "response",
+        "slot", "upgraded",
     )  # fmt: skip
 
     def __init__(self, service: Service, sock: Any, base: dict[str, Any]) -> None:
@@ -97,6 +97,7 @@ class Connection:
         self.slot = NEVER
         self.idle = False
         self.upgraded = False
+        self._ended = False
         self.response = Response(self)
         base["wsgi.input"] = NO_BODY
         base["caregate.socket"] = sock
@@ -198,6 +199,7 @@ class Connection:
 
     def _cut(self) -> None:
         """End the transfer so that it cannot be taken for complete."""
+        self._ended = True
         if self.response.framing == BODY_TO_CLOSE:
             self._raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
@@ -213,11 +215,15 @@ class Connection:
         """After a response: is the connection in a state to read the next request from?"""
         body, self._body = self._body, None
         if body is None:
-            return self.response.keep_alive
+            return self.response.keep_alive or self._end()
         if self.response.keep_alive and self._discard(body):
             self._unread = body.pending
             return True
-        if not body.finished and not self.upgraded:
+        return self._end()
+
+    def _end(self) -> bool:
+        """The connection ends after a response, unless it was given away or cut."""
+        if not self.upgraded and not self._ended:
             self._linger()
         return False
 
@@ -253,6 +259,7 @@ class Connection:
         if refused is not None:
             refused(environ, error, int(status[:3]))
         self.response.keep_alive = False
+        self._ended = True
         self.send((payload, body) if framing > 0 else (payload,))
         if type(error) is not e.RequestTimeout:
             self._linger()

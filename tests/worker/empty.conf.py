@@ -1,0 +1,1 @@
+"""No settings: the tests give them as arguments."""
