@@ -10,10 +10,12 @@ from pathlib import Path
 
 import msgspec
 
+from gateway.config.fault import Fault
 from gateway.config.load import Refused, load, read_text
 from gateway.config.model import Controller, Document
 from gateway.config.parse import parse
 from gateway.config.reload import TIMEOUT_S, ReloadFailed, reload, status
+from gateway.errors import DatabaseUnavailable
 from gateway.settings import Settings, SettingsError
 
 EXIT_REFUSED = 1
@@ -27,6 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     check = commands.add_parser("check", help="name every fault of a document; exit 1 if there is one, 2 if unreadable")
     check.add_argument("file", type=Path, metavar="FILE")
+    check.add_argument("--dsn", help="check functions against this database, as caregate_gateway; CAREGATE_DSN")
     check.set_defaults(run=run_check)
 
     again = commands.add_parser("reload", help="put the document in force in every worker, or in none")
@@ -52,8 +55,11 @@ def run_check(options: argparse.Namespace) -> int:
         read_text(options.file)
     except OSError as error:
         return _unusable(f"{options.file}: {os.strerror(error.errno or 0)}")
+    dsn = options.dsn or os.environ.get("CAREGATE_DSN", "")
     try:
-        snapshot = load(options.file)
+        snapshot = load(options.file, catalog_check=(lambda document: _check_functions(document, dsn)) if dsn else None)
+    except DatabaseUnavailable as error:
+        return _unusable(f"the database cannot be asked: {error.code}")
     except Refused as error:
         for fault in error.places:
             print(f"{options.file}:{fault.line or 1}: {fault}")
@@ -63,8 +69,22 @@ def run_check(options: argparse.Namespace) -> int:
         f"{len(getattr(document, section))} {section}"
         for section in ("audiences", "roles", "upstreams", "units", "controllers")
     )
-    print(f"{options.file}: good: {counts}; digest {snapshot.digest[:12]}")
+    unchecked = "" if dsn else "; functions not checked: no --dsn"
+    print(f"{options.file}: good: {counts}; digest {snapshot.digest[:12]}{unchecked}")
     return 0
+
+
+def _check_functions(document: Document, dsn: str) -> list[Fault]:
+    """Raises: DatabaseUnavailable."""
+    from gateway.portal.catalog import check_functions
+    from gateway.store.pool import Database
+
+    database = Database(dsn)
+    database.open()
+    try:
+        return check_functions(document, database)[1]
+    finally:
+        database.close()
 
 
 def run_reload(options: argparse.Namespace) -> int:

@@ -82,7 +82,8 @@ def _check_access(checking: Checking, path: str, controller: Controller) -> None
     for below, name in checking.each(controller.roles, step(path, "roles")):
         role: Role | None = checking.find("roles", name, below)
         roles.append(role)
-        if role is not None and role.audience not in controller.audiences:
+        known = role is not None and role.audience in checking.document.audiences
+        if role is not None and known and role.audience not in controller.audiences:
             checking.add(below, f"{name} lives in the audience {role.audience}, which the route does not serve")
     permission = controller.permission
     if permission is not None and not any(role is None or permission in role.permissions for role in roles):

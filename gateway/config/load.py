@@ -10,7 +10,7 @@ from pathlib import Path
 from gateway.config.check import CatalogCheck, check
 from gateway.config.compile import TOKEN_CACHE_SIZE, compile_document
 from gateway.config.fault import WHOLE, Fault, located
-from gateway.config.parse import parse
+from gateway.config.parse import parse, without_echoes
 from gateway.config.secret import Secrets
 from gateway.config.snapshot import Snapshot
 from gateway.config.source import MAX_BYTES
@@ -87,12 +87,11 @@ def load_text(
     Raises: Refused.
     """
     parsed = parse(raw)
-    faults = list(parsed.faults)
     if parsed.document is None:
-        raise Refused(faults)
+        raise Refused(parsed.faults)
     secrets = Secrets(directory, os.environ if environ is None else environ)
     checked = check(parsed.document, secrets, dropped=parsed.dropped, resources=resources, catalog_check=catalog_check)
-    faults = located([*faults, *checked.faults], parsed.lines)
+    faults = located(without_echoes(parsed.faults, checked.faults), parsed.lines)
     if faults:
         raise Refused(faults)
     snapshot = compile_document(parsed.document, checked.keyring, version=version, token_cache_size=token_cache_size)

@@ -53,12 +53,19 @@ def parse(text: str | bytes) -> Parsed:
     """Decode a document. Pure: reads no file, no environment."""
     source = read(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
     if not is_mapping(source.data):
-        faults = source.faults or [Fault(WHOLE, "must be a mapping")]
-        return Parsed(None, located(faults, source.lines), source.lines)
-    faults = list(source.faults)
+        unread = source.faults or [Fault(WHOLE, "must be a mapping")]
+        return Parsed(None, located(unread, source.lines), source.lines)
+    faults: list[Fault] = []
     document = _document(source.data, faults)
+    faults = without_echoes(source.faults, faults)
     dropped = {name: _dropped(source.data.get(name), getattr(document, name)) for name in SECTIONS}
     return Parsed(document, located(faults, source.lines), source.lines, dropped)
+
+
+def without_echoes(faults: list[Fault], later: list[Fault]) -> list[Fault]:
+    """All faults, except later ones at a place that is known to be faulty: they are about what is left of it."""
+    known = {fault.path for fault in faults}
+    return [*faults, *(fault for fault in later if fault.path not in known)]
 
 
 def canonical(document: Document) -> bytes:

@@ -54,12 +54,24 @@ class Secrets:
             raise SecretUnavailable(f"file {name}: {_why(error)}") from None
         except ValueError:
             raise SecretUnavailable("is not a file name") from None
-        with open(descriptor, "rb") as file:
+        try:
             _check_file(os.fstat(descriptor), name, private)
-            content = file.read(MAX_SECRET_BYTES + 1)
+            content = _read(descriptor)
+        except OSError as error:
+            raise SecretUnavailable(f"file {name}: {_why(error)}") from None
+        finally:
+            os.close(descriptor)
         if len(content) > MAX_SECRET_BYTES:
             raise SecretUnavailable(f"file {name} is larger than {MAX_SECRET_BYTES} bytes")
         return content.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def _read(descriptor: int) -> bytes:
+    """The content, or just more than a secret may have."""
+    content = b""
+    while len(content) <= MAX_SECRET_BYTES and (piece := os.read(descriptor, MAX_SECRET_BYTES + 1)):
+        content += piece
+    return content
 
 
 def _why(error: OSError) -> str:

@@ -65,6 +65,7 @@ class Caregate:
             },
             "relay": {
                 "path": "/units/{unit}/{rest:path}", "methods": ["GET"], "roles": ["member"], **common,
+                "unbound_roles": ["member"],
                 "unit": {"unit": "path:unit", "target": "/{rest}"},
             },
         }  # fmt: skip
