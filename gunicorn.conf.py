@@ -44,6 +44,18 @@ def on_starting(server: Any) -> None:
     shared.arbiter(settings)
 
 
+def on_reload(server: Any) -> None:
+    """HUP: the new workers take the configuration document as it is now, if it is good."""
+    from gateway.config.inforce import InForce
+    from gateway.config.load import check_file
+
+    faults = check_file(settings.config_path)
+    for fault in faults:
+        server.log.error("%s: %s", settings.config_path, fault)
+    if not faults:
+        InForce(settings, arbiter=os.getpid()).reconsider()
+
+
 def pre_fork(server: Any, worker: Any) -> None:
     """Give the worker its region of the shared memory."""
     worker.slot = shared.arbiter(settings).take_slot(worker.age)

@@ -15,7 +15,10 @@ from gateway import shared
 from gateway.accesslog import AccessLog
 from gateway.audit.writer import AuditWriter
 from gateway.config.control import ControlServer
-from gateway.config.snapshot import SnapshotHolder
+from gateway.config.fault import Fault
+from gateway.config.inforce import InForce
+from gateway.config.model import Document
+from gateway.config.snapshot import Snapshot, SnapshotHolder
 from gateway.context import RequestContext, new_request_id
 from gateway.errors import ClientDisconnected, GatewayError, InternalError, MethodNotMapped, NotFound
 from gateway.http.accounting import Accounting, answer_error
@@ -26,13 +29,13 @@ from gateway.http.identity import Identity
 from gateway.http.operations import create_operations
 from gateway.logs import configure
 from gateway.metrics import Metrics
+from gateway.portal.catalog import check_functions
 from gateway.portal.resource import PortalResource
 from gateway.relay.service import Relay
 from gateway.routing.kinds import ResourceTable, entry_points
 from gateway.routing.router import Router
 from gateway.settings import Settings
 from gateway.store.pool import Database
-from gateway.upstream.resource import UpstreamResource
 
 WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -50,24 +53,33 @@ class Gateway:
         self.log = configure(settings.log_level, worker=os.getpid())
         region = memory.regions[slot] if slot >= 0 else memoryview(bytearray(settings.metric_series * 64))
         self.metrics = Metrics(region, memory.regions if slot >= 0 else None)
-        self.database = Database(settings)
-        self.holder = SnapshotHolder(self._load())
+        self.database = _database(settings)
+        self.portal = PortalResource(self.database)
+        self.in_force = InForce(settings)
+        self.holder = SnapshotHolder(self.in_force.boot(self._check_functions))
         self.access_log = AccessLog(sys.stdout.fileno() if settings.access_log else -1, os.getpid())
-        self.audit = AuditWriter(self.database, settings, self.metrics)
+        self.audit = AuditWriter(self.database, settings.data_dir, queue=settings.audit_queue, count=self._count_audit)
         self.relay = Relay(settings, self.holder, self.metrics, self.log)
-        self.control = ControlServer(settings, self.holder, self.database)
+        self.control = ControlServer(settings, self.holder, self._check_functions, in_force=self.in_force)
         self.accounting = Accounting(self.holder, self.metrics, self.access_log, self.audit)
-        self.upstreams = UpstreamResource(self.holder, self.metrics)
         self.public = self._public(memory)
         self.operations = create_operations(self.holder, self.metrics, self._state, self.relay.units)
 
-    def _load(self) -> Any:
-        raise NotImplementedError
+    def _check_functions(self, document: Document) -> list[Fault]:
+        """The configuration's check against the database; what it found is how the functions are called.
+
+        Raises: DatabaseUnavailable.
+        """
+        catalog, faults = check_functions(document, self.database)
+        self.portal.merge(catalog)
+        return faults
+
+    def _count_audit(self, outcome: str, number: int) -> None:
+        self.metrics.inc("caregate_audit_events", (outcome,), number)
 
     def _public(self, memory: shared.Shared) -> falcon.App[falcon.Request, falcon.Response]:
         resources = ResourceTable(
-            function=PortalResource(self.database),
-            upstream=self.upstreams,
+            function=self.portal,
             unit=self.relay.unit_resource,
             entry_points=entry_points(),
         )
@@ -75,13 +87,12 @@ class Gateway:
             router=Router(self.holder, resources),
             middleware=[
                 self.accounting,
-                admission := Admission(memory.buckets),
+                Admission(memory.buckets),
                 Cors(),
                 Identity(time.time, self.metrics),
                 Authorization(self.accounting.intent),
             ],
         )
-        del admission
         app.req_options.strip_url_path_trailing_slash = False
         app.add_route("/relay/v1/connect", self.relay.connect_resource)
         app.add_error_handler(Exception, self._on_error)
@@ -115,10 +126,12 @@ class Gateway:
     def start(self) -> None:
         """Start the greenlets of this worker: audit writer, relay, control socket, log."""
         self.access_log.start()
+        self.holder.subscribe(self._on_snapshot)
         self.audit.start()
         self.relay.start()
         self.control.start()
         self.metrics.set("caregate_workers", (), 1)
+        self.metrics.set("caregate_config_version", (), self.holder.current.version)
         self.log.info("worker ready", config_version=self.holder.current.version)
 
     def drain(self) -> None:
@@ -149,6 +162,11 @@ class Gateway:
         self.metrics.inc("caregate_requests_in_flight")
         self.accounting.close(ctx, 499 if isinstance(error, ClientDisconnected) else status)
 
+    def _on_snapshot(self, snapshot: Snapshot) -> None:
+        self.metrics.set("caregate_config_version", (), snapshot.version)
+        self.metrics.inc("caregate_config_reloads", ("applied",))
+        self.log.info("configuration in force", config_version=snapshot.version, digest=snapshot.digest)
+
     def _state(self) -> dict[str, Any]:
         snapshot = self.holder.current
         return {
@@ -156,6 +174,18 @@ class Gateway:
             "draining": self.accounting.draining,
             "database": "up" if self.database.available else "down",
         }
+
+
+def _database(settings: Settings) -> Database:
+    database = Database(
+        settings.dsn,
+        pool_min=settings.pool_min,
+        pool_max=settings.pool_max,
+        statement_timeout_ms=settings.statement_timeout_ms,
+        connect_timeout_ms=settings.connect_timeout_ms,
+    )
+    database.open()
+    return database
 
 
 def create() -> Gateway:

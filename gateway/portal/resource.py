@@ -29,9 +29,9 @@ class PortalResource:
         self._catalog = catalog if catalog is not None else Catalog()
         self._plans: dict[int, tuple[FunctionAction, CallPlan]] = {}
 
-    def use(self, catalog: Catalog) -> None:
-        """Take the catalog of a new configuration; requests under way go on with their plans."""
-        self._catalog = catalog
+    def merge(self, catalog: Catalog) -> None:
+        """Take in the functions of a configuration that is about to be used; requests under way go on with their plans."""
+        self._catalog.merge(catalog)
         self._plans = {}
 
     def on_request(self, req: falcon.Request, resp: falcon.Response, **params: object) -> None:
