@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import falcon
 
@@ -83,8 +83,8 @@ class Gateway:
             unit=self.relay.unit_resource,
             entry_points=entry_points(),
         )
-        app = falcon.App(
-            router=Router(self.holder, resources),
+        app: falcon.App[falcon.Request, falcon.Response] = falcon.App(
+            router=cast("Any", Router(self.holder, resources)),  # Falcon's annotation names its own router only
             middleware=[
                 self.accounting,
                 Admission(memory.buckets),
@@ -111,7 +111,7 @@ class Gateway:
         if isinstance(error, falcon.HTTPNotFound):
             return NotFound()
         if isinstance(error, falcon.HTTPMethodNotAllowed):
-            return MethodNotMapped(headers=tuple((error.headers or {}).items()))
+            return MethodNotMapped(headers=tuple(dict(error.headers or {}).items()))
         self.log.error("request failed", request_id=ctx.id, route=ctx.route and ctx.route.name, exc_info=error)
         return InternalError()
 

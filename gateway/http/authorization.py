@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import falcon
 
 from gateway.context import RequestContext
-from gateway.errors import TokenMissing
+from gateway.errors import Forbidden, TokenMissing
 from gateway.rbac.decide import decide
 from gateway.routing.query import check_query
 
@@ -13,7 +15,7 @@ from gateway.routing.query import check_query
 class Authorization:
     """Middleware: refuses, or lets the resource run; on `phi` routes the intent is recorded in between."""
 
-    def __init__(self, intent: object) -> None:
+    def __init__(self, intent: Callable[[RequestContext], None]) -> None:
         """Shapes: `intent(ctx)` makes the audit intent durable or raises AuditUnavailable."""
         self._intent = intent
 
@@ -31,7 +33,7 @@ class Authorization:
         decision = decide(ctx.principal, route, ctx.params)
         ctx.rule = decision.rule
         if not decision.allowed:
-            raise decision.error()
+            raise (decision.error or Forbidden)()
         check_query(ctx.query, route.query)
         if route.phi:
-            self._intent(ctx)  # type: ignore[operator]
+            self._intent(ctx)

@@ -67,7 +67,7 @@ def bearer_token(env: dict[str, Any]) -> str | None:
     scheme, _, token = value.partition(" ")
     if scheme.lower() != "bearer":
         return None
-    token = token.strip(" ")
+    token = str(token).strip(" ")
     if not token or " " in token or "\t" in token:
         raise TokenInvalid()
     return token
@@ -81,9 +81,9 @@ def _names_token(query: str) -> bool:
 
 
 def _principal(snapshot: Snapshot, verified: Verified) -> Principal:
-    role = snapshot.roles[verified.key.role]
+    role = snapshot.roles[str(verified.key.role)]
     return Principal(
-        subject=verified.subject,
+        subject=str(verified.subject),
         issuer=verified.claims["iss"],
         audience=verified.audience,
         role=role.name,
