@@ -53,7 +53,9 @@ cdef dict _decode_part(bytes text, str what):
 
 cdef dict _HMAC_HASH = {"HS256": "sha256", "HS384": "sha384", "HS512": "sha512"}
 cdef dict _EC_SIGNATURE_BYTES = {"ES256": 64, "ES384": 96, "ES512": 132}
-ALGORITHMS = frozenset([family + size for family in ("HS", "RS", "PS", "ES") for size in ("256", "384", "512")] + ["EdDSA"])
+ALGORITHMS = frozenset(
+    ["EdDSA"] + [family + size for family in ("HS", "RS", "PS", "ES") for size in ("256", "384", "512")]
+)
 cdef frozenset _ALGORITHMS = ALGORITHMS
 
 
@@ -217,8 +219,8 @@ cdef frozenset _REFUSED_HEADERS = frozenset(
 
 
 cdef int _check_header(dict header) except -1:
-    """SEC: what a token brings along to be verified with is the sender's choice; an extension that changes how it is read
-    is not ours to guess."""
+    """SEC: what a token brings along to be verified with is the sender's choice; an extension that changes how it is
+    read is not ours to guess."""
     if not _REFUSED_HEADERS.isdisjoint(header):
         raise TokenError("header", "the header embeds a key or asks for an extension")
     alg = header.get("alg")
@@ -251,9 +253,9 @@ cdef class Verifier:
     The cache holds at most `cache_size` tokens in two generations (a token used since the last turn survives the next
     one) and on average 1 KiB of text for each; what is refused is never kept, so a flood of tokens grows nothing. A hit
     checks time, revocation and the key again. Not for use from several threads at once.
-    Shapes: `known_audiences` are the audiences this gateway has at all, by default those of `keys`; `revoked` maps a jti
-    to the time until which its revocation must be kept; `checks` are (claim, is it good?, what it must be), run on the
-    claims that are there.
+    Shapes: `known_audiences` are the audiences this gateway has at all, by default those of `keys`; `revoked` maps a
+    jti to the time until which its revocation must be kept; `checks` are (claim, is it good?, what it must be), run on
+    the claims that are there.
     Units: `leeway_s`, `now_s` seconds.
     Raises: ValueError for keys that cannot be told apart.
     """
@@ -318,10 +320,6 @@ cdef class Verifier:
         """Drops the revocations of tokens that have expired anyway."""
         for jti in [jti for jti, until_s in self.revoked.items() if until_s + self._leeway_s <= now_s]:
             del self.revoked[jti]
-
-    def adopt_revocations(self, Verifier other not None):
-        """Refuses what `other` was told to refuse: for the verifier that takes its place."""
-        self.revoked.update(other.revoked)
 
     def retire(self, kid: str):
         """Refuses everything the key signed. Raises: KeyError if there is none of that kid."""

@@ -134,7 +134,7 @@ def _secret_alg(secret: bytes, alg: str | None) -> str:
 def _rsa_alg(key: rsa.RSAPublicKey | rsa.RSAPrivateKey, alg: str | None) -> str:
     if alg is None:
         raise ValueError("alg is missing, and an RSA key fits several")
-    if not alg.startswith(("RS", "PS")):
+    if alg not in ALGORITHMS or not alg.startswith(("RS", "PS")):
         raise ValueError(f"alg {alg} does not fit an RSA key")
     if not MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
         raise ValueError(f"an RSA key of {key.key_size} bits, not {MIN_RSA_BITS} to {MAX_RSA_BITS}")
