@@ -38,6 +38,8 @@ _LEASE_S = 60.0
 _PROBE_INTERVAL_S = 0.1
 _PROBE_TIMEOUT_S = 0.5
 _LEASE_TICK_S = 0.05
+_PATIENCE_S = 1.0
+"""A server that is silent for so long does not answer; a caller with less time may only have been unlucky."""
 _ORDINARY_CONNECTIONS = 2
 """Room in the pool for `connection()`: catalog, configuration, administration."""
 _NO_ANSWER_MARGIN_MS = 100
@@ -77,6 +79,7 @@ class Database:
         self._refusals = 0
         self._lanes: list[Lane] = []
         self._prober: gevent.Greenlet[[], None] | None = None
+        self._away = False
         self._closed = False
         self._pool: ConnectionPool[PooledConnection] = ConnectionPool(
             dsn,
@@ -123,7 +126,7 @@ class Database:
     @property
     def available(self) -> bool:
         """False while the server is known not to answer."""
-        return self._prober is None
+        return not self._away
 
     def call(
         self, statement: Statement, values: Sequence[bytes | None], claims: bytes, *, deadline_ns: int = 0
@@ -150,55 +153,70 @@ class Database:
         finally:
             self._pool.putconn(connection)
 
-    def take(self) -> PooledConnection:
+    def take(self, deadline_s: float = 0.0) -> PooledConnection:
         """A checked connection from the pool.
 
+        Units: `deadline_s` monotonic seconds, 0: as long as connecting may take.
         Raises: DatabaseUnavailable, soon after an attempt to connect was refused.
         """
         self.refuse_if_away()
         refusals = self._refusals
         give_up_s = time.monotonic() + self._connect_timeout_s
-        while True:
+        patient = not deadline_s or give_up_s <= deadline_s
+        end_s = give_up_s if patient else deadline_s
+        while self._refusals == refusals and (left_s := end_s - time.monotonic()) > 0:
             try:
-                return self._pool.getconn(timeout=_LEASE_TICK_S)
+                return self._pool.getconn(timeout=min(left_s, _LEASE_TICK_S))
             except PoolTimeout:
-                if self._refusals == refusals and time.monotonic() < give_up_s:
-                    continue
+                continue
             except psycopg.Error:
-                pass
-            self.note_silence()
-            raise DatabaseUnavailable(retry_after_s=1)
+                break
+        self.note_silence(certain=patient or self._refusals != refusals)
+        raise DatabaseUnavailable(retry_after_s=1)
 
     def give_back(self, connection: PooledConnection) -> None:
         """Return what `take` gave, closed or not."""
         self._pool.putconn(connection)
 
     def refuse_if_away(self) -> None:
-        """Raises: DatabaseUnavailable while the circuit is open."""
-        if self._prober is not None and gevent.getcurrent() is not self._prober:
+        """Raises: DatabaseUnavailable while the circuit is open, to everybody but the prober."""
+        if self._away and gevent.getcurrent() is not self._prober:
             raise DatabaseUnavailable(retry_after_s=1)
 
-    def note_silence(self) -> None:
-        """The server did not answer: refuse callers until the prober has seen it answer."""
-        if self._prober is None and not self._closed:
-            log.warning("database does not answer")
+    def note_silence(self, *, certain: bool) -> None:
+        """The server did not answer: open the circuit, at once if that is certain, else if the prober finds so too."""
+        if self._closed:
+            return
+        if certain:
+            self._open_circuit()
+        if self._prober is None:
             self._prober = gevent.spawn(self._probe)
 
     def stats(self) -> dict[str, int]:
         """Figures of the pool, for /status."""
         return {**self._pool.get_stats(), "available": int(self.available)}
 
-    def _probe(self) -> None:
+    def _open_circuit(self) -> None:
+        if self._away:
+            return
+        log.warning("database does not answer")
+        self._away = True
         for lane in self._lanes:
             lane.drop()
+
+    def _probe(self) -> None:
+        """Ask until the server answers; callers are let through again with the first answer."""
         while not self._closed:
             try:
                 self._calls.ping(_PROBE_TIMEOUT_S)
             except (DatabaseUnavailable, DatabaseTimeout, StatementFailed):
+                self._open_circuit()
                 gevent.sleep(_PROBE_INTERVAL_S)
                 continue
-            log.warning("database answers again")
+            if self._away:
+                log.warning("database answers again")
             break
+        self._away = False
         self._prober = None
 
     def _note_refusal(self, pool: object) -> None:
@@ -250,14 +268,13 @@ class Lane:
             self._discard(self._free.pop())
 
     def _run(self, steps: Sequence[Step], timeout_s: float) -> bytes | None:
-        database = self._database
-        database.refuse_if_away()
+        self._database.refuse_if_away()
         deadline_s = time.monotonic() + timeout_s
         if not self._turns.acquire(timeout=timeout_s):
             raise DatabaseUnavailable("No database connection came free in time", retry_after_s=1)
         try:
             try:
-                return self._use(self._lease(), steps, deadline_s)
+                return self._use(self._lease(deadline_s), steps, deadline_s)
             except ConnectionLost as lost:
                 if lost.executed:
                     raise DatabaseInterrupted(retry_after_s=1) from None
@@ -271,17 +288,18 @@ class Lane:
 
     def _use_finally(self, steps: Sequence[Step], deadline_s: float) -> bytes | None:
         try:
-            return self._use(self._lease(), steps, deadline_s)
+            return self._use(self._lease(deadline_s), steps, deadline_s)
         except ConnectionLost as lost:
             if lost.executed:
                 raise DatabaseInterrupted(retry_after_s=1) from None
             raise DatabaseUnavailable(retry_after_s=1) from None
 
     def _use(self, pipeline: Pipeline, steps: Sequence[Step], deadline_s: float) -> bytes | None:
+        timeout_s = deadline_s - time.monotonic()
         try:
-            return pipeline.run(steps, deadline_s - time.monotonic())
+            return pipeline.run(steps, timeout_s)
         except Expired:
-            self._database.note_silence()
+            self._database.note_silence(certain=timeout_s >= _PATIENCE_S)
             raise DatabaseTimeout("The database did not answer in time") from None
         except StatementFailed as failed:
             pipeline.broken = failed.sqlstate in _UNPREPARED
@@ -292,7 +310,7 @@ class Lane:
             else:
                 self._free.append(pipeline)
 
-    def _lease(self) -> Pipeline:
+    def _lease(self, deadline_s: float) -> Pipeline:
         """A connection that is open as far as one can know without asking the server."""
         now_s = time.monotonic()
         while self._free:
@@ -303,7 +321,7 @@ class Lane:
                 return pipeline
             else:
                 self._discard(pipeline)
-        return Pipeline(self._database.take())
+        return Pipeline(self._database.take(deadline_s))
 
     def _return(self, pipeline: Pipeline) -> None:
         pipeline.leave()
