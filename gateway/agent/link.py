@@ -44,8 +44,6 @@ ROOM_BYTES = 32_768
 RENEW_AT = 0.6
 """Of a token's remaining life; late enough to be rare, early enough for two more attempts."""
 CLOSE_GRACE_S = 1.0
-LEAVING_LOOK_S = 0.05
-"""How often a connection that is to end looks whether its last stream has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +128,6 @@ class Link:
             self._tick()
             if self._end:
                 return
-            if self._leaving and self._session.idle and not self._exchanges:
-                self._finish("left")
-                return
             data = self._receive(sock)
         self._finish("closed by the gateway")
 
@@ -142,8 +137,6 @@ class Link:
         NOTE: a timeout of the socket would hold for the writer too.
         """
         wait_s = min(self._session.next_deadline_s, self._renew_s) - time.monotonic()
-        if self._leaving:
-            wait_s = min(wait_s, LEAVING_LOOK_S)
         with gevent.Timeout(max(wait_s, 0.001), False):
             return bytes(sock.recv(RECEIVE_BYTES))
         return None
@@ -154,6 +147,8 @@ class Link:
                 self._wake.wait()
                 self._wake.clear()
                 self._flush(sock)
+                if self._leaving and self._session.idle and not self._exchanges:
+                    self._finish("left")
             sock.sendall(self._closing)
         except OSError as error:
             self._finish(type(error).__name__)
@@ -191,13 +186,12 @@ class Link:
             self._take_message(opcode, payload)
         fault = self._decoder.error
         if fault is not None and not self._end:
-            self._log.warning("websocket_fault", code=fault.code)
             self._closing = encode_close(fault.code, "", os.urandom(4))
-            self._finish("websocket fault")
+            self._on_events(self._session.violate("websocket", str(fault)))
 
     def _take_message(self, opcode: int, payload: bytes | str) -> None:
         if isinstance(payload, str) or opcode == OP_TEXT:
-            self._on_events(self._session.receive_text())
+            self._on_events(self._session.violate("text", "a text message"))
         elif opcode == OP_BINARY:
             self._on_events(self._session.receive(payload, time.monotonic()))
         elif opcode == OP_PING:
@@ -219,7 +213,7 @@ class Link:
     def _on_events(self, events: list[ev.Event]) -> None:
         for event in events:
             self._on_event(event)
-        if self._session.has_frames:
+        if self._session.has_frames or self._leaving:
             self._wake.set()
 
     def _on_event(self, event: ev.Event) -> None:

@@ -16,6 +16,7 @@ CONNECT_PATH = "/relay/v1/connect"
 MAX_CONNECTIONS = 4
 _UNIT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _KID = re.compile(r"[\x21-\x7e]{1,128}")
+_URL = re.compile(r"[\x21-\x7e]+")
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?")
 
 
@@ -116,6 +117,8 @@ def parse_target(url: str) -> Endpoint:
 
 
 def _endpoint(option: str, url: str, schemes: dict[str, bool]) -> Endpoint:
+    if not _URL.fullmatch(url):  # urlsplit drops line breaks and tabs without a word
+        raise BadSettings(f"{option}: not a URL")
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -2,21 +2,523 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
+
+import gevent
+import jwt
+import pytest
+from gevent import socket
+
+from gateway.agent.allowlist import AllowList, parse_rule
+from gateway.agent.context_token import ContextVerifier
+from gateway.agent.settings import Endpoint
+from gateway.errors import Delivery
 from gateway.relay import events as ev
+from gateway.relay.frames import ResetCode
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nhi"
+CONTEXT_KEY = b"k" * 32
+
+
+def answering(read, answer=OK, seen=None):
+    """A local service that gives the same answer to every request, keeping the connection."""
+
+    def serve(number, sock):
+        while request := read(sock):
+            if seen is not None:
+                seen.append(request)
+            sock.sendall(answer)
+
+    return serve
+
+
+def closing(read, answer):
+    """A local service that answers once and closes."""
+
+    def serve(number, sock):
+        read(sock)
+        sock.sendall(answer)
+
+    return serve
 
 
 def test_small_get(rig, read):
     seen = []
+    rig.service.handler = answering(read, seen=seen)
+    peer = rig.connect()
+    head, body = peer.answer(peer.request("GET", "/a/b?c=d", fields=[("accept", "text/plain")]))
+    assert (head.response.status, head.response.fields, body) == (200, [("content-type", "text/plain")], b"hi")
+    assert (head.response.length, head.end) == (2, True)
+    assert [type(event) for event in peer.log] == [ev.HelloReceived, ev.Acked, ev.ResponseReceived]
+    assert seen[0].startswith(b"GET /a/b?c=d HTTP/1.1\r\nhost: 127.0.0.1:")
+    assert b"\r\naccept: text/plain\r\n" in seen[0]
+    assert b"content-length" not in seen[0]
+
+
+def test_base_path_of_the_target_comes_first(rig, read):
+    seen = []
+    rig.service.handler = answering(read, seen=seen)
+    peer = rig.connect(target=Endpoint(False, "127.0.0.1", rig.service.port, "/base"))
+    peer.answer(peer.request("GET", "/a?b"))
+    assert seen[0].startswith(b"GET /base/a?b HTTP/1.1\r\n")
+
+
+# --- ACK
+
+
+def test_ack_comes_after_connecting_and_before_the_first_byte(rig):
+    accepted, first_byte = gevent.event.Event(), []
+    go_on = gevent.event.Event()
 
     def serve(number, sock):
-        while request := read(sock):
-            seen.append(request)
-            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nhi")
+        accepted.set()
+        go_on.wait(5)
+        first_byte.append((time.monotonic(), sock.recv(65536)))
+        sock.sendall(OK)
 
     rig.service.handler = serve
     peer = rig.connect()
-    stream = peer.request("GET", "/a/b?c=d", fields=[("accept", "text/plain")])
-    head, body = peer.answer(stream)
-    assert (head.response.status, head.response.fields, body) == (200, [("content-type", "text/plain")], b"hi")
-    assert [type(event) for event in peer.log] == [ev.HelloReceived, ev.Acked, ev.ResponseReceived]
-    assert seen[0].startswith(b"GET /a/b?c=d HTTP/1.1\r\nhost: 127.0.0.1:")
+    peer.request()
+    assert accepted.wait(5)
+    peer.expect(ev.Acked)
+    peer.nothing(ev.ResponseReceived)
+    go_on.set()
+    peer.expect(ev.ResponseReceived)
+    assert first_byte[0][1].startswith(b"GET ")
+
+
+def test_held_request_sends_nothing_before_go(rig, read):
+    seen, connected = [], gevent.event.Event()
+
+    def serve(number, sock):
+        connected.set()
+        seen.append(read(sock))
+        sock.sendall(OK)
+
+    rig.service.handler = serve
+    peer = rig.connect()
+    stream = peer.request(hold=True)
+    assert connected.wait(5)
+    gevent.sleep(0.01)
+    assert not seen
+    peer.nothing(ev.Acked)
+    peer.session.send_go(stream)
+    peer.flush()
+    assert peer.answer(stream)[1] == b"hi"
+
+
+def test_connect_refused_is_certainly_not_dispatched(rig):
+    rig.service.stop()
+    peer = rig.connect()
+    peer.request("POST", body=b"x")
+    aborted = peer.expect(ev.StreamAborted)
+    assert (aborted.code, aborted.delivery) == (ResetCode.UPSTREAM_CONNECT, Delivery.NOT_DISPATCHED)
+    peer.nothing(ev.Acked)
+
+
+# --- refusals before dispatch
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("GET", "/admin"),
+        ("DELETE", "/fhir/Patient/1"),
+        ("GET", "/fhir"),
+        ("GET", "/fhir/"),
+        ("GET", "/fhir/../admin"),
+        ("GET", "/fhir/%2e%2e/admin"),
+        ("GET", "/fhir//Patient"),
+        ("GET", "/fhir/a%2Fb"),
+        ("GET", "/fhir/a%00"),
+        ("TRACE", "/fhir/x"),
+        ("CONNECT", "/fhir/x"),
+    ],
+)
+def test_refused_path_never_reaches_the_service(rig, read, method, target):
+    rig.service.handler = answering(read)
+    peer = rig.connect(allow=AllowList((parse_rule("GET /fhir/*"),)))
+    peer.request(method, target)
+    aborted = peer.expect(ev.StreamAborted)
+    assert (aborted.code, aborted.delivery) == (ResetCode.REFUSED, Delivery.NOT_DISPATCHED)
+    assert rig.service.connections == 0
+    assert peer.answer(peer.request("GET", "/fhir/x"))[1] == b"hi"
+
+
+def context(**change):
+    return jwt.encode({"aud": "linden-clinic", "exp": time.time() + 30, "sub": "s", **change}, CONTEXT_KEY, "HS256")
+
+
+@pytest.mark.parametrize(
+    ("fields", "admitted"),
+    [
+        pytest.param([("x-caregate-context", context())], True, id="valid"),
+        pytest.param([], False, id="missing"),
+        pytest.param([("x-caregate-context", context())] * 2, False, id="twice"),
+        pytest.param([("x-caregate-context", context(aud="other"))], False, id="another unit"),
+        pytest.param([("x-caregate-context", context(exp=time.time() - 60))], False, id="expired"),
+        pytest.param([("x-caregate-context", context()[:-2] + "AA")], False, id="signature"),
+    ],
+)
+def test_context_is_required_once_there_is_a_key(rig, read, fields, admitted):
+    seen = []
+    rig.service.handler = answering(read, seen=seen)
+    peer = rig.connect(context=ContextVerifier("linden-clinic", CONTEXT_KEY))
+    stream = peer.request(fields=fields)
+    if admitted:
+        assert peer.answer(stream)[1] == b"hi"
+        assert b"x-caregate-context: ey" in seen[0]
+    else:
+        assert peer.expect(ev.StreamAborted).code == ResetCode.REFUSED
+        assert not seen
+
+
+def test_fields_that_are_not_the_services_business_are_dropped(rig, read):
+    seen = []
+    rig.service.handler = answering(read, seen=seen)
+    peer = rig.connect()
+    dropped = ["connection", "keep-alive", "host", "te", "upgrade", "authorization", "expect"]
+    dropped += ["x-caregate-role", "x_caregate_context"]
+    fields = [(name, "zzz") for name in dropped] + [("zzz", "named by connection"), ("accept", "a"), ("accept", "b")]
+    peer.answer(peer.request(fields=fields, traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01"))
+    assert b"zzz" not in seen[0]
+    assert seen[0].count(b"\r\naccept: ") == 2
+    assert b"\r\ntraceparent: 00-aaaa" in seen[0]
+
+
+# --- the local service's answers
+
+
+def test_slow_service_is_a_timeout_after_dispatch(rig, read):
+    def serve(number, sock):
+        read(sock)
+        gevent.sleep(5)
+
+    rig.service.handler = serve
+    peer = rig.connect()
+    peer.request(deadline_ms=200)
+    aborted = peer.expect(ev.StreamAborted)
+    # At the whole deadline the session itself would have said DEADLINE.
+    assert (aborted.code, aborted.delivery) == (ResetCode.UPSTREAM_TIMEOUT, Delivery.DISPATCHED)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(b"", id="closed without a byte"),
+        pytest.param(b"hello\r\n\r\n", id="not http"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab", id="truncated"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcde", id="two lengths"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", id="negative length"),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", id="two framings"
+        ),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nx", id="unknown coding"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", id="bad chunk"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", id="no last chunk"),
+        pytest.param(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", id="upgrade"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nA b: c\r\nContent-Length: 0\r\n\r\n", id="field name"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nA: b\x00c\r\nContent-Length: 0\r\n\r\n", id="field value"),
+        pytest.param(b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 101 + b"Content-Length: 0\r\n\r\n", id="many fields"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nA: " + b"b" * 40_000 + b"\r\n\r\n", id="large head"),
+        pytest.param(b"HTTP/1.1 700 No\r\nContent-Length: 0\r\n\r\n", id="status"),
+    ],
+)
+def test_garbage_is_reset_and_the_link_lives_on(rig, read, answer):
+    answers = [answer, OK]
+
+    def serve(number, sock):
+        read(sock)
+        sock.sendall(answers[number - 1])
+
+    rig.service.handler = serve
+    peer = rig.connect()
+    peer.request()
+    aborted = peer.expect(ev.StreamAborted)
+    assert aborted.code == ResetCode.UPSTREAM_PROTOCOL
+    assert aborted.delivery in {Delivery.DISPATCHED, Delivery.RESPONSE_STARTED}
+    assert peer.answer(peer.request())[1] == b"hi"
+    assert not [line for line in rig.lines if line["event"].endswith("_fault")]
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "status", "length", "body"),
+    [
+        pytest.param("GET", b"HTTP/1.1 204 No Content\r\n\r\n", 204, None, b"", id="204"),
+        pytest.param("GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n", 304, 9, b"", id="304"),
+        pytest.param("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", 200, 9, b"", id="head"),
+        pytest.param(
+            "GET",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\nX-T: 1\r\n\r\n",
+            200,
+            None,
+            b"abcde",
+            id="chunked with trailer",
+        ),
+        pytest.param(
+            "GET",
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nLink: x\r\n\r\n" + OK,
+            200,
+            2,
+            b"hi",
+            id="interim",
+        ),
+        pytest.param("GET", b"HTTP/1.0 200 OK\r\n\r\nuntil the end", 200, None, b"until the end", id="until close"),
+    ],
+)
+def test_framings(rig, read, method, answer, status, length, body):
+    rig.service.handler = closing(read, answer)
+    peer = rig.connect()
+    head, got = peer.answer(peer.request(method))
+    assert (head.response.status, head.response.length, got) == (status, length, body)
+    assert not [name for name, _ in head.response.fields if name in {"x-t", "link", "transfer-encoding"}]
+
+
+# --- bodies
+
+
+def test_a_mebibyte_both_ways(rig, read):
+    sent = bytes(range(256)) * 4096
+    got = []
+
+    def serve(number, sock):
+        got.append(read(sock).partition(b"\r\n\r\n")[2])
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(sent))
+        sock.sendall(sent)
+
+    rig.service.handler = serve
+    peer = rig.connect()
+    stream = peer.request("POST", length=len(sent), end=False)
+    peer.data(stream, sent, end=True)
+    _, body = peer.answer(stream)
+    assert hashlib.sha256(got[0]).digest() == hashlib.sha256(sent).digest()
+    assert hashlib.sha256(body).digest() == hashlib.sha256(sent).digest()
+
+
+def test_body_of_unknown_length_is_chunked_and_streams(rig, read):
+    received, first = [], gevent.event.Event()
+
+    def serve(number, sock):
+        data = b""
+        while not data.endswith(b"0\r\n\r\n"):
+            data += sock.recv(65536)
+            if b"one" in data:
+                first.set()
+        received.append(data)
+        sock.sendall(OK)
+
+    rig.service.handler = serve
+    peer = rig.connect()
+    stream = peer.request("POST", end=False, length=None)
+    peer.data(stream, b"one")
+    assert first.wait(5)
+    peer.data(stream, b"twotwo")
+    peer.data(stream, b"", end=True)
+    assert peer.answer(stream)[1] == b"hi"
+    head, _, body = received[0].partition(b"\r\n\r\n")
+    assert b"transfer-encoding: chunked" in head
+    assert body == b"3\r\none\r\n6\r\ntwotwo\r\n0\r\n\r\n"
+
+
+def test_empty_body_of_unknown_length_is_no_body(rig, read):
+    seen = []
+    rig.service.handler = answering(read, seen=seen)
+    peer = rig.connect()
+    peer.answer(peer.request("POST", length=None))
+    assert b"\r\ncontent-length: 0\r\n" in seen[0]
+
+
+def test_early_answer_ends_the_upload(rig, read):
+    def serve(number, sock):
+        while b"\r\n\r\n" not in sock.recv(65536):
+            pass
+        sock.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    rig.service.handler = serve
+    peer = rig.connect()
+    stream = peer.request("POST", length=1_000_000, end=False)
+    head, _ = peer.answer(stream)
+    assert head.response.status == 413
+    rig.service.handler = answering(read)
+    assert peer.answer(peer.request())[1] == b"hi"
+
+
+def test_caller_who_takes_nothing_stops_only_his_own_stream(rig, read):
+    written = []
+
+    def serve(number, sock):
+        path = read(sock).split()[1]
+        if path == b"/small":
+            sock.sendall(OK)
+            return
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 50000000\r\n\r\n")
+        for _ in range(500):
+            sock.sendall(bytes(100_000))
+            written.append(100_000)
+
+    rig.service.handler = serve
+    peer = rig.connect()
+    peer.auto_consume = False
+    stream = peer.request("GET", "/big")
+    peer.expect(ev.ResponseReceived)
+    rig.wait_for(lambda: len(written) > 2)
+    small = peer.request("GET", "/small")
+    with gevent.Timeout(5):
+        while True:
+            event = peer.events.get()
+            if event.stream == small and isinstance(event, ev.ResponseReceived):
+                break
+    bodies = [event.body for event in peer.log if hasattr(event, "body") and event.stream == stream]
+    assert sum(map(len, bodies)) == 262_144
+    assert peer.session.reset(stream, ResetCode.CANCEL) is not None
+
+
+# --- connections to the service
+
+
+def test_connection_is_used_again(rig, read):
+    rig.service.handler = answering(read)
+    peer = rig.connect()
+    for _ in range(5):
+        peer.answer(peer.request())
+    assert rig.service.connections == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi", id="connection close"),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhiHTTP/1.1 200 OK\r\n\r\n", id="bytes after the end"
+        ),
+        pytest.param(b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nhi", id="http 1.0"),
+    ],
+)
+def test_connection_that_must_not_be_used_again(rig, read, answer):
+    rig.service.handler = answering(read, answer)
+    peer = rig.connect()
+    for _ in range(3):
+        assert peer.answer(peer.request())[1] == b"hi"
+    assert rig.service.connections == 3
+
+
+def test_connection_that_died_while_idle_is_not_used(rig, read):
+    rig.service.handler = closing(read, OK)
+    peer = rig.connect()
+    for _ in range(3):
+        assert peer.answer(peer.request("POST", body=b"x"))[1] == b"hi"
+        gevent.sleep(0.005)
+    assert rig.service.connections == 3
+    peer.nothing(ev.StreamAborted)
+
+
+def test_connection_with_unasked_bytes_is_not_used(rig, read):
+    def serve(number, sock):
+        while read(sock):
+            sock.sendall(OK)
+            gevent.sleep(0.002)
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+
+    rig.service.handler = serve
+    peer = rig.connect()
+    for _ in range(3):
+        assert peer.answer(peer.request())[1] == b"hi"
+        gevent.sleep(0.008)
+    assert rig.service.connections == 3
+
+
+# --- the end of a stream
+
+
+def test_cancel_closes_the_local_connection(rig, read):
+    closed, got = gevent.event.Event(), gevent.event.Event()
+
+    def serve(number, sock):
+        read(sock)
+        got.set()
+        if not sock.recv(10):
+            closed.set()
+
+    rig.service.handler = serve
+    peer = rig.connect()
+    stream = peer.request()
+    assert got.wait(5)
+    peer.session.reset(stream, ResetCode.CANCEL, "caller left")
+    peer.flush()
+    acked = peer.expect(ev.ResetAcked)
+    assert (acked.stream, acked.dispatched) == (stream, True)
+    assert closed.wait(5)
+
+
+def test_cancel_while_connecting_is_not_dispatched(rig):
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(0)
+    fill = [socket.socket() for _ in range(4)]
+    for sock in fill:  # the accept queue is full: the agent's connect hangs
+        sock.setblocking(False)
+        sock.connect_ex(listener.getsockname())
+    peer = rig.connect(target=Endpoint(False, "127.0.0.1", listener.getsockname()[1], ""))
+    stream = peer.request()
+    gevent.sleep(0.01)
+    peer.session.reset(stream, ResetCode.CANCEL)
+    peer.flush()
+    assert peer.expect(ev.ResetAcked).dispatched is False
+    peer.nothing(ev.Acked)
+    for sock in [*fill, listener]:
+        sock.close()
+
+
+def test_cancel_in_the_middle_of_an_answer(rig, read):
+    closed = gevent.event.Event()
+
+    def serve(number, sock):
+        read(sock)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\npart")
+        if not sock.recv(10):
+            closed.set()
+
+    rig.service.handler = serve
+    peer = rig.connect()
+    stream = peer.request()
+    peer.expect(ev.ResponseReceived)
+    peer.session.reset(stream, ResetCode.CANCEL)
+    peer.flush()
+    assert closed.wait(5)
+
+
+def test_many_streams_at_once_and_one_too_many(rig, read):
+    release = gevent.event.Event()
+
+    def serve(number, sock):
+        while read(sock):
+            release.wait(5)
+            sock.sendall(OK)
+
+    rig.service.handler = serve
+    peer = rig.connect(max_streams=8)
+    assert peer.session.max_streams == 8
+    for _ in range(8):
+        peer.request()
+    rig.wait_for(lambda: sum(isinstance(event, ev.Acked) for event in peer.log) == 8)
+    release.set()
+    rig.wait_for(lambda: sum(isinstance(event, ev.ResponseReceived) for event in peer.log) == 8)
+    assert rig.service.connections == 8
+
+
+def test_credit_of_an_abandoned_upload_comes_back(rig):
+    """A service that never reads: its bodies must not eat the connection's window."""
+
+    def serve(number, sock):
+        gevent.sleep(5)
+
+    rig.service.handler = serve
+    peer = rig.connect()
+    for _ in range(20):
+        stream = peer.request("POST", length=10_000_000, end=False, deadline_ms=50)
+        peer.data(stream, bytes(262_144))
+        peer.expect(ev.StreamAborted)
+    rig.service.handler = lambda number, sock: (sock.recv(65536), sock.sendall(OK))
+    assert peer.answer(peer.request("POST", body=b"x"))[1] == b"hi"
+    assert peer.session.outbox.credit > 2_000_000
