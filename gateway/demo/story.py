@@ -132,7 +132,7 @@ def play(
         elif verb:
             act(verb, argument)
         status, text = request(port, step, tokens)
-        outcome = Outcome(step, status, status == step.expect and step.contains in text, text)
+        outcome = Outcome(step, status, status == step.expect and step.contains.lower() in text.lower(), text)
         outcomes.append(outcome)
         tell(outcome)
     return outcomes
