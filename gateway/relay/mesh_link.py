@@ -5,8 +5,8 @@
 ```
 Membership is a JSON object {name, up: [[unit, conn, epoch, instance, index]…], down: [[unit, conn, why, at_s]…],
 past: [[unit, at_s, why]…]}. A worker that holds units dials its siblings and says HELLO as a unit would: to them it is
-all of its units at once. What crosses are relay frames with the same credits; only the stream id is another one, and REQ
-names the unit.
+all of its units at once. What crosses are relay frames with the same credits; only the stream id is another one, and
+REQ names the unit.
 """
 
 from __future__ import annotations
