@@ -111,7 +111,7 @@ class Session:
         self._hello_by_s = now_s + limits.hello_s
         self._next_ping_s = NEVER
         self._next_sync_s = NEVER
-        self._ping_sent_s = 0.0
+        self._timed_ping: tuple[bytes, float] | None = None
         self._ping_count = 0
         self._last_stream = 0
         self._receive_credit = limits.conn_window
@@ -297,8 +297,10 @@ class Session:
     def _tick_control(self, now_s: float) -> None:
         if now_s >= self._next_ping_s:
             self._ping_count += 1
-            self._ping_sent_s = now_s
-            self._control(fr.Ping(self._ping_count.to_bytes(8, "big")))
+            opaque = self._ping_count.to_bytes(8, "big")
+            if self._timed_ping is None:
+                self._timed_ping = (opaque, now_s)
+            self._control(fr.Ping(opaque))
             self._next_ping_s = now_s + self.ping_s * (0.8 + 0.4 * self._jitter())
         if now_s >= self._next_sync_s:
             self._control(fr.Sync([s for s, record in self.streams.items() if record.state is not StreamState.QUEUED]))
@@ -399,8 +401,9 @@ class Session:
         self._answer(fr.Pong(frame.opaque))
 
     def _arrive_pong(self, frame: fr.Pong, now_s: float, events: list[Event]) -> None:
-        if frame.opaque == self._ping_count.to_bytes(8, "big"):
-            self.rtt_s = now_s - self._ping_sent_s
+        if self._timed_ping is not None and frame.opaque == self._timed_ping[0]:
+            self.rtt_s = now_s - self._timed_ping[1]
+            self._timed_ping = None
 
     def _arrive_goaway(self, frame: fr.GoAway, now_s: float, events: list[Event]) -> None:
         if self.state is not State.CONNECTING:

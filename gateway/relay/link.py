@@ -167,8 +167,8 @@ class Link:
 
     def close(self, code: int, reason: str) -> None:
         """End the link: what is queued is written, then the carrier closes. `code`: of the carrier."""
-        self.lost_reason = self.lost_reason or reason
         self._bid_farewell(code, reason)
+        self._end(reason)
 
     def _bid_farewell(self, code: int, reason: str) -> None:
         if self._farewell is None:

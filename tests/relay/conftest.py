@@ -98,7 +98,9 @@ class Worker:
         req.context.gateway = ctx
         self.seen.append(ctx)
 
-    def process_resource(self, req: falcon.Request, resp: falcon.Response, resource: Any, params: dict[str, str]) -> None:
+    def process_resource(
+        self, req: falcon.Request, resp: falcon.Response, resource: Any, params: dict[str, str]
+    ) -> None:
         if not params:
             return
         options = {"query": None, "deadline_ms": 5_000, **self.route}

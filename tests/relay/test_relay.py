@@ -91,7 +91,9 @@ def test_what_a_unit_is_sent_and_what_comes_back(rig):
 def test_many_at_once(rig):
     worker = rig.worker()
     rig.unit(worker)
-    calls = [gevent.spawn(rig.fetch, worker.port, "POST", "/units/hospital/a", bytes([i]) * 3000 * i) for i in range(1, 60)]
+    calls = [
+        gevent.spawn(rig.fetch, worker.port, "POST", "/units/hospital/a", bytes([i]) * 3000 * i) for i in range(1, 60)
+    ]
     gevent.joinall(calls)
     assert [call.value.body for call in calls] == [bytes([i]) * 3000 * i for i in range(1, 60)]
 
