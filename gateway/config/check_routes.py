@@ -106,8 +106,9 @@ def _check_bindings(checking: Checking, path: str, controller: Controller, templ
         if role in covered:
             checking.add(place, f"{role} is bound by an entry of bind")
     if controller.bind or (controller.unit is not None and controller.unit.unit.startswith("path:")):
-        for place, role in checking.each(controller.roles, step(path, "roles")):
-            if role not in covered and role not in controller.unbound_roles:
+        for index, role in enumerate(controller.roles):
+            place = step(step(path, "roles"), index)
+            if role not in covered and role not in controller.unbound_roles and checking.exists("roles", role):
                 checking.add(place, f"{role} is in no entry of bind and not in unbound_roles")
 
 

@@ -28,10 +28,13 @@ class Checking:
 
     def find(self, section: str, name: str, path: str) -> Any:
         """The entry a reference names; None if there is none to check further, noted unless it was dropped."""
-        entry = getattr(self.document, section).get(name)
-        if entry is None and name not in self.dropped.get(section, ()):
+        if not self.exists(section, name):
             self.add(path, f"there is no {section.removesuffix('s')} {name}")
-        return entry
+        return getattr(self.document, section).get(name)
+
+    def exists(self, section: str, name: str) -> bool:
+        """Does the text have an entry of that name, sound or not?"""
+        return name in getattr(self.document, section) or name in self.dropped.get(section, ())
 
     def each(self, items: tuple[str, ...], path: str) -> Iterator[tuple[str, str]]:
         """(path, item) of a list of names; one given twice is a fault and comes once."""

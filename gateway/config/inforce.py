@@ -68,7 +68,8 @@ class InForce:
     def boot(self, catalog_check: CatalogCheck | None = None) -> Snapshot:
         """The configuration a new worker starts with; recorded as the one in force.
 
-        Raises: Refused if there is none: the first worker of a gateway with a bad document, or no last good one.
+        Raises: Refused, OSError if there is none: the first worker of a gateway with a bad document, or a later one
+        without a last good one.
         Yields to the hub: in `catalog_check`.
         """
         state = self.state()
@@ -122,19 +123,26 @@ class InForce:
         try:
             loaded = self.load_file()
         except (Refused, OSError) as error:
-            faults = error.faults if isinstance(error, Refused) else [f"document: {error.strerror}"]
-            log.error("the configuration file is refused; starting with the last good one", faults=faults)
+            log.error("the configuration file is refused; starting with the last good one", faults=_faults(error))
             return self._load(self._last_good)
         if loaded.snapshot.digest == state.digest or state.reconsider:
             return loaded
         log.warning(
             "the configuration file is not the one in force; starting with the one in force", in_force=state.digest
         )
-        return self._load(self._last_good)
+        try:
+            return self._load(self._last_good)
+        except (Refused, OSError) as error:
+            log.error("the last good configuration is gone; starting with the file", faults=_faults(error))
+            return loaded
 
     def _load(self, path: Path) -> Loaded:
         # NOTE: references of the last good text are relative to the document's own directory, not to the copy's.
         return load_text(read_text(path), self._path.parent, self._environ, token_cache_size=self._token_cache_size)
+
+
+def _faults(error: Refused | OSError) -> list[str]:
+    return error.faults if isinstance(error, Refused) else [f"cannot be read: {error.strerror}"]
 
 
 def life_of(pid: int) -> str:
