@@ -30,7 +30,7 @@ class PortalResource:
         self._plans: dict[int, tuple[FunctionAction, CallPlan]] = {}
 
     def merge(self, catalog: Catalog) -> None:
-        """Take in the functions of a configuration that is about to be used; requests under way go on with their plans."""
+        """Take in the functions of a configuration about to be used; requests under way go on with their plans."""
         self._catalog.merge(catalog)
         self._plans = {}
 

@@ -48,7 +48,8 @@ def _main() -> int:
     except (MigrationError, psycopg.Error) as error:
         print(str(error).strip(), file=sys.stderr)
         return 1
-    print("\n".join(applied))
+    for name in applied:
+        print(name)
     return 0
 
 
