@@ -297,17 +297,20 @@ def test_a_key_that_leaves_the_overflow_brings_its_debt() -> None:
     assert table.take(key, 3601 * S, 1, early + 3601 * S, 5)[0]
 
 
-def test_only_full_buckets_are_evicted_and_the_oldest_first() -> None:
+def test_the_bucket_that_is_full_for_longest_is_evicted() -> None:
     table = make_table(1)
-    slots = table.stats()["slots"]
-    i = 0
+    slots, keys = table.stats()["slots"], []
     while table.stats()["used"] < slots:
-        table.take(table.key(str(i)), S, 1, i)
-        i += 1
-    assert table.stats()["evictions"] == 0
+        keys.append(table.key(str(len(keys))))
+        assert table.take(keys[-1], S, 1, len(keys))[0]
+    assert len(keys) == slots
     assert table.take(table.key("late"), S, 1, 10 * S)[0]
     assert table.stats()["evictions"] == 1
     assert table.stats()["used"] == slots
+    # Only a bucket that still has its slot can be given a token back. Of two sets of eight, the oldest of one is gone.
+    gone = [i for i, key in enumerate(keys) if not table.give_back(key, S, i + 1, S)]
+    assert len(gone) == 1
+    assert gone[0] < slots // 2 - 1
 
 
 def test_an_evicted_bucket_is_not_refilled_by_a_clock_that_steps_back() -> None:
