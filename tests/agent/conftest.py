@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+import orjson
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -131,14 +132,14 @@ class Peer:
 class FakeGateway:
     """Accepts agents. `script(attempt)` gives plain bytes to answer instead of the upgrade, or None to upgrade."""
 
-    def __init__(self) -> None:
+    def __init__(self, **tls: Any) -> None:
         self.script: Callable[[int, bytes], bytes | None] = lambda attempt, head: None
         self.limits = Limits()
         self.welcome: dict[str, Any] = {}
         self.heads: list[bytes] = []
         self.peers: list[Peer] = []
         self._arrived: Queue = Queue()
-        self._server = StreamServer(("127.0.0.1", 0), self._serve)
+        self._server = StreamServer(("127.0.0.1", 0), self._serve, **tls)
         self._server.start()
         self.port = self._server.server_port
 
@@ -242,6 +243,7 @@ class Rig:
         self.service = FakeService()
         self.pauses: list[float] = []
         self.lines: list[dict[str, Any]] = []
+        self.log = self._log()
         self.agent: Agent | None = None
         self.settings = AgentSettings(
             gateway=Endpoint(False, "127.0.0.1", self.gateway.port, "/relay/v1/connect"),
@@ -254,7 +256,7 @@ class Rig:
 
     def start(self, **changes: Any) -> Agent:
         self.settings = replace(self.settings, **changes)
-        self.agent = Agent(self.settings, self._log(), draw=lambda: 0.5, pause=self._pause)
+        self.agent = Agent(self.settings, self.log, draw=lambda: 0.5, pause=self._pause)
         self.agent.start()
         return self.agent
 
@@ -267,14 +269,17 @@ class Rig:
             while not condition():
                 gevent.sleep(0.005)
 
+    def unsent(self, stream: int) -> int:
+        """Body bytes of an answer that the agent holds."""
+        assert self.agent is not None
+        return sum(link._session.queued_bytes(stream) for link in self.agent._links)
+
     def _pause(self, seconds: float) -> None:
         """The clock of the agent's dials: every wait is recorded and over at once."""
         self.pauses.append(seconds)
         gevent.sleep(0.001 if len(self.pauses) < 50 else 10)
 
     def _log(self) -> Log:
-        import orjson
-
         lines = self.lines
 
         class Sink:
@@ -298,6 +303,20 @@ def rig() -> Iterator[Rig]:
     made = Rig()
     yield made
     made.stop()
+
+
+@pytest.fixture
+def gateway_over_tls() -> Iterator[Callable[..., FakeGateway]]:
+    """Starts a gateway behind a certificate file."""
+    started: list[FakeGateway] = []
+
+    def start(**tls: Any) -> FakeGateway:
+        started.append(FakeGateway(**tls))
+        return started[-1]
+
+    yield start
+    for gateway in started:
+        gateway.stop()
 
 
 @pytest.fixture

@@ -12,10 +12,13 @@ from gevent import socket
 
 from gateway.agent.allowlist import AllowList, parse_rule
 from gateway.agent.context_token import ContextVerifier
+from gateway.agent.exchange import Exchange
+from gateway.agent.link import ROOM_BYTES
+from gateway.agent.local_service import RECEIVE_BYTES, LocalService
 from gateway.agent.settings import Endpoint
 from gateway.errors import Delivery
 from gateway.relay import events as ev
-from gateway.relay.frames import ResetCode
+from gateway.relay.frames import Request, ResetCode
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nhi"
 CONTEXT_KEY = b"k" * 32
@@ -369,6 +372,9 @@ def test_caller_who_takes_nothing_stops_only_his_own_stream(rig, read):
             event = peer.events.get()
             if event.stream == small and isinstance(event, ev.ResponseReceived):
                 break
+    rig.wait_for(lambda: rig.unsent(stream) >= ROOM_BYTES)
+    gevent.sleep(0.01)
+    assert rig.unsent(stream) <= ROOM_BYTES + RECEIVE_BYTES
     bodies = [event.body for event in peer.log if hasattr(event, "body") and event.stream == stream]
     assert sum(map(len, bodies)) == 262_144
     assert peer.session.reset(stream, ResetCode.CANCEL) is not None
@@ -442,7 +448,7 @@ def test_cancel_closes_the_local_connection(rig, read):
 
     rig.service.handler = serve
     peer = rig.connect()
-    stream = peer.request()
+    stream = peer.request(deadline_ms=60_000)
     assert got.wait(5)
     peer.session.reset(stream, ResetCode.CANCEL, "caller left")
     peer.flush()
@@ -481,7 +487,7 @@ def test_cancel_in_the_middle_of_an_answer(rig, read):
 
     rig.service.handler = serve
     peer = rig.connect()
-    stream = peer.request()
+    stream = peer.request(deadline_ms=60_000)
     peer.expect(ev.ResponseReceived)
     peer.session.reset(stream, ResetCode.CANCEL)
     peer.flush()
@@ -522,3 +528,45 @@ def test_credit_of_an_abandoned_upload_comes_back(rig):
     rig.service.handler = lambda number, sock: (sock.recv(65536), sock.sendall(OK))
     assert peer.answer(peer.request("POST", body=b"x"))[1] == b"hi"
     assert peer.session.outbox.credit > 2_000_000
+
+
+class Ledger:
+    """A carrier that counts the credit given back; `on_response` runs when the answer's head is sent."""
+
+    def __init__(self, on_response=lambda: None):
+        self.given_back = 0
+        self.resets = []
+        self.on_response = on_response
+
+    def send_ack(self, stream):
+        return True
+
+    def send_response(self, stream, response, body, end):
+        self.on_response()
+        return True
+
+    def send_data(self, stream, body, end):
+        return True
+
+    def reset(self, stream, code, reason, dispatched):
+        self.resets.append((code, dispatched))
+
+    def consumed(self, stream, size):
+        self.given_back += size
+
+
+@pytest.mark.parametrize("when", ["before the answer is out", "after the exchange has ended"])
+def test_credit_of_a_body_that_nobody_reads_any_more(rig, read, when):
+    rig.service.handler = lambda number, sock: (sock.recv(65536), sock.sendall(OK))
+    request = Request("r", "POST", "/x", [], 10, 5000)
+    service = LocalService(Endpoint(False, "127.0.0.1", rig.service.port, ""))
+    ledger = Ledger()
+    exchange = Exchange(ledger, rig.settings, service, rig.log, 1, request)
+    exchange.feed(b"123", False)
+    if when == "before the answer is out":
+        ledger.on_response = lambda: exchange.feed(b"4567", False)
+        exchange.run()
+    else:
+        exchange.run()
+        exchange.feed(b"4567", False)
+    assert (ledger.given_back, ledger.resets) == (7, [])

@@ -86,6 +86,12 @@ def test_bytes_after_the_end_spoil_the_connection_not_the_answer(extra, together
 
 
 @pytest.mark.parametrize("size", [1, 1 << 20])
+def test_body_after_an_answer_to_head_spoils_the_connection(size):
+    reader, body = read(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", "HEAD", size)
+    assert (reader.complete, reader.reusable, body) == (True, False, b"")
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
 @pytest.mark.parametrize(
     "data",
     [
