@@ -231,6 +231,8 @@ cdef int _check_header(dict header) except -1:
     kid = header.get("kid", _absent)
     if kid is not _absent and (type(kid) is not str or not kid):
         raise TokenError("header", "kid is not a non-empty string")
+    if type(header.get("cty", "")) is not str:
+        raise TokenError("header", "cty is not a string")
     typ = header.get("typ", _absent)
     if typ is not _absent and typ != "JWT" and not _is_access_token_type(typ):
         raise TokenError("header", "typ is not that of a bearer token")

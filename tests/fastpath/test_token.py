@@ -265,6 +265,7 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "x5t#S256": (token({"x5t#S256": "a"}), "header"),
     "zip": (token({"zip": "DEF"}), "header"),
     "enc": (token({"enc": "A128GCM"}), "header"),
+    "cty is a number": (token({"cty": 1}), "header"),
     "typ is a number": (token({"typ": 1}), "header"),
     "typ of a logout token": (token({"typ": "logout+jwt"}), "header"),
     "typ of a proof": (token({"typ": "dpop+jwt"}), "header"),
