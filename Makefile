@@ -33,7 +33,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 $(KERNELS): $(STAMP) setup.py pyproject.toml $(wildcard fastpath/*.pyx fastpath/*.pxd fastpath/*.h)
 	@echo "compiling the kernels ..."
-	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@$(BIN)/python setup.py --quiet build_ext --inplace --parallel 4
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -30,4 +30,4 @@ extensions = [
     for source in sorted(Path("fastpath").glob("*.pyx"))
 ]
 
-setup(ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, annotate=DEBUG))
+setup(ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, annotate=DEBUG, nthreads=os.cpu_count() or 1))

@@ -16,19 +16,40 @@ import structlog
 
 def configure(level: str, **bound: object) -> structlog.typing.FilteringBoundLogger:
     """Set up structlog for the process and return its logger with `bound` on every line."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        where_not_what,
+    ]
+    render = structlog.processors.JSONRenderer(serializer=_dumps)
+    _adopt_libraries(level, shared)
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-            where_not_what,
-            structlog.processors.JSONRenderer(serializer=_dumps),
-        ],
+        processors=[*shared, render],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.BytesLoggerFactory(file=sys.stderr.buffer),
         cache_logger_on_first_use=False,
     )
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(**bound)
     return logger
+
+
+def _adopt_libraries(level: str, shared: list[structlog.typing.Processor]) -> None:
+    """What libraries say through `logging` comes out as the same JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, structlog.stdlib.ExtraAdder(), *shared],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(serializer=lambda event, **_: _dumps(event).decode()),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    # The pool repeats every failed attempt; `gateway.store` says once that the database is away.
+    logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
 
 
 def where_not_what(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

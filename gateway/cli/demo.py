@@ -92,7 +92,9 @@ def _tell_story(platform: Platform) -> None:
 
     base = f"http://127.0.0.1:{platform.ports.gateway}"
     print("\nTry it, in another terminal (each line says what it must answer):\n")
-    print(f"source {os.path.relpath(platform.directory / 'tokens.env')}")
+    for name, token in platform.tokens.items():
+        print(f"export {name}={token}")
+    print(f"# or: source {os.path.relpath(platform.directory / 'tokens.env')}")
     story.print_story(base, print)
     print("\nAll of it at once:  .venv/bin/caregate demo play")
     print(f"Metrics and status: curl -s http://127.0.0.1:{platform.ports.ops}/metrics   .../status")

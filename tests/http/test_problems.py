@@ -71,7 +71,9 @@ def test_challenge(error, expected):
     ("error", "method", "keyed", "expected"),
     [
         pytest.param(e.UnitNotConnected("u"), "POST", False, True, id="not dispatched: any method"),
-        pytest.param(e.UnitDisconnected("u", delivery=e.Delivery.NOT_DISPATCHED), "POST", False, True, id="by delivery"),
+        pytest.param(
+            e.UnitDisconnected("u", delivery=e.Delivery.NOT_DISPATCHED), "POST", False, True, id="by delivery"
+        ),
         pytest.param(e.UnitDisconnected("u"), "POST", False, False, id="unknown delivery, POST"),
         pytest.param(e.UnitDisconnected("u"), "PUT", False, True, id="unknown delivery, idempotent"),
         pytest.param(e.UnitDisconnected("u"), "POST", True, True, id="unknown delivery, keyed"),

@@ -1,0 +1,180 @@
+"""The policy steps together, through falcon.testing: every refusal as the table of answers says."""
+
+from __future__ import annotations
+
+import time
+
+import jwt
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("role", "claims", "path", "status", "code"),
+    [
+        pytest.param(None, {}, "/v1/who", 401, "token-missing", id="no token"),
+        pytest.param("member", {}, "/v1/who", 200, None, id="any audience of the route"),
+        pytest.param("nurse", {}, "/v1/who", 200, None, id="another audience of the route"),
+        pytest.param("member", {"member": "m1"}, "/v1/members/m1/notes", 200, None, id="own record"),
+        pytest.param(
+            "member", {"member": "m1"}, "/v1/members/m2/notes", 404, "not-found", id="another's record: hidden"
+        ),
+        pytest.param("member", {}, "/v1/members/m1/notes", 404, "not-found", id="no claim to bind"),
+        pytest.param("member", {"member": ["m1", "m2"]}, "/v1/members/m2/notes", 200, None, id="claim with several"),
+        pytest.param("member", {"member": 1}, "/v1/members/1/notes", 404, "not-found", id="a number is not a string"),
+        pytest.param("nurse", {"wards": ["w1"]}, "/v1/wards/w1/beds", 200, None, id="own unit"),
+        pytest.param("nurse", {"wards": ["w1"]}, "/v1/wards/w2/beds", 403, "binding-refused", id="another unit"),
+        pytest.param("nurse", {"wards": "w12"}, "/v1/wards/w1/beds", 403, "binding-refused", id="no substring"),
+        pytest.param("nurse", {"wards": ["w1"]}, "/v1/wards/w1/name", 403, "permission-refused", id="no permission"),
+        pytest.param("ward_admin", {"wards": ["w1"]}, "/v1/wards/w1/name", 200, None, id="permission"),
+        pytest.param("member", {"wards": ["w1"]}, "/v1/wards/w1/beds", 401, "token-invalid", id="another audience"),
+        pytest.param("member", {}, "/v1/secret", 404, "not-found", id="hidden from another audience"),
+        pytest.param("ward_admin", {}, "/v1/secret", 403, "role-refused", id="role of the same audience"),
+        pytest.param("member", {}, "/v1/nothing", 404, "not-found", id="no such route"),
+        pytest.param(None, {}, "/v1/nothing", 404, "not-found", id="no such route, no token"),
+        pytest.param("member", {}, "/v1/who/", 404, "not-found", id="a trailing slash is another path"),
+        pytest.param("member", {"exp": 1}, "/v1/who", 401, "token-invalid", id="expired"),
+        pytest.param("member", {"role": "nurse"}, "/v1/who", 401, "token-invalid", id="role claim of another role"),
+        pytest.param("member", {"aud": "staff"}, "/v1/who", 401, "token-invalid", id="audience of another role"),
+        pytest.param("member", {"exp": int(time.time()) + 9e5}, "/v1/who", 401, "token-invalid", id="lives too long"),
+        pytest.param("member", {"secret": "x" * 40}, "/v1/who", 401, "token-invalid", id="wrong key"),
+        pytest.param("member", {"kid": "nurse-1"}, "/v1/who", 401, "token-invalid", id="key of another role"),
+        pytest.param("member", {"kid": "nobody"}, "/v1/who", 401, "token-invalid", id="unknown key"),
+    ],
+)
+def test_decision(ask, role, claims, path, status, code):
+    answer = ask(path, role, claims=claims)
+    assert answer.status_code == status
+    assert answer.headers["X-Request-Id"]
+    if code is None:
+        return
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.json["type"] == f"urn:caregate:problem:{code}"
+    assert answer.json["request_id"] == answer.headers["X-Request-Id"]
+
+
+def test_challenges_tell_expired_from_the_rest(ask):
+    missing = ask("/v1/who").headers["WWW-Authenticate"]
+    expired = ask("/v1/who", "member", claims={"exp": 1}).headers["WWW-Authenticate"]
+    wrong = ask("/v1/who", "member", claims={"secret": "x" * 40}).headers["WWW-Authenticate"]
+    assert missing == 'Bearer realm="test"'
+    assert 'error="invalid_token"' in expired
+    assert 'error="invalid_token"' in wrong
+    assert expired != wrong
+
+
+def test_hidden_and_missing_have_the_same_body(ask):
+    bodies = [
+        ask(path, "member", claims={"member": "m1"}).json for path in ("/v1/secret", "/v1/x", "/v1/members/m2/notes")
+    ]
+    for body in bodies:
+        del body["request_id"], body["instance"]
+    assert bodies[0] == bodies[1] == bodies[2]
+
+
+def test_method_not_mapped(ask):
+    answer = ask("/v1/wards/w1/beds", "nurse", "DELETE")
+    assert answer.status_code == 405
+    assert answer.headers["Allow"] == "GET, PUT"
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1//who", "/v1/./who", "/v1/%2e%2e/who", "/v1/a%2fb", "/v1/%00", "/v1/%ff", "/v1/%zz"]
+)
+def test_target_not_canonical(client, path):
+    answer = client.simulate_get("/", extras={"RAW_URI": path, "PATH_INFO": "/"})
+    assert answer.status_code == 400
+    assert answer.json["type"] == "urn:caregate:problem:bad-target"
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        pytest.param("verbose=1", 200, id="declared"),
+        pytest.param("other=1", 400, id="not declared"),
+        pytest.param("verb%6fse=1", 200, id="declared, escaped"),
+        pytest.param("access_token=x", 400, id="a token in the query"),
+    ],
+)
+def test_query(ask, query, status):
+    assert ask("/v1/who", "member", query_string=query).status_code == status
+
+
+def test_token_in_the_query_is_an_invalid_request(ask):
+    assert 'error="invalid_request"' in ask("/v1/who", query_string="access_token=x").headers["WWW-Authenticate"]
+
+
+def test_limit_per_principal_and_its_headers(ask):
+    answers = [ask("/v1/list", "partner") for _ in range(5)]
+    assert [a.status_code for a in answers] == [200, 200, 200, 429, 429]
+    assert all("RateLimit" in a.headers and "RateLimit-Policy" in a.headers for a in answers)
+    assert int(answers[3].headers["Retry-After"]) >= 1
+    assert ask("/v1/list", "partner", claims={"sub": "another"}).status_code == 200
+
+
+def test_limit_per_address_comes_before_routing_and_identity(ask):
+    statuses = [ask("/v1/nothing").status_code for _ in range(60)]
+    assert statuses[:50] == [404] * 50
+    assert 429 in statuses[50:]
+
+
+@pytest.mark.parametrize(
+    ("path", "origin", "allowed"),
+    [
+        pytest.param("/v1/members/m1/notes", "https://app.test", True, id="the audience's origin"),
+        pytest.param("/v1/members/m1/notes", "https://staff.test", False, id="another audience's"),
+        pytest.param("/v1/wards/w1/beds", "https://staff.test", True, id="staff"),
+        pytest.param("/v1/list", "https://app.test", False, id="an audience without origins"),
+    ],
+)
+def test_preflight(client, path, origin, allowed):
+    answer = client.simulate_options(path, headers={"Origin": origin, "Access-Control-Request-Method": "GET"})
+    assert answer.status_code == 204
+    assert answer.headers.get("Access-Control-Allow-Origin") == (origin if allowed else None)
+    if allowed:
+        assert "GET" in answer.headers["Access-Control-Allow-Methods"]
+        assert (answer.headers.get("Access-Control-Allow-Credentials") == "true") == ("staff" in origin)
+
+
+def test_preflight_of_what_is_not_there(client):
+    fields = {"Origin": "https://app.test", "Access-Control-Request-Method": "GET"}
+    assert client.simulate_options("/v1/nothing", headers=fields).status_code == 404
+    assert client.simulate_options("/v1/secret", headers=fields).status_code == 404
+
+
+def test_answers_may_be_read_by_the_audiences_pages(ask):
+    answer = ask("/v1/who", "member", headers={"Origin": "https://app.test"})
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://app.test"
+    assert "Origin" in answer.headers["Vary"]
+    refused = ask("/v1/who", headers={"Origin": "https://app.test"})
+    assert refused.status_code == 401
+    assert refused.headers["Access-Control-Allow-Origin"] == "https://app.test"
+
+
+def test_phi_is_refused_while_it_cannot_be_audited(ask):
+    answer = ask("/v1/record", "nurse")
+    assert answer.status_code == 503
+    assert answer.json["type"] == "urn:caregate:problem:audit-unavailable"
+    assert answer.headers["Retry-After"]
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_an_application_error_says_nothing(capsysbinary, ask, monkeypatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError("row 17 of patient Smith")
+
+    monkeypatch.setattr("gateway.http.authorization.decide", fail)
+    answer = ask("/v1/who", "member")
+    assert answer.status_code == 500
+    assert answer.json["type"] == "urn:caregate:problem:internal"
+    assert "Smith" not in answer.text
+    logged = capsysbinary.readouterr().err
+    assert b"RuntimeError" in logged
+    assert b"Smith" not in logged
+
+
+def test_unsigned_token(ask, client):
+    now = int(time.time())
+    claims = {"iss": "https://id.test/app", "aud": "app", "sub": "x", "iat": now, "exp": now + 60}
+    unsigned = jwt.encode(claims, None, "none", {"kid": "member-1"})
+    answer = client.simulate_get("/v1/who", headers={"Authorization": f"Bearer {unsigned}"})
+    assert answer.status_code == 401
