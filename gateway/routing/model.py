@@ -6,10 +6,7 @@ import enum
 from dataclasses import dataclass, field
 
 RESERVED_PREFIXES = ("/relay/", "/auth/", "/admin/", "/audit/")
-"""Paths of the gateway itself: no controller's template may begin with one."""
-
-RESERVED_PREFIXES = ("/relay/", "/auth/", "/admin/", "/audit/")
-"""Paths of the gateway itself: no controller may lie under them."""
+"""Paths of the gateway itself: no controller may lie under them, and none that matches any path is asked for them."""
 
 
 class RouteKind(enum.StrEnum):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fastpath.routes import RouteConflict, RouteTable, decode_segment
 from gateway.errors import InternalError, MethodNotMapped, NotFound
 from gateway.routing.kinds import Endpoint, ResourceTable, Responder, endpoint
-from gateway.routing.model import Route
+from gateway.routing.model import RESERVED_PREFIXES, Route
 
 if TYPE_CHECKING:
     import falcon
@@ -21,7 +21,7 @@ Found = tuple[object, dict[str, Responder], dict[str, Any], str]
 class Router:
     """Finds what answers a request: a route of the configuration, or one of the gateway's own resources.
 
-    Its own resources live under prefixes that no route of the configuration may use, so neither hides the other.
+    A path under a reserved prefix is the gateway's own: a route of the configuration that matches any path gets none.
     """
 
     def __init__(self, holder: SnapshotHolder, resources: ResourceTable) -> None:
@@ -53,7 +53,7 @@ class Router:
         if ctx.snapshot is None:
             ctx.snapshot = self._holder.current
         snapshot: Snapshot = ctx.snapshot
-        found = snapshot.routes.match(req.method, ctx.path)
+        found = None if ctx.path.startswith(RESERVED_PREFIXES) else snapshot.routes.match(req.method, ctx.path)
         if found is None:
             return self._find_own(req.method, ctx, snapshot)
         route, raw = found
@@ -80,9 +80,10 @@ class Router:
         return target.resource, target.responders, params if target.takes_fields else {}, template
 
     def _refusal(self, ctx: RequestContext, snapshot: Snapshot) -> NotFound | MethodNotMapped:
-        # SEC: a hidden route must not show itself by its methods either.
-        methods = [method for method in snapshot.routes.allowed(ctx.path) if _visible(method, ctx, snapshot)]
-        methods += self._own_table.allowed(ctx.path)
+        methods = list(self._own_table.allowed(ctx.path))
+        if not ctx.path.startswith(RESERVED_PREFIXES):
+            # SEC: a hidden route must not show itself by its methods either.
+            methods += [method for method in snapshot.routes.allowed(ctx.path) if _visible(method, ctx, snapshot)]
         return _not_mapped(methods) if methods else NotFound()
 
 
