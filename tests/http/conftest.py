@@ -1,4 +1,4 @@
-"""The public application of one worker, as the composition root builds it, for falcon.testing: no socket, no database."""
+"""The public application of one worker as the composition root builds it, without socket or database."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def document() -> dict[str, Any]:
         "gateway": {"realm": "test", "limits": ["address"]},
         "audiences": {
             "app": {"issuer": ISSUER.format("app"), "cors": {"origins": ["https://app.test"]}},
-            "staff": {"issuer": ISSUER.format("staff"), "cors": {"origins": ["https://staff.test"], "credentials": True}},
+            "staff": {
+                "issuer": ISSUER.format("staff"), "cors": {"origins": ["https://staff.test"], "credentials": True},
+            },
             "partners": {"issuer": ISSUER.format("partners")},
         },
         "roles": {

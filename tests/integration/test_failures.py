@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
+import psycopg
 import pytest
 
 from gateway.demo import story
@@ -13,6 +17,12 @@ pytestmark = pytest.mark.integration
 
 LAB = f"/units/v1/{story.HOSPITAL}/patients/{story.OWN}/lab-results"
 APPOINTMENTS = f"/portal/v1/patients/{story.OWN}/appointments"
+
+
+def reload_configuration(platform):
+    argv = [sys.executable, "-m", "gateway.cli.main", "config", "reload"]
+    argv += ["--run-dir", str(platform.directory / "run")]
+    return subprocess.run(argv, capture_output=True, text=True, check=False, env=platform._env)
 
 
 def test_unit_is_reached_through_every_worker(call, worker_pids):
@@ -66,9 +76,6 @@ def test_postgresql_stopped_and_started(platform, call, wait):
 
 
 def test_reload_under_load_fails_no_request(platform, call, wait):
-    import subprocess
-    import sys
-
     stop = threading.Event()
     seen: list[int] = []
 
@@ -82,10 +89,7 @@ def test_reload_under_load_fails_no_request(platform, call, wait):
     versions = []
     try:
         for _ in range(5):
-            result = subprocess.run(
-                [sys.executable, "-m", "gateway.cli.main", "config", "reload", "--run-dir", str(platform.directory / "run")],
-                capture_output=True, text=True, check=False, env=platform._env,
-            )  # fmt: skip
+            result = reload_configuration(platform)
             assert result.returncode == 0, result.stderr + result.stdout
             versions.append(call.ops("/status")["config"]["version"])
     finally:
@@ -98,19 +102,12 @@ def test_reload_under_load_fails_no_request(platform, call, wait):
 
 
 def test_refused_reload_changes_nothing(platform, call):
-    import subprocess
-    import sys
-    from pathlib import Path
-
     path = Path(platform._env["CAREGATE_CONFIG_PATH"])
     good = path.read_text()
     before = call.ops("/status")["config"]
     try:
         path.write_text(good.replace("roles: [patient]", "roles: [nobody]", 1))
-        result = subprocess.run(
-            [sys.executable, "-m", "gateway.cli.main", "config", "reload", "--run-dir", str(platform.directory / "run")],
-            capture_output=True, text=True, check=False, env=platform._env,
-        )  # fmt: skip
+        result = reload_configuration(platform)
         assert result.returncode == 1
         assert "nobody" in result.stdout + result.stderr
         assert "controllers." in result.stdout + result.stderr
@@ -121,8 +118,6 @@ def test_refused_reload_changes_nothing(platform, call):
 
 
 def test_audit_has_a_row_for_every_access(platform, call):
-    import psycopg
-
     allowed = call("GET", APPOINTMENTS, "PATIENT").headers["X-Request-Id"]
     refused = call("GET", f"/portal/v1/patients/{story.OTHER}/appointments", "PATIENT").headers["X-Request-Id"]
     with psycopg.connect(platform._postgres.admin_dsn) as connection:
