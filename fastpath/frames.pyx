@@ -125,7 +125,7 @@ cdef class Decoder:
         if max_bytes < 1 or max_bytes > 1 << 40:
             raise ValueError("max_bytes is out of range")
         self._pending = bytearray()
-        self._need = 2
+        self._need = 1
         self._max = max_bytes
         self._masked = masked
         self._closed = False
@@ -206,7 +206,7 @@ cdef class Decoder:
         cdef Py_ssize_t head = 2, total, i
         cdef const unsigned char* key = NULL
         if size < 1:
-            self._need = 2
+            self._need = 1
             return 0
         fin = data[0] & 0x80 != 0
         opcode = data[0] & 0x0F
@@ -233,7 +233,7 @@ cdef class Decoder:
         length = <uint64_t>short
         if short >= 126:
             if size < (4 if short == 126 else 10):
-                self._need = head
+                self._need = 4 if short == 126 else 10
                 return 0
             length = 0
             for i in range(2, 4 if short == 126 else 10):
@@ -251,7 +251,7 @@ cdef class Decoder:
             return 0
         if masked:
             key = data + head - 4
-        self._need = 2
+        self._need = 1
         self._deliver(opcode, fin, take(data + head, <Py_ssize_t>length, key), events)
         return total
 

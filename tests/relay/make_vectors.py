@@ -1,0 +1,163 @@
+"""Writes tests/vectors/relay-frames.json: `python tests/relay/make_vectors.py`. struct spells the hex, not our encoder.
+
+A vector is {name, hex, meaning} for a valid frame, {name, hex, code} for one that is refused; `stream` beside a code
+says that only that stream is at fault.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+TARGET = Path(__file__).parents[1] / "vectors" / "relay-frames.json"
+END, HEADER, CRITICAL, HOLD = 1, 2, 4, 8
+
+
+def frame(
+    kind: int, flags: int = 0, stream: int = 0, header: Any = None, body: bytes = b"", aux: int | None = None
+) -> str:
+    text = b"" if header is None else header if isinstance(header, bytes) else json.dumps(header).encode()
+    if aux is None:
+        aux = len(text)
+        flags |= HEADER if text else 0
+    return (struct.pack("!BBHII", 1, kind, flags, stream, aux) + text + body).hex()
+
+
+LIMITS = {"max_streams": 64, "stream_window": 262144, "conn_window": 4194304, "max_frame": 131072}
+HELLO = {"agent": "a/1", "instance": "i-1", "index": 1, "caps": ["hold"], **LIMITS, "last_close": None}
+WELCOME = {
+    "conn": "c1",
+    "epoch": 7,
+    "node": "n",
+    "worker": 3,
+    "caps": [],
+    **LIMITS,
+    "ping_ms": 15000,
+    "dead_ms": 35000,
+    "token_exp": 1700000000,
+}
+REQ = {
+    "id": "r1",
+    "m": "GET",
+    "t": "/a?b=c",
+    "h": [["a", "1"], ["a", "2"]],
+    "len": None,
+    "dl": 30000,
+    "tp": None,
+    "idem": None,
+}
+RES = {"s": 200, "h": [["content-type", "text/plain"]], "len": 2, "up": 12}
+
+
+def valid() -> list[dict[str, Any]]:
+    rows = [
+        ("hello", frame(0x01, header=HELLO), {"type": "Hello", **HELLO}),
+        ("hello-with-unknown-member", frame(0x01, header={**HELLO, "new": 1}), {"type": "Hello", **HELLO}),
+        ("welcome", frame(0x02, header=WELCOME), {"type": "Welcome", **WELCOME}),
+        ("req-whole", frame(0x10, END, 1, REQ), {"type": "RequestFrame", "stream": 1, "body": "", "end": True}),
+        (
+            "req-with-body",
+            frame(0x10, 0, 3, {**REQ, "m": "POST", "len": 9}, b"abc"),
+            {"type": "RequestFrame", "stream": 3, "body": "616263", "end": False},
+        ),
+        ("req-hold", frame(0x10, END | HOLD, 5, REQ), {"type": "RequestFrame", "stream": 5, "body": "", "end": True}),
+        ("ack", frame(0x11, 0, 1), {"type": "Ack", "stream": 1}),
+        ("res", frame(0x12, END, 1, RES, b"ok"), {"type": "ResponseFrame", "stream": 1, "body": "6f6b", "end": True}),
+        ("data", frame(0x13, 0, 1, body=b"\x00\xff"), {"type": "Data", "stream": 1, "body": "00ff", "end": False}),
+        ("data-end-empty", frame(0x13, END, 1), {"type": "Data", "stream": 1, "body": "", "end": True}),
+        ("window-stream", frame(0x14, 0, 1, aux=65536), {"type": "Window", "stream": 1, "credit": 65536}),
+        ("window-connection", frame(0x14, 0, 0, aux=1), {"type": "Window", "stream": 0, "credit": 1}),
+        (
+            "reset",
+            frame(0x15, 0, 1, body=b'{"reason":"gone","dispatched":null}', aux=1),
+            {"type": "Reset", "stream": 1, "code": 1, "reason": "gone", "dispatched": None},
+        ),
+        ("reset-ack", frame(0x16, 0, 1, {"dispatched": True}), {"type": "ResetAck", "stream": 1, "dispatched": True}),
+        ("go", frame(0x17, 0, 1), {"type": "Go", "stream": 1}),
+        ("ping", frame(0x20, body=b"12345678"), {"type": "Ping", "opaque": "3132333435363738"}),
+        ("pong", frame(0x21, body=b"12345678"), {"type": "Pong", "opaque": "3132333435363738"}),
+        (
+            "goaway",
+            frame(0x22, header={"code": 0, "retry_ms": 10, "jitter_ms": 20, "why": "drain"}),
+            {"type": "GoAway", "code": 0, "retry_ms": 10, "jitter_ms": 20, "why": "drain"},
+        ),
+        ("token", frame(0x23, header={"token": "a.b.c"}), {"type": "Token", "token": "a.b.c"}),
+        ("token-ok", frame(0x24, header={"exp": 1700000000}), {"type": "TokenOk", "exp": 1700000000}),
+        ("sync", frame(0x25, body=struct.pack("!2I", 1, 7)), {"type": "Sync", "streams": [1, 7]}),
+        ("sync-empty", frame(0x25), {"type": "Sync", "streams": []}),
+        ("lease", frame(0x26, header={"max_streams": 8}), {"type": "Lease", "max_streams": 8}),
+        ("critical-on-a-known-type", frame(0x11, CRITICAL, 1), {"type": "Ack", "stream": 1}),
+        ("unknown-type-is-ignored", frame(0x7F, 0, 0, body=b"?"), None),
+    ]
+    return [{"name": name, "hex": text, "meaning": meaning} for name, text, meaning in rows]
+
+
+def invalid() -> list[dict[str, Any]]:
+    def req(**changes: Any) -> str:
+        return frame(0x10, END, 1, {**REQ, **changes})
+
+    rows: list[tuple[Any, ...]] = [
+        ("empty", "", "length"),
+        ("shorter-than-the-prefix", frame(0x20)[:-2], "length"),
+        ("version-2", "02" + frame(0x20, body=b"12345678")[2:], "version"),
+        ("unknown-type-critical", frame(0x7F, CRITICAL), "type"),
+        ("header-flag-without-header", frame(0x10, HEADER, 1, aux=0), "flags"),
+        ("header-length-past-the-end", frame(0x10, HEADER, 1, b"{}", aux=3), "length"),
+        ("window-with-header-flag", frame(0x14, HEADER, 1, aux=5), "flags"),
+        ("flag-of-another-type", frame(0x20, END, body=b"12345678"), "flags"),
+        ("hold-on-res", frame(0x12, END | HOLD, 1, RES, b"ok"), "flags"),
+        ("undefined-flag", frame(0x11, 0x8000, 1), "flags"),
+        ("stream-on-ping", frame(0x20, 0, 1, body=b"12345678"), "stream"),
+        ("req-without-stream", frame(0x10, END, 0, REQ), "stream"),
+        ("even-stream", frame(0x11, 0, 2), "stream"),
+        ("req-without-header", frame(0x10, END, 1), "header"),
+        ("ack-with-header", frame(0x11, 0, 1, {}), "header"),
+        ("ack-with-body", frame(0x11, 0, 1, body=b"x"), "length"),
+        ("ping-of-seven", frame(0x20, body=b"1234567"), "length"),
+        ("sync-of-five-bytes", frame(0x25, body=b"12345"), "length"),
+        ("window-of-nothing", frame(0x14, 0, 1, aux=0), "credit"),
+        ("window-over-31-bits", frame(0x14, 0, 1, aux=1 << 31), "credit"),
+        ("header-not-json", frame(0x10, END, 1, b"{"), "header"),
+        ("header-not-an-object", frame(0x10, END, 1, b"[]"), "header"),
+        ("header-not-utf8", frame(0x10, END, 1, b'{"id":"\xff"}'), "header"),
+        ("header-over-32-kib", frame(0x10, END, 1, {**REQ, "id": "x", "pad": "x" * 33000}), "header"),
+        ("deadline-as-text", req(dl="30000"), "header"),
+        ("deadline-as-boolean", req(dl=True), "header"),
+        ("deadline-as-float", req(dl=1.5), "header"),
+        ("deadline-over-five-minutes", req(dl=300001), "header"),
+        ("length-negative", req(len=-1), "header"),
+        ("fields-not-pairs", req(h=[["a"]]), "header"),
+        ("fields-an-object", req(h={"a": "b"}), "header"),
+        ("name-upper-case", req(h=[["A", "b"]]), "fields", 1),
+        ("name-empty", req(h=[["", "b"]]), "fields", 1),
+        ("name-with-space", req(h=[["a b", "c"]]), "fields", 1),
+        ("name-with-trailing-newline", req(h=[["a\n", "c"]]), "fields", 1),
+        ("value-with-crlf", req(h=[["a", "b\r\nc: d"]]), "fields", 1),
+        ("value-with-nul", req(h=[["a", "b\u0000"]]), "fields", 1),
+        ("value-beyond-latin-1", req(h=[["a", "\u20ac"]]), "fields", 1),
+        ("101-fields", req(h=[["a", "b"]] * 101), "fields", 1),
+        ("method-lower-case", req(m="get"), "fields", 1),
+        ("target-not-origin-form", req(t="http://x/"), "fields", 1),
+        ("target-with-space", req(t="/a b"), "fields", 1),
+        ("target-with-crlf", req(t="/a\r\n"), "fields", 1),
+        ("target-with-fragment", req(t="/a#b"), "fields", 1),
+        ("status-101", frame(0x12, END, 1, {**RES, "s": 101}, b"ok"), "fields", 1),
+        ("status-600", frame(0x12, END, 1, {**RES, "s": 600}, b"ok"), "fields", 1),
+        ("status-as-text", frame(0x12, END, 1, {**RES, "s": "200"}, b"ok"), "header"),
+        ("reset-without-json", frame(0x15, 0, 1, aux=1), "header"),
+        ("reset-dispatched-as-number", frame(0x15, 0, 1, body=b'{"reason":"","dispatched":1}', aux=1), "header"),
+        ("hello-without-instance", frame(0x01, header={k: v for k, v in HELLO.items() if k != "instance"}), "header"),
+        ("hello-window-of-nothing", frame(0x01, header={**HELLO, "stream_window": 0}), "header"),
+        ("hello-caps-of-numbers", frame(0x01, header={**HELLO, "caps": [1]}), "header"),
+    ]
+    return [
+        {"name": row[0], "hex": row[1], "code": row[2], **({"stream": row[3]} if len(row) > 3 else {})} for row in rows
+    ]
+
+
+if __name__ == "__main__":
+    TARGET.write_text(
+        json.dumps({"protocol": "caregate.relay.v1", "valid": valid(), "invalid": invalid()}, indent=1) + "\n"
+    )
