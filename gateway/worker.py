@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable
@@ -83,7 +84,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         self._after = _hook(self.cfg, "post_request")
         self._logs_access = _logs_access(self.log)
         self.observed = self._logs_access or self._before is not None or self._after is not None
-        self._tls = gunicorn_sock.ssl_context(self.cfg) if self.cfg.is_ssl else None
+        self._tls = _tls_context(self.cfg) if self.cfg.is_ssl else None
         self._tick()
         self._timer = get_hub().loop.timer(TICK_NS / SECOND_NS, TICK_NS / SECOND_NS)
         self._timer.start(self._tick)
@@ -136,9 +137,10 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             server.stop(timeout=1)
 
     def _close_idle(self) -> None:
-        for connection in list(self.connections):
+        # NOTE: `expire` switches to the connection's greenlet, which only the hub gets control back from.
+        for connection in self.connections:
             if connection.idle:
-                connection.expire()
+                get_hub().loop.run_callback(connection.expire)
 
     # --- one connection
 
@@ -200,22 +202,20 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         Raises: OSError where the line is missing or malformed: the connection ends without a word.
         """
         data = b""
-        mode = self.cfg.proxy_protocol
+        # NOTE: under TLS the bytes after the line belong to the handshake, so none may be read beyond it.
+        step = 1 if self.cfg.is_ssl else 4096
         with gevent.Timeout(self.limits.head_ns / SECOND_NS, DeadlinePassed):
             while True:
-                # NOTE: under TLS the bytes after the line belong to the handshake, so none may be read beyond it.
-                data = sock.recv(4096, socket.MSG_PEEK)
+                piece = sock.recv(step)
+                if not piece:
+                    raise ConnectionAbortedError
+                data += piece
                 try:
-                    line = parse_proxy_line(data, mode)
+                    line = parse_proxy_line(data, self.cfg.proxy_protocol)
                 except ProxyLineError as error:
                     raise ConnectionAbortedError from error
                 if line is not None:
-                    break
-                if not data or len(data) == 4096:
-                    raise ConnectionAbortedError
-                gevent.sleep(0.005)
-        _read_exactly(sock, line.size)
-        return (line.address or peer, line.port or port, b"")
+                    return line.address or peer, line.port or port, data[line.size :]
 
     def _listener_environ(self, listener: Any) -> dict[str, Any]:
         """The part of the environ that every request of a listener shares, with the request's own keys as
@@ -306,6 +306,13 @@ _REQUEST_KEYS = (
 )
 
 
+def _tls_context(cfg: Any) -> ssl.SSLContext:
+    """gunicorn's TLS context, never below TLS 1.2."""
+    context: ssl.SSLContext = gunicorn_sock.ssl_context(cfg)
+    context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
+    return context
+
+
 def _hook(cfg: Any, name: str) -> Callable[..., None] | None:
     """A server hook if the operator has set one; gunicorn's own default only logs."""
     setting = cfg.settings[name]
@@ -329,11 +336,3 @@ def _is_address(name: Any, bind: str) -> bool:
         return False
     host = host.strip("[]")
     return host == name[0] or name[0] in {info[4][0] for info in socket.getaddrinfo(host, int(port))}
-
-
-def _read_exactly(sock: Any, size: int) -> None:
-    while size > 0:
-        piece = sock.recv(size)
-        if not piece:
-            raise ConnectionAbortedError
-        size -= len(piece)

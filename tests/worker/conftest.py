@@ -51,6 +51,7 @@ class Server:
         self.notes = notes
         self.log = notes.with_suffix(".log")
         notes.write_text("")
+        self.ready = notes.with_name(notes.name + ".ready")
         command = [
             sys.executable, "-m", "gunicorn", "-k", "gateway.worker.GatewayWorker", "-w", "1", "-b", "127.0.0.1:0",
             "-c", str(HERE / "empty.conf.py"), "--no-control-socket", *arguments, "echo:app",
@@ -66,15 +67,11 @@ class Server:
         while time.monotonic() < deadline:
             text = self.log.read_text()
             port = re.search(r"Listening at: https?://127\.0\.0\.1:(\d+)", text)
-            if port and "Booting worker" in text and self._answers(int(port[1])):
+            if port and self.ready.exists():
                 return ("127.0.0.1", int(port[1]))
             assert self.process.poll() is None, text
             time.sleep(0.01)
         raise TimeoutError(self.log.read_text())
-
-    def _answers(self, port: int) -> bool:
-        with socket.create_connection(("127.0.0.1", port), 1):
-            return True
 
     def connect(self) -> socket.socket:
         sock = socket.create_connection(self.address, 10)

@@ -1,0 +1,244 @@
+"""The worker's life in a real arbiter: drain, replacement, TLS, the PROXY protocol, listeners, hooks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Start = Callable[..., Any]
+REQUEST = b"GET / HTTP/1.1\r\nHost: gw.example\r\n\r\n"
+
+
+def read_until(sock: socket.socket, end: bytes) -> bytes:
+    data = b""
+    while not data.endswith(end) or not end:
+        piece = sock.recv(65536)
+        if not piece:
+            break
+        data += piece
+    return data
+
+
+def eventually(check: Callable[[], object], within_s: float = 10) -> None:
+    deadline = time.monotonic() + within_s
+    while not check():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+class TestDrain:
+    def test_a_running_request_is_finished_and_a_new_one_refused(self, start_server: Start, answers: Any) -> None:
+        server = start_server()
+        with server.connect() as busy, server.connect() as idle:
+            idle.sendall(REQUEST)
+            read_until(idle, b"\r\n\r\n/")
+            busy.sendall(b"GET /slow HTTP/1.1\r\nHost: g\r\n\r\n")
+            time.sleep(0.01)
+            os.kill(server.process.pid, signal.SIGTERM)
+            eventually(lambda: "drain" in server.notes.read_text())
+            idle.sendall(REQUEST)
+            refused = answers(read_until(idle, b""))
+            finished = answers(read_until(busy, b""), ended=True)
+        assert finished.bodies == [b"slow"]
+        assert refused.statuses == [503]
+        assert refused.heads[0]["retry-after"] == "1"
+        assert refused.heads[0]["connection"] == "close"
+        assert server.process.wait(10) == 0
+        assert server.notes.read_text().split() == ["drain", "stop"]
+
+    def test_idle_connections_do_not_hold_the_worker(self, start_server: Start) -> None:
+        server = start_server("--graceful-timeout", "30")
+        with server.connect() as idle:
+            idle.sendall(REQUEST)
+            read_until(idle, b"\r\n\r\n/")
+            started = time.monotonic()
+            os.kill(server.process.pid, signal.SIGTERM)
+            assert read_until(idle, b"") == b""
+            server.process.wait(10)
+        assert time.monotonic() - started < 6
+
+    def test_an_upgraded_connection_is_waited_for_until_the_grace_ends(self, start_server: Start) -> None:
+        server = start_server("--graceful-timeout", "1")
+        with server.connect() as unit:
+            unit.sendall(b"GET /upgrade HTTP/1.1\r\nHost: g\r\n\r\nx")
+            read_until(unit, b"X")
+            os.kill(server.process.pid, signal.SIGTERM)
+            eventually(lambda: "drain" in server.notes.read_text())
+            unit.sendall(b"still")
+            assert read_until(unit, b"STILL") == b"STILL"
+            assert read_until(unit, b"") == b""
+        assert server.process.wait(10) == 0
+
+
+def test_max_requests_replaces_the_worker_without_a_failed_request(start_server: Start, exchange: Any) -> None:
+    server = start_server("--max-requests", "20", "--max-requests-jitter", "5")
+    statuses = [status for _ in range(60) for status in exchange(REQUEST, to=server).statuses]
+    assert statuses == [200] * 60
+    eventually(lambda: server.log.read_text().count("Booting worker") >= 2)
+
+
+def test_the_last_of_max_requests_says_that_it_closes(start_server: Start, exchange: Any) -> None:
+    server = start_server("--max-requests", "3")
+    got = exchange(REQUEST * 5, to=server)
+    assert got.statuses == [200] * 3
+    assert [head.get("connection") for head in got.heads] == [None, None, "close"]
+
+
+def test_access_log_and_hooks(start_server: Start, exchange: Any, tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    config = tmp_path / "hooks.conf.py"
+    seen = tmp_path / "seen"
+    config.write_text(
+        f"def note(text):\n    open({str(seen)!r}, 'a').write(text + '\\n')\n"
+        "def pre_request(worker, req):\n    note(f'pre {req.method} {req.path}')\n"
+        "def post_request(worker, req, environ, resp):\n    note(f'post {resp.status}')\n"
+    )
+    server = start_server(
+        "-c", str(config), "--access-logfile", str(log), "--access-logformat", "%(m)s %(U)s %(s)s %(B)s %({x-a}i)s"
+    )
+    exchange(b"GET /a HTTP/1.1\r\nHost: g\r\nX-A: b\r\n\r\nGET /raises HTTP/1.1\r\nHost: g\r\n\r\n", to=server)
+    eventually(lambda: log.exists() and log.read_text().splitlines()[:1] == ["GET /a 200 2 b"])
+    assert seen.read_text().splitlines()[:3] == ["pre GET /a", "post 200 OK", "pre GET /raises"]
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def test_the_operations_listener_is_told_apart(start_server: Start) -> None:
+    port = free_port()
+    server = start_server("-b", f"127.0.0.1:{port}", CAREGATE_OPS_BIND=f"127.0.0.1:{port}")
+    found = {}
+    for address in (server.address, ("127.0.0.1", port)):
+        with socket.create_connection(address, 5) as sock:
+            sock.sendall(b"GET /environ HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n")
+            environ = json.loads(read_until(sock, b"").partition(b"\r\n\r\n")[2])
+            found[environ["SERVER_PORT"]] = environ["caregate.listener"]
+    assert found == {str(server.address[1]): "public", str(port): "ops"}
+
+
+class TestProxyProtocol:
+    V2 = b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes([192, 0, 2, 7, 198, 51, 100, 1]) + b"\x30\x39\x01\xbb"
+    ENVIRON = b"GET /environ HTTP/1.1\r\nHost: g\r\n\r\n"
+
+    @pytest.mark.parametrize(
+        ("line", "peer"),
+        [
+            pytest.param(b"PROXY TCP4 192.0.2.7 198.51.100.1 12345 443\r\n", "192.0.2.7", id="v1"),
+            pytest.param(b"PROXY TCP6 2001:db8::7 2001:db8::1 12345 443\r\n", "2001:db8::7", id="v1 over IPv6"),
+            pytest.param(b"PROXY UNKNOWN\r\n", "127.0.0.1", id="v1 health check"),
+            pytest.param(V2, "192.0.2.7", id="v2"),
+        ],
+    )
+    def test_the_peer_is_who_the_balancer_says(
+        self, start_server: Start, exchange: Any, line: bytes, peer: str
+    ) -> None:
+        server = start_server("--proxy-protocol", "auto")
+        got = exchange(line + self.ENVIRON + self.ENVIRON, to=server)
+        assert [json.loads(body)["caregate.peer"] for body in got.bodies] == [peer, peer]
+
+    def test_it_is_required_of_a_balancer(self, start_server: Start, exchange: Any) -> None:
+        server = start_server("--proxy-protocol", "auto")
+        for raw in (self.ENVIRON, b"PROXY TCP4 1.2.3.4\r\n" + self.ENVIRON, self.V2[:10]):
+            assert exchange_or_reset(exchange, raw, server) == []
+
+    def test_nobody_else_is_believed(self, start_server: Start, exchange: Any) -> None:
+        server = start_server("--proxy-protocol", "auto", "--proxy-allow-from", "192.0.2.1")
+        assert exchange(b"PROXY TCP4 192.0.2.7 198.51.100.1 1 2\r\n" + self.ENVIRON, to=server).statuses == [400]
+        assert json.loads(exchange(self.ENVIRON, to=server).bodies[0])["caregate.peer"] == "127.0.0.1"
+
+    def test_off_by_default(self, exchange: Any) -> None:
+        assert exchange(b"PROXY TCP4 192.0.2.7 198.51.100.1 1 2\r\n" + self.ENVIRON).statuses == [400]
+
+
+def exchange_or_reset(exchange: Any, raw: bytes, server: Any) -> list[int]:
+    try:
+        statuses: list[int] = exchange(raw, to=server).statuses
+    except ConnectionResetError:
+        return []
+    return statuses
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("tls")
+    key, cert = str(folder / "key.pem"), str(folder / "cert.pem")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=gw.example", "-addext", "subjectAltName=DNS:gw.example", "-keyout", key, "-out", cert],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return key, cert
+
+
+class TestTls:
+    @pytest.fixture
+    def tls(self, start_server: Start, certificate: tuple[str, str]) -> Any:
+        return start_server("--keyfile", certificate[0], "--certfile", certificate[1], CAREGATE_HEAD_TIMEOUT_S="1")
+
+    def wrap(self, server: Any, certificate: tuple[str, str], version: ssl.TLSVersion | None = None) -> ssl.SSLSocket:
+        context = ssl.create_default_context(cafile=certificate[1])
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        if version is not None:
+            context.minimum_version = context.maximum_version = version
+        return context.wrap_socket(server.connect(), server_hostname="gw.example")
+
+    @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+    def test_requests(self, tls: Any, certificate: tuple[str, str], answers: Any, version: ssl.TLSVersion) -> None:
+        with self.wrap(tls, certificate, version) as sock:
+            assert sock.selected_alpn_protocol() in (None, "http/1.1")
+            sock.sendall(REQUEST + b"POST /echo HTTP/1.1\r\nHost: g\r\nContent-Length: 200000\r\n\r\n")
+            sock.sendall(b"a" * 200_000 + b"GET /environ HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n")
+            got = answers(read_until(sock, b""))
+        assert got.statuses == [200, 200, 200]
+        assert got.bodies[1] == b"a" * 200_000
+        assert json.loads(got.bodies[2])["wsgi.url_scheme"] == "https"
+
+    def test_large_and_generated_answers(self, tls: Any, certificate: tuple[str, str], answers: Any) -> None:
+        with self.wrap(tls, certificate) as sock:
+            for path in (b"/large", b"/generator", b"/two"):
+                sock.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: g\r\n\r\n")
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n")
+            got = answers(read_until(sock, b""))
+        assert [len(body) for body in got.bodies] == [4_194_304, 50_006, 6, 1]
+
+    def test_upgrade(self, tls: Any, certificate: tuple[str, str]) -> None:
+        with self.wrap(tls, certificate) as sock:
+            sock.sendall(b"GET /upgrade HTTP/1.1\r\nHost: g\r\n\r\nearly")
+            assert read_until(sock, b"EARLY").startswith(b"HTTP/1.1 101 ")
+
+    def test_a_client_that_never_shakes_hands_is_dropped(self, tls: Any) -> None:
+        started = time.monotonic()
+        with tls.connect() as sock:
+            assert read_until(sock, b"") == b""
+        assert 0.9 < time.monotonic() - started < 4
+
+    def test_old_versions_are_refused(self, tls: Any) -> None:
+        hello = b"\x03\x02" + b"r" * 32 + b"\x00" + b"\x00\x06\xc0\x13\xc0\x09\x00\x2f" + b"\x01\x00"
+        message = b"\x01" + len(hello).to_bytes(3, "big") + hello
+        with tls.connect() as sock:
+            sock.sendall(b"\x16\x03\x01" + len(message).to_bytes(2, "big") + message)
+            alert = read_until(sock, b"")
+        assert alert[:1] == b"\x15"
+        assert alert[-1] == 70, "protocol_version"
+
+    def test_plain_text_is_not_answered(self, tls: Any) -> None:
+        with tls.connect() as sock:
+            sock.sendall(REQUEST)
+            try:
+                data = read_until(sock, b"")
+            except ConnectionResetError:
+                data = b""
+        assert b"HTTP" not in data
