@@ -20,7 +20,7 @@ from gateway.errors import (
 from gateway.relay.core import NotSendable
 from gateway.relay.exchange import Exchange, Watch
 from gateway.relay.failures import NOT_CONNECTED, error_of, may_go_elsewhere
-from gateway.relay.frames import Oversize, Request, ResetCode
+from gateway.relay.frames import MAX_DEADLINE_MS, Oversize, Request, ResetCode
 from gateway.relay.link import Failure, Link
 from gateway.relay.mesh_link import AskingLink
 from gateway.relay.registry import Registry
@@ -99,7 +99,7 @@ class Dispatcher:
         return exchange, failure, link
 
     def _start(self, call: Call, exchange: Exchange, piece: bytes, end: bool, avoid: Link | None) -> Link:
-        left_ms = int((call.deadline_s - self._clock()) * 1000)
+        left_ms = min(int((call.deadline_s - self._clock()) * 1000), MAX_DEADLINE_MS)
         if left_ms <= 0:
             raise UnitQueueTimeout(call.unit)
         call.request.deadline_ms = left_ms

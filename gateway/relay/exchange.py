@@ -15,6 +15,9 @@ from gateway.relay.link import Failure, Link
 
 Watch = Callable[[Callable[[], None] | None], None]
 
+EARLY_BYTES: Final = 1_048_576
+"""How much of an answer is taken while the request's body is still on its way: else both could wait for each other."""
+
 HIGH_WATER_BYTES: Final = 65_536
 """How much request body may wait in a connection's queue for one stream."""
 
@@ -30,6 +33,8 @@ class Exchange:
 
     __slots__ = (
         "_caller_gone",
+        "_early",
+        "_sending",
         "_wake",
         "_watch",
         "_watching",
@@ -54,6 +59,8 @@ class Exchange:
         self._watch = watch
         self._watching = False
         self._caller_gone = False
+        self._sending = False
+        self._early = 0
         self._wake = Wake()
 
     # --- the link tells
@@ -68,6 +75,9 @@ class Exchange:
     def on_data(self, body: bytes, end: bool) -> None:
         if body:
             self.chunks.append(body)
+            if self._sending and self.link is not None and self._early + len(body) <= EARLY_BYTES:
+                self._early += len(body)
+                self.link.consumed(self.stream, len(body))
         self.complete = end
         self._wake.set()
 
@@ -92,6 +102,7 @@ class Exchange:
         link = self.link
         if link is None or self.over or not link.send_data(self.stream, data, end):
             return
+        self._sending = not end
         self._wait(lambda: self.over or link.session.queued_bytes(self.stream) < HIGH_WATER_BYTES)
 
     def wait_for_head(self) -> None:
@@ -107,16 +118,19 @@ class Exchange:
         return sum(map(len, self.chunks))
 
     def read(self) -> bytes | None:
-        """The next body bytes, None when there are no more: look at `complete` then. Yields to the hub: yes."""
-        while not self.chunks and not self.over:
-            self._wake.clear()
-            self._wake.wait()
+        """The next body bytes, None when there are no more: look at `complete` then. Yields to the hub: yes.
+
+        Raises: ClientDisconnected.
+        """
+        self._wait(lambda: bool(self.chunks) or self.over)
         return self.chunks.popleft() if self.chunks else None
 
     def consumed(self, size: int) -> None:
         """`size` bytes that were read have left this process: the unit may send as many more."""
-        if self.link is not None:
-            self.link.consumed(self.stream, size)
+        early = min(size, self._early)
+        self._early -= early
+        if self.link is not None and size > early:
+            self.link.consumed(self.stream, size - early)
 
     def cancel(self, code: ResetCode = ResetCode.CANCEL, reason: str = "cancelled") -> Delivery | None:
         """End the stream if it has not ended; what is known of its delivery then. No further outcome is told."""
@@ -144,7 +158,7 @@ class Exchange:
         self._wake.set()
 
     def unwatch(self) -> None:
-        """The caller's socket is written from here on: that tells as much."""
+        """Nobody waits any more."""
         if self._watch is not None and self._watching:
             self._watching = False
             self._watch(None)

@@ -73,7 +73,9 @@ class Fabric:
             try:
                 sock, _ = self._listener.accept()
             except OSError:
-                return
+                # Out of file descriptors, most likely: a closed listener ends this greenlet from outside.
+                gevent.sleep(0.1)
+                continue
             if _is_own_user(sock):
                 gevent.spawn(self._ask, sock)
             else:

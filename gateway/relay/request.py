@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any, Final
 
@@ -49,6 +50,9 @@ _REMOVED: Final = HOP_BY_HOP | {
     "x-real-ip",
     "x-request-id",
 }
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z").match
+"""Source: W3C Trace Context, 3.2."""
+
 _NAMES: dict[str, str] = {}
 """PERF: environ keys to field names, filled as they come (bench relay); bounded by `_name`."""
 
@@ -74,8 +78,13 @@ def build_request(
         target=forward_target(action.target, ctx),
         fields=fields,
         length=content_length(env),
-        traceparent=env.get("HTTP_TRACEPARENT"),
+        traceparent=_traceparent(env),
     )
+
+
+def _traceparent(env: dict[str, Any]) -> str | None:
+    value: str | None = env.get("HTTP_TRACEPARENT")
+    return value if value is not None and _TRACEPARENT(value) is not None else None
 
 
 def build_fields(env: dict[str, Any], cookies: bool) -> Fields:

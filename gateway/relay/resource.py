@@ -67,9 +67,9 @@ class UnitResource:
             self._answer(ctx, route, route.action, unit.id, exchange, resp)
         except BaseException:
             exchange.cancel()
+            exchange.unwatch()
             raise
         finally:
-            exchange.unwatch()
             ctx.upstream_ns = time.monotonic_ns() - begun_ns
 
     def _unit(self, ctx: RequestContext, action: UnitAction) -> CompiledUnit:
@@ -144,6 +144,7 @@ class UnitResource:
             data = b"".join(exchange.chunks)
             exchange.chunks.clear()
             exchange.consumed(len(data))
+            exchange.unwatch()
             if ctx.method == "HEAD" and response.length is not None:
                 resp.content_length = response.length
             else:
@@ -155,7 +156,8 @@ class UnitResource:
 
 
 def _passes(name: str, removed: frozenset[str]) -> bool:
-    return name not in removed and not name.startswith("x-caregate-")
+    # SEC: who may read an answer across origins is the audience's rule, not the unit's.
+    return name not in removed and not name.startswith(("x-caregate-", "access-control-"))
 
 
 def _stream(ctx: RequestContext, unit: str, exchange: Exchange, left_bytes: int) -> Iterator[bytes]:
@@ -177,6 +179,7 @@ def _stream(ctx: RequestContext, unit: str, exchange: Exchange, left_bytes: int)
             raise ctx.error
     finally:
         exchange.cancel()
+        exchange.unwatch()
 
 
 def _deadline_s(ctx: RequestContext, route: Route) -> float:

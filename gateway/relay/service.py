@@ -21,6 +21,7 @@ PROBE_S: Final = 1.0
 """How long a connection may take to prove that it lives when its unit dials once more than it may."""
 
 RESET_BEFORE_END_S: Final = 3.0
+STOP_S: Final = 0.5
 DRAIN_BATCH: Final = 64
 DRAIN_STEP_S: Final = 0.05
 
@@ -82,9 +83,12 @@ class Relay:
             connection.shut(GoAwayCode.DRAIN, "draining")
 
     def stop(self) -> None:
-        """Leave the mesh."""
+        """Say goodbye to what is left, leave the mesh. Yields to the hub: yes."""
         for connection in list(self._connections):
             connection.shut(GoAwayCode.DRAIN, "stopping")
+        end_s = time.monotonic() + STOP_S
+        while self._connections and time.monotonic() < end_s:
+            gevent.sleep(0.01)
         self.fabric.stop()
 
     def units(self) -> list[dict[str, object]]:

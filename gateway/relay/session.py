@@ -208,6 +208,9 @@ class UnitSession(Session):
         if record is None:
             return
         record.response_ended = True
+        # Whoever answered is done with the request, read or not.
+        self._owe(record.unconsumed)
+        record.unconsumed = 0
         if record.received_end:
             self._finish(record, StreamState.DONE)
 

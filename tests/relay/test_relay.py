@@ -322,3 +322,32 @@ def test_a_caller_of_a_sibling_goes_away(rig):
     caller.close()
     rig.until(lambda: unit.aborted)
     assert unit.aborted[0].code == ResetCode.CANCEL
+
+
+@pytest.mark.parametrize("hops", [0, 1], ids=["here", "through-sibling"])
+def test_a_service_that_answers_while_it_reads(rig, hops):
+    """Both directions at once, beyond the windows of both: nobody waits for the other."""
+
+    def pipe(unit, event):
+        stream = event.stream
+        unit.ack(stream)
+        sent = 0
+        unit.answer(stream, end=False, length=None)
+        while not (stream in unit.ended and sent == len(unit.bodies[stream])):
+            rig.until(lambda sent=sent: len(unit.bodies[stream]) > sent or stream in unit.ended)
+            rig.until(lambda: unit.session.queued_bytes(stream) < 65_536)
+            piece = bytes(unit.bodies[stream][sent:])
+            unit.session.send_data(stream, piece)
+            unit.session.consumed(stream, len(piece))
+            sent += len(piece)
+            unit.poke()
+        unit.session.send_data(stream, b"", True)
+        unit.poke()
+
+    worker = rig.worker()
+    caller = worker if not hops else rig.worker()
+    rig.unit(worker, pipe, auto_consume=False)
+    rig.until(lambda: caller.relay.registry.connected("hospital"))
+    body = os.urandom(1_048_576)
+    answer = rig.fetch(caller.port, "POST", "/units/hospital/a", body)
+    assert (answer.status, answer.body == body) == (200, True)

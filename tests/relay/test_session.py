@@ -1,0 +1,590 @@
+"""Both sides of a connection, back to back: a virtual clock, a pipe cut anywhere, one outcome for each request."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from fastpath.frames import OP_BINARY, Decoder, encode_frame
+from gateway.errors import Delivery
+from gateway.relay import events as ev
+from gateway.relay import frames as fr
+from gateway.relay.core import NotSendable
+from gateway.relay.frames import GoAwayCode, ResetCode
+from gateway.relay.session import GatewaySession, Limits, State, UnitSession
+
+SMALL = Limits(max_streams=8, stream_window=1_000, conn_window=3_000, max_frame=1_100)
+
+
+def pair(limits=SMALL, unit_limits=None, now_s=0.0):
+    """An active gateway and unit."""
+    unit_limits = unit_limits or limits
+    hello = fr.Hello(
+        "sim", "one", 0, [], unit_limits.max_streams, unit_limits.stream_window, unit_limits.conn_window,
+        unit_limits.max_frame,
+    )  # fmt: skip
+    gateway, unit = GatewaySession(limits, now_s, lambda: 0.5), UnitSession(unit_limits, now_s, hello, lambda: 0.5)
+    (event,) = deliver(unit, gateway, now_s)
+    welcome = fr.Welcome(
+        "c", 1, "", 0, [], limits.max_streams, limits.stream_window, limits.conn_window, limits.max_frame,
+        round(limits.ping_s * 1000), round(limits.dead_s * 1000),
+    )  # fmt: skip
+    gateway.welcome(welcome, now_s, event.hello)
+    assert isinstance(deliver(gateway, unit, now_s)[0], ev.WelcomeReceived)
+    return gateway, unit
+
+
+def deliver(source, target, now_s=0.0):
+    events = []
+    while source.has_frames:
+        for message in source.data_to_send(now_s):
+            events += target.receive(message, now_s)
+    return events
+
+
+def request(method="POST", **options):
+    return fr.Request("id", method, "/x", [], **options)
+
+
+def answer(unit, stream, body=b"", status=200, length=None, end=True):
+    unit.send_ack(stream)
+    unit.send_response(stream, fr.Response(status, [], length), body, end)
+
+
+# --- one outcome, by hand
+
+
+def test_a_request_and_its_answer():
+    gateway, unit = pair()
+    stream = gateway.send_request(request(), 30.0, b"body")
+    (event,) = deliver(gateway, unit)
+    assert (event.stream, event.body, event.end) == (1, b"body", True)
+    answer(unit, stream, b"done", length=4)
+    acked, response = deliver(unit, gateway)
+    assert (acked, response.body, response.end) == (ev.Acked(stream), b"done", True)
+    assert gateway.idle
+    assert unit.idle
+    assert gateway.fail_all() == unit.fail_all() == []
+
+
+def test_ids_are_odd_and_ascend():
+    gateway, unit = pair()
+    assert [gateway.send_request(request(), 9.0) for _ in range(3)] == [1, 3, 5]
+    assert [event.stream for event in deliver(gateway, unit)] == [1, 3, 5]
+
+
+DELIVERIES = [
+    ("queued", 0, Delivery.NOT_DISPATCHED),
+    ("sent", 1, Delivery.UNKNOWN),
+    ("accepted", 2, Delivery.DISPATCHED),
+    ("streaming", 3, Delivery.RESPONSE_STARTED),
+]
+
+
+def advance(gateway, unit, steps):
+    stream = gateway.send_request(request(), 30.0, b"x")
+    if steps >= 1:
+        deliver(gateway, unit)
+    if steps >= 2:
+        unit.send_ack(stream)
+    if steps >= 3:
+        unit.send_response(stream, fr.Response(200, []), b"part", False)
+    deliver(unit, gateway)
+    return stream
+
+
+@pytest.mark.parametrize(("steps", "delivery"), [d[1:] for d in DELIVERIES], ids=[d[0] for d in DELIVERIES])
+def test_delivery_when_the_connection_is_lost(steps, delivery):
+    gateway, unit = pair()
+    stream = advance(gateway, unit, steps)
+    assert gateway.fail_all() == [(stream, delivery)]
+    assert gateway.fail_all() == []
+    assert gateway.state is State.CLOSED
+
+
+@pytest.mark.parametrize(("steps", "delivery"), [d[1:] for d in DELIVERIES], ids=[d[0] for d in DELIVERIES])
+def test_delivery_when_the_deadline_passes(steps, delivery):
+    gateway, unit = pair()
+    stream = advance(gateway, unit, steps)
+    assert gateway.next_deadline_s <= 30.0
+    for now_s in (12.0, 25.0) if steps else ():
+        gateway.tick(now_s)
+        deliver(gateway, unit, now_s)
+        deliver(unit, gateway, now_s)
+    assert gateway.tick(30.0) == [ev.StreamAborted(stream, ResetCode.DEADLINE, "deadline", delivery, remote=False)]
+    told = deliver(gateway, unit, 30.0)
+    assert [type(e) for e in told] == ([] if steps == 0 else [ev.StreamAborted])
+    if steps:
+        assert deliver(unit, gateway, 30.0) == [ev.ResetAcked(stream, steps >= 2)]
+    assert gateway.fail_all() == unit.fail_all() == []
+
+
+@pytest.mark.parametrize(("steps", "delivery"), [d[1:] for d in DELIVERIES], ids=[d[0] for d in DELIVERIES])
+def test_delivery_when_the_caller_cancels(steps, delivery):
+    gateway, unit = pair()
+    stream = advance(gateway, unit, steps)
+    assert gateway.reset(stream, ResetCode.CANCEL) is delivery
+    assert gateway.reset(stream, ResetCode.CANCEL) is None
+    deliver(gateway, unit)
+    assert not unit.streams
+
+
+TOLD = [
+    (ResetCode.REFUSED, None, False, Delivery.NOT_DISPATCHED),
+    (ResetCode.UPSTREAM_CONNECT, None, False, Delivery.NOT_DISPATCHED),
+    (ResetCode.SHED, None, False, Delivery.NOT_DISPATCHED),
+    (ResetCode.INTERNAL, None, False, Delivery.UNKNOWN),
+    (ResetCode.INTERNAL, False, False, Delivery.NOT_DISPATCHED),
+    (ResetCode.INTERNAL, True, False, Delivery.DISPATCHED),
+    (ResetCode.INTERNAL, False, True, Delivery.DISPATCHED),
+]
+
+
+@pytest.mark.parametrize(("code", "dispatched", "ack", "delivery"), TOLD, ids=str)
+def test_what_a_reset_tells(code, dispatched, ack, delivery):
+    gateway, unit = pair()
+    stream = advance(gateway, unit, 2 if ack else 1)
+    unit.reset(stream, code, "why", dispatched)
+    assert deliver(unit, gateway) == [ev.StreamAborted(stream, code, "why", delivery, remote=True)]
+
+
+def test_frames_of_a_stream_that_was_reset_are_late_and_harmless():
+    gateway, unit = pair()
+    stream = advance(gateway, unit, 1)
+    gateway.reset(stream, ResetCode.CANCEL)
+    answer(unit, stream, b"x" * 900)
+    assert deliver(unit, gateway) == [ev.ResetAcked(1, True)] or gateway.state is State.ACTIVE
+    assert deliver(gateway, unit) == []
+    assert not unit.streams
+    # The bytes nobody wanted count as taken: the connection's credit is whole again or owed.
+    assert unit.outbox.credit + gateway._owed == 3_000
+
+
+def test_an_answer_before_the_end_of_the_request():
+    gateway, unit = pair()
+    stream = gateway.send_request(request(), 30.0, b"x" * 5_000, end=True)
+    deliver(gateway, unit)
+    answer(unit, stream, b"enough", status=413)
+    events = deliver(unit, gateway)
+    assert events[-1].end
+    deliver(gateway, unit)
+    assert not unit.streams
+    assert gateway.idle
+
+
+# --- credits and turns
+
+
+def test_a_window_stops_one_stream_and_credit_lets_it_go_on():
+    gateway, unit = pair()
+    stream = gateway.send_request(request(), 99.0, b"x" * 2_500)
+    first = deliver(gateway, unit)
+    assert sum(len(e.body) for e in first) == 1_000
+    assert gateway.queued_bytes(stream) == 1_500
+    unit.consumed(stream, 499)
+    assert deliver(unit, gateway) == []
+    assert deliver(gateway, unit) == []
+    unit.consumed(stream, 1)
+    deliver(unit, gateway)
+    assert sum(len(e.body) for e in deliver(gateway, unit)) == 500
+    other = gateway.send_request(request(), 99.0, b"y" * 900)
+    assert sum(len(e.body) for e in deliver(gateway, unit) if e.stream == other) == 900
+
+
+def test_the_connections_window_stops_all_streams():
+    gateway, unit = pair()
+    streams = [gateway.send_request(request(), 99.0, bytes(1_000)) for _ in range(5)]
+    got = deliver(gateway, unit)
+    assert sum(len(e.body) for e in got) == 3_000
+    unit.consumed(streams[0], 1_000)
+    assert deliver(unit, gateway) == []
+    unit.consumed(streams[1], 500)
+    deliver(unit, gateway)
+    assert sum(len(e.body) for e in deliver(gateway, unit)) == 1_500
+
+
+def test_no_credit_for_thirty_seconds():
+    gateway, unit = pair(Limits(stream_window=1_000, conn_window=3_000, max_frame=1_100, dead_s=500, suspect_s=400))
+    stream = gateway.send_request(request(), 300.0, b"x" * 2_500)
+    deliver(gateway, unit, 0.0)
+    assert gateway.next_deadline_s <= 30.0
+    assert gateway.tick(29.9) == []
+    (event,) = gateway.tick(30.0)
+    assert (event.stream, event.code) == (stream, ResetCode.FLOW_CONTROL)
+
+
+def test_turns_are_fair_by_bytes_and_control_comes_first():
+    gateway, unit = pair(Limits())
+    big = gateway.send_request(request(), 99.0, bytes(200_000))
+    small = gateway.send_request(request(), 99.0, bytes(100))
+    gateway.data_to_send(0.0, 1)
+    gateway.reset(99, ResetCode.CANCEL)
+    gateway.outbox.control.append(fr.encode(fr.Ping(b"12345678")))
+    kinds = [message[1] for message in gateway.data_to_send(0.0, 40_000)]
+    assert kinds[:2] == [fr.FrameType.PING, fr.FrameType.REQ]
+    assert gateway.queued_bytes(small) == 0
+    assert gateway.queued_bytes(big) > 100_000
+
+
+VIOLATIONS = [
+    ("more-than-the-stream-window", lambda g, s: [fr.Data(s, bytes(600)), fr.Data(s, bytes(600))], "credit"),
+    ("ack-twice", lambda g, s: [fr.Ack(s)], "state"),
+    ("response-twice", lambda g, s: [fr.ResponseFrame(s, fr.Response(200, []))], "state"),
+    ("request", lambda g, s: [fr.RequestFrame(9, request())], "state"),
+    ("go", lambda g, s: [fr.Go(s)], "state"),
+    ("never-opened", lambda g, s: [fr.Data(77, b"x")], "stream"),
+    ("credit-overflow", lambda g, s: [fr.Window(0, fr.MAX_CREDIT)] * 2, "credit"),
+    ("welcome", lambda g, s: [fr.Welcome("c", 1)], "state"),
+    ("hello-again", lambda g, s: [fr.Hello("a", "b")], "state"),
+]
+
+
+@pytest.mark.parametrize(("frames", "code"), [v[1:] for v in VIOLATIONS], ids=[v[0] for v in VIOLATIONS])
+def test_violations_end_the_session_once(frames, code):
+    gateway, unit = pair()
+    stream = advance(gateway, unit, 3)
+    events = [event for frame in frames(gateway, stream) for event in gateway.receive(fr.encode(frame), 0.0)]
+    assert [e.reason for e in events if isinstance(e, ev.SessionClosed)] == ["violation"]
+    assert events[-1].detail.startswith(code)
+    last = fr.GoAway(GoAwayCode.PROTOCOL, 0, 0, "violation")
+    assert gateway.data_to_send(0.0)[-1] == fr.encode(last)
+    assert gateway.receive(fr.encode(fr.Ping(b"12345678")), 0.0) == []
+    assert gateway.fail_all() == [(stream, Delivery.RESPONSE_STARTED)]
+
+
+def test_bad_fields_cost_one_stream_and_not_the_connection():
+    gateway, unit = pair()
+    stream, other = advance(gateway, unit, 2), advance(gateway, unit, 2)
+    bad = fr.encode(fr.ResponseFrame(stream, fr.Response(200, [("bad name", "x")]), b"body"))
+    (event,) = gateway.receive(bad, 0.0)
+    assert (event.stream, event.code, event.delivery) == (stream, ResetCode.PROTOCOL, Delivery.DISPATCHED)
+    answer_ = fr.encode(fr.ResponseFrame(other, fr.Response(200, []), b"fine", True))
+    assert gateway.receive(answer_, 0.0)[0].end
+
+
+@pytest.mark.parametrize("body", [b"abc", b"abcdef"], ids=["short", "long"])
+def test_a_body_of_another_length_than_announced(body):
+    gateway, unit = pair()
+    stream = advance(gateway, unit, 1)
+    answer(unit, stream, body, length=4)
+    events = deliver(unit, gateway)
+    assert [type(e) for e in events] == [ev.Acked, ev.StreamAborted]
+
+
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 304), ("GET", 204)])
+def test_answers_without_a_body_may_announce_a_length(method, status):
+    gateway, unit = pair()
+    stream = gateway.send_request(request(method), 30.0)
+    deliver(gateway, unit)
+    answer(unit, stream, status=status, length=1234)
+    assert deliver(unit, gateway)[-1].end
+
+
+# --- the connection's life
+
+
+def test_streams_and_lease():
+    gateway, unit = pair()
+    unit.send_lease(2)
+    deliver(unit, gateway)
+    gateway.send_request(request(), 9.0)
+    gateway.send_request(request(), 9.0)
+    with pytest.raises(NotSendable, match="streams"):
+        gateway.send_request(request(), 9.0)
+
+
+def test_the_lower_of_the_two_sides_holds():
+    gateway, unit = pair(Limits(), SMALL)
+    assert gateway.stream_window == unit.stream_window == 1_000
+    assert gateway.max_streams == unit.max_streams == 8
+    gateway.send_request(request(), 9.0, bytes(5_000))
+    assert all(len(message) <= 1_100 for message in gateway.data_to_send(0.0))
+
+
+def test_a_draining_side_takes_no_new_streams_and_finishes_the_open_ones():
+    gateway, unit = pair()
+    stream = advance(gateway, unit, 1)
+    late = gateway.send_request(request(), 30.0)
+    unit.go_away(GoAwayCode.DRAIN, "stopping")
+    events = deliver(gateway, unit)
+    assert events == []
+    events = deliver(unit, gateway)
+    refused = next(e for e in events if isinstance(e, ev.StreamAborted))
+    assert (refused.stream, refused.code, refused.delivery) == (late, ResetCode.REFUSED, Delivery.NOT_DISPATCHED)
+    with pytest.raises(NotSendable, match="draining"):
+        gateway.send_request(request(), 30.0)
+    answer(unit, stream, b"last")
+    assert deliver(unit, gateway)[-1].end
+    assert gateway.idle
+
+
+def test_pings_suspicion_and_silence():
+    gateway, unit = pair()
+    assert gateway.tick(14.9) == []
+    assert not gateway.has_frames
+    gateway.tick(15.0)
+    assert gateway.has_frames
+    gateway.data_to_send(15.0)
+    gateway.tick(20.0)
+    assert gateway.state is State.SUSPECT
+    gateway.receive(fr.encode(fr.Pong(bytes(7) + b"\1")), 21.0)
+    assert gateway.state is State.ACTIVE
+    assert gateway.rtt_s == 6.0
+    gateway.tick(42.0)
+    assert gateway.tick(56.0) == [ev.SessionClosed("silent", "no frame from the peer")]
+
+
+def test_no_hello():
+    gateway = GatewaySession(SMALL, 0.0)
+    assert gateway.next_deadline_s == 5.0
+    assert gateway.tick(5.0) == [ev.SessionClosed("no-hello", "")]
+
+
+def test_hold_and_go():
+    gateway, unit = pair()
+    stream = gateway.send_request(request(hold=True), 30.0)
+    (event,) = deliver(gateway, unit)
+    assert event.request.hold
+    with pytest.raises(RuntimeError):
+        unit.send_ack(stream)
+    gateway.send_go(stream)
+    assert deliver(gateway, unit) == [ev.GoReceived(stream)]
+    answer(unit, stream)
+    assert deliver(unit, gateway)[-1].end
+
+
+def test_sync_resets_what_only_one_side_knows_after_two_lists():
+    gateway, unit = pair()
+    stream = advance(gateway, unit, 1)
+    unit.streams.clear()
+    empty = fr.encode(fr.Sync([]))
+    assert gateway.receive(empty, 1.0) == []
+    (event,) = gateway.receive(empty, 61.0)
+    assert (event.stream, event.code) == (stream, ResetCode.INTERNAL)
+
+
+def test_a_flood_of_pings_is_a_violation():
+    gateway, _ = pair()
+    events = []
+    for _ in range(2_000):
+        events += gateway.receive(fr.encode(fr.Ping(b"12345678")), 0.0)
+    assert [e.reason for e in events] == ["violation"]
+    assert len(gateway.outbox.control) < 1_100
+
+
+def test_token_expiry_drains():
+    gateway, unit = pair()
+    gateway.token_expires_s = 3.0
+    assert gateway.next_deadline_s == 3.0
+    gateway.tick(3.0)
+    (event,) = deliver(gateway, unit)
+    assert event.code == GoAwayCode.AUTH_EXPIRED
+    assert gateway.state is State.DRAINING
+
+
+# --- the simulator
+
+
+class Simulation:
+    """A gateway and a unit over two byte pipes, with random callers, a random local service and a random network."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.now_s = 0.0
+        self.limits = Limits(
+            max_streams=self.random.choice([2, 8]),
+            stream_window=self.random.choice([64, 1_000]),
+            conn_window=self.random.choice([100, 3_000]),
+            max_frame=2_048,
+        )
+        self.gateway, self.unit = pair(self.limits)
+        self.pipes = {"down": bytearray(), "up": bytearray()}
+        self.decoders = {
+            "down": Decoder(masked=False, max_bytes=2_048),
+            "up": Decoder(masked=True, max_bytes=2_048),
+        }
+        self.requests: dict[int, bytes] = {}
+        self.answers: dict[int, bytes] = {}
+        self.received: dict[int, bytearray] = {}
+        self.outcomes: dict[int, list[str]] = {}
+        self.arrived: dict[int, bytearray] = {}
+        self.whole: set[int] = set()
+        self.held = {"gateway": {}, "unit": {}}
+        self.cut = False
+
+    def step(self) -> None:
+        often = [self.write, self.carry] * 3
+        self.random.choice([*often, self.serve, self.serve, self.call, self.consume, self.wait, self.cancel])()
+        self.check_windows()
+
+    def call(self) -> None:
+        body = self.random.randbytes(self.random.choice([0, 10, 500, 5_000]))
+        deadline_s = self.now_s + self.random.choice([1, 20, 300])
+        try:
+            stream = self.gateway.send_request(request(length=len(body)), deadline_s, body)
+        except NotSendable:
+            return
+        self.requests[stream], self.outcomes[stream], self.received[stream] = body, [], bytearray()
+
+    def write(self) -> None:
+        source, name, mask = self.random.choice([(self.gateway, "down", None), (self.unit, "up", b"mask")])
+        for message in source.data_to_send(self.now_s, self.random.choice([1, 500, 65_536])):
+            assert len(message) <= 2_048
+            self.pipes[name] += encode_frame(OP_BINARY, message, mask)
+        for stream in list(self.held["unit"]):
+            record = self.unit.streams.get(stream)
+            if record is None or record.response_ended:
+                del self.held["unit"][stream]
+
+    def carry(self) -> None:
+        name, target = self.random.choice([("down", self.unit), ("up", self.gateway)])
+        pipe = self.pipes[name]
+        size = self.random.choice([1, 7, 100, len(pipe)])
+        data = bytes(pipe[:size])
+        del pipe[:size]
+        for _, message in self.decoders[name].feed(data):
+            for event in target.receive(message, self.now_s):
+                self.take(event, target)
+
+    def take(self, event, target) -> None:
+        assert not isinstance(event, ev.SessionClosed), event
+        if target is self.unit:
+            self.take_at_unit(event)
+        elif isinstance(event, ev.ResponseReceived | ev.DataReceived):
+            self.received[event.stream] += event.body
+            self.hold("gateway", event.stream, len(event.body))
+            if event.end:
+                self.outcomes[event.stream].append("answered")
+        elif isinstance(event, ev.StreamAborted):
+            self.outcomes[event.stream].append("aborted")
+            self.held["gateway"].pop(event.stream, None)
+
+    def take_at_unit(self, event) -> None:
+        if isinstance(event, ev.RequestReceived):
+            assert event.stream not in self.arrived
+            self.arrived[event.stream] = bytearray()
+        if isinstance(event, ev.RequestReceived | ev.DataReceived):
+            self.arrived[event.stream] += event.body
+            self.hold("unit", event.stream, len(event.body))
+            if event.end:
+                assert bytes(self.arrived[event.stream]) == self.requests[event.stream]
+                self.whole.add(event.stream)
+        elif isinstance(event, ev.StreamAborted):
+            self.held["unit"].pop(event.stream, None)
+
+    def hold(self, side: str, stream: int, size: int) -> None:
+        if size:
+            self.held[side][stream] = self.held[side].get(stream, 0) + size
+
+    def consume(self) -> None:
+        side, session = self.random.choice([("gateway", self.gateway), ("unit", self.unit)])
+        if not self.held[side]:
+            return
+        stream = self.random.choice(sorted(self.held[side]))
+        size = self.random.randint(1, self.held[side][stream])
+        self.held[side][stream] -= size
+        if not self.held[side][stream]:
+            del self.held[side][stream]
+        session.consumed(stream, size)
+
+    def serve(self) -> None:
+        """The local service does something with one request."""
+        if not self.unit.streams:
+            return
+        stream = self.random.choice(sorted(self.unit.streams))
+        record = self.unit.streams[stream]
+        if record.state.value == "sent":
+            if self.random.random() < 0.1:
+                self.unit.reset(stream, ResetCode.REFUSED, "", False)
+                self.held["unit"].pop(stream, None)
+            else:
+                self.unit.send_ack(stream)
+        elif record.state.value == "accepted" and stream not in self.answers:
+            body = self.answers[stream] = self.random.randbytes(self.random.choice([0, 3, 900, 4_000]))
+            self.unit.send_response(stream, fr.Response(200, [], len(body)), body, True)
+        elif self.random.random() < 0.02:
+            self.unit.reset(stream, ResetCode.UPSTREAM_PROTOCOL, "", True)
+            self.held["unit"].pop(stream, None)
+
+    def wait(self) -> None:
+        self.now_s += self.random.choice([0.01, 0.5, 3.0])
+        for session in (self.gateway, self.unit):
+            for event in session.tick(self.now_s):
+                if isinstance(event, ev.SessionClosed):
+                    assert event.reason == "silent"
+                    self.cut = True
+                else:
+                    self.take(event, session)
+
+    def cancel(self) -> None:
+        if self.gateway.streams and self.random.random() < 0.3:
+            stream = self.random.choice(sorted(self.gateway.streams))
+            assert self.gateway.reset(stream, ResetCode.CANCEL) is not None
+            self.outcomes[stream].append("cancelled")
+            self.held["gateway"].pop(stream, None)
+
+    def check_windows(self) -> None:
+        for side in self.held.values():
+            assert all(size <= self.limits.stream_window for size in side.values())
+            assert sum(side.values()) <= self.limits.conn_window
+        for pipe in self.pipes.values():
+            assert len(pipe) <= 3 * self.limits.conn_window + 200_000
+
+    def finish(self, cut: bool) -> None:
+        """Cut the pipe here, or let everything run to its end."""
+        if not cut:
+            for _ in range(4_000):
+                if not (self.gateway.streams or self.unit.streams or any(self.pipes.values()) or self.cut):
+                    break
+                self.random.choice([self.write, self.carry, self.serve, self.consume, self.carry, self.write])()
+                if self.random.random() < 0.01:
+                    self.wait()
+            if not self.cut:
+                self.check_credit()
+        for stream, delivery in self.gateway.fail_all():
+            self.outcomes[stream].append("lost")
+            if delivery is Delivery.NOT_DISPATCHED:
+                assert stream not in self.arrived
+            if delivery in (Delivery.DISPATCHED, Delivery.RESPONSE_STARTED):
+                assert stream in self.arrived
+        self.unit.fail_all()
+
+    def check_credit(self) -> None:
+        """Nothing leaked: what is not granted is owed or held."""
+        while any(self.held.values()) or any(s.has_frames for s in (self.gateway, self.unit)):
+            self.consume()
+            self.write()
+            self.carry()
+        while any(self.pipes.values()):
+            self.carry()
+        for sender, receiver in ((self.gateway, self.unit), (self.unit, self.gateway)):
+            assert sender.outbox.credit + receiver._owed == self.limits.conn_window
+            assert sender.outbox.credit == receiver._receive_credit
+
+    def check_outcomes(self) -> None:
+        for stream, outcomes in self.outcomes.items():
+            assert len(outcomes) == 1, (stream, outcomes)
+            if outcomes == ["answered"]:
+                assert bytes(self.received[stream]) == self.answers[stream]
+        assert not self.gateway.streams
+        assert not self.unit.streams
+        assert not self.gateway.outbox.queues
+        assert not self.unit.outbox.queues
+
+
+@pytest.mark.parametrize("cut", [True, False], ids=["cut", "to-the-end"])
+@pytest.mark.parametrize("block", range(6))
+def test_simulation(block, cut):
+    """Each accepted request has exactly one outcome, no stream outlives its connection, windows are kept."""
+    answered = 0
+    for seed in range(block * 25, block * 25 + 25):
+        simulation = Simulation(seed)
+        for _ in range(simulation.random.randint(1, 600)):
+            simulation.step()
+            if simulation.cut:
+                break
+        simulation.finish(cut)
+        simulation.check_outcomes()
+        answered += sum(o == ["answered"] for o in simulation.outcomes.values())
+    assert answered > 20
