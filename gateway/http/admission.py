@@ -48,6 +48,10 @@ class _Take(NamedTuple):
     reset_ns: int
 
 
+_Row = tuple[_Rule, int, int]
+"""A rule, the tokens left, and nanoseconds: until the bucket is full, or after a refusal until the next token."""
+
+
 class Admission:
     """Middleware: takes the tokens a request costs.
 
@@ -101,20 +105,22 @@ class Admission:
     def _refusal(self, ctx: RequestContext, rule: _Rule, wait_ns: int) -> RateLimited:
         """Give back what the request took, the last take first, and say which limit refused it."""
         taken: list[_Take] = ctx.limits_taken
-        rows = [(take.rule, take.left + self._give_back(take), take.reset_ns) for take in reversed(taken)]
+        rows = [self._given_back(take) for take in reversed(taken)]
         taken.clear()
         ctx.limit_headers = _fields([*reversed(rows), (rule, 0, wait_ns)])
         ctx.rule = f"limit:{rule.limit.name}"
         return RateLimited(retry_after_s=_seconds(wait_ns), headers=ctx.limit_headers)
 
-    def _give_back(self, take: _Take) -> bool:
-        rule = take.rule
-        return self._table.give_back(take.key, rule.limit.interval_ns, take.taken_ns, take.reset_ns, rule.number)
+    def _given_back(self, take: _Take) -> _Row:
+        rule, interval_ns = take.rule, take.rule.limit.interval_ns
+        if self._table.give_back(take.key, interval_ns, take.taken_ns, take.reset_ns, rule.number):
+            return rule, take.left + 1, take.reset_ns - interval_ns
+        return rule, take.left, take.reset_ns
 
     def _rule(self, limit: Limit) -> _Rule:
-        # PERF: by identity, because hashing a Limit costs as much as the take; the rule keeps its limit alive.
+        # PERF: by identity, because hashing a Limit costs as much as the take; its rule keeps a limit, and so its identity, alive.
         rule = self._rules.get(id(limit))
-        if rule is None or rule.limit is not limit:
+        if rule is None:
             if len(self._rules) >= _MAX_RULES:
                 self._rules.clear()
             rule = self._rules[id(limit)] = self._derive(limit)
@@ -176,10 +182,9 @@ def address_block(address: str) -> str:
     return f"{parsed.packed[:8].hex()}/64"
 
 
-def _fields(rows: Iterable[tuple[_Rule, int, int]]) -> tuple[tuple[str, str], ...]:
+def _fields(rows: Iterable[_Row]) -> tuple[tuple[str, str], ...]:
     """The two response fields: every policy that was looked at, in the order they were taken.
 
-    Units: rows are (rule, tokens left, nanoseconds until full, or of a refusal until the next token).
     Source: draft-ietf-httpapi-ratelimit-headers-10.
     """
     rows = list(rows)
@@ -190,5 +195,5 @@ def _fields(rows: Iterable[tuple[_Rule, int, int]]) -> tuple[tuple[str, str], ..
 
 
 def _seconds(ns: int) -> int:
-    """Whole seconds, rounded up, at least one."""
-    return max(1, -(-ns // 1_000_000_000))
+    """Whole seconds, rounded up: what is asked for has come when they have passed."""
+    return -(-ns // 1_000_000_000)
