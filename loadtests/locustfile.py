@@ -41,6 +41,7 @@ def _prepare(environment: Any, **_: Any) -> None:
         raise SystemExit("locust: --plan is needed; `python -m loadtests.run` writes one")
     plan = read_plan(Path(options.plan))
     _Client.plan = plan
+    _Client.period_s = 1 / options.rate
     _Client.wait_time = constant_throughput(options.rate)
     environment.host = environment.host or plan.gateway
     measure = Measure()
@@ -77,7 +78,12 @@ class _Client(FastHttpUser):  # type: ignore[misc]
     max_retries = 0
     max_redirects = 0
     kind = ""
+    period_s = 1.0
     plan: Plan
+
+    def on_start(self) -> None:
+        """Out of step with the other users, who all keep the same pace."""
+        gevent.sleep(random.random() * self.period_s)
 
     def ask(
         self, method: str, route: str, path: str, caller: Caller, check: Check, status: int = 200, body: Any = None

@@ -116,21 +116,27 @@ def raise_file_limit(files: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return number
+MIN_USERS = 10
+"""So that all kinds of callers are among them, 4 : 1 : 5."""
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def count(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"takes a whole number, at least {least}")
+        return int(text)
+
+    return count
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtests.run", description="Load against a fresh gateway.")
-    parser.add_argument("--seconds", type=_count, default=60, help="how long the callers ask (60)")
-    parser.add_argument("--units", type=_count, default=500, help="units in the fleet (500)")
+    parser.add_argument("--seconds", type=_at_least(1), default=60, help="how long the callers ask (60)")
+    parser.add_argument("--units", type=_at_least(1), default=500, help="units in the fleet (500)")
     parser.add_argument("--connections", type=int, choices=(1, 2, 3, 4), default=1, help="of each unit (1)")
-    parser.add_argument("--users", type=_count, default=50, help="callers at once (50)")
-    parser.add_argument("--rate", type=_count, default=200, help="requests a second of all callers at most (200)")
-    parser.add_argument("--workers", type=_count, default=2, help="of the gateway (2)")
+    parser.add_argument("--users", type=_at_least(MIN_USERS), default=50, help="callers at once (50)")
+    parser.add_argument("--rate", type=_at_least(1), default=200, help="requests a second of all callers at most (200)")
+    parser.add_argument("--workers", type=_at_least(1), default=2, help="of the gateway (2)")
     parser.add_argument("--html", type=Path, help="locust's report (loadtests/results/load-TIME.html)")
     return parser.parse_args(argv)
 

@@ -62,7 +62,7 @@ def test_a_small_load_has_no_failure_and_leaves_nothing_behind(tmp_path: Path) -
 
 
 def test_ctrl_c_stops_everything(tmp_path: Path) -> None:
-    load = start(tmp_path, "--seconds", "60", "--units", "5", "--users", "5", "--rate", "10")
+    load = start(tmp_path, "--seconds", "60", "--units", "5", "--users", "10", "--rate", "10")
     assert load.stdout is not None
     for line in load.stdout:
         if " requests " in line:
