@@ -199,6 +199,7 @@ def _run(options: argparse.Namespace, html: Path) -> tuple[dict[str, Any], dict[
         return None
     finally:
         _handle_signals(signal.SIG_IGN)  # from here on Ctrl-C does not cut the stop short
+        _tell("stopping")
         rig.stop()
         if not clean:
             _keep_logs(rig.logs, html.with_suffix(".logs"))
