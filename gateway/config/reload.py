@@ -82,9 +82,10 @@ def reload(run_dir: Path, *, timeout_s: float = TIMEOUT_S) -> Outcome:
     """
     with _alone(run_dir, timeout_s), ExitStack() as stack:
         workers = _connect(run_dir, timeout_s, stack)
-        if not workers:
+        found = _statuses(workers)
+        if not found:
             raise ReloadFailed(f"no worker of a gateway runs under {run_dir}")
-        version = 1 + max(status.version for status in _statuses(workers))
+        version = 1 + max(worker.version for worker in found)
         digest, faults = _prepare(workers)
         if faults:
             return Outcome(faults=faults)

@@ -52,7 +52,7 @@ def read(raw: bytes) -> Source:
         source.faults.append(Fault(WHOLE, f"is larger than {MAX_BYTES} bytes"))
         return source
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         source.faults.append(Fault(WHOLE, "is not UTF-8", line))

@@ -17,11 +17,12 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.server import StreamServer
 
 from gateway.config.control import MAX_LINE_BYTES, ControlServer, _is_own
 from gateway.config.fault import Fault
 from gateway.config.inforce import InForce
-from gateway.config.reload import Outcome, ReloadFailed, reload, status
+from gateway.config.reload import Outcome, ReloadFailed, _is_alive, reload, status
 from gateway.config.snapshot import SnapshotHolder
 from gateway.demo.keys import write_config, write_keys
 from gateway.settings import Settings
@@ -166,6 +167,53 @@ def test_sockets_of_dead_workers_are_removed(settings: Settings, start: Callable
     assert not stale.exists()
     server.stop()
     assert not list(settings.run_dir.glob("*.sock"))
+
+
+@pytest.fixture
+def deserter(settings: Settings) -> Iterator[Callable[[int], None]]:
+    """A worker, by its process id, that takes a connection and ends it without an answer."""
+    servers: list[StreamServer] = []
+
+    def desert(pid: int) -> None:
+        listener = gevent.socket.socket(socket.AF_UNIX)
+        directory = os.open(settings.run_dir, os.O_PATH)
+        listener.bind(f"/proc/self/fd/{directory}/control-{pid}.sock")
+        os.close(directory)
+        listener.listen()
+        servers.append(StreamServer(listener, lambda connection, address: connection.close()))
+        servers[-1].start()
+
+    yield desert
+    for server in servers:
+        server.stop()
+
+
+def test_a_worker_that_dies_meanwhile_is_left_out(
+    settings: Settings, start: Callable[..., ControlServer], deserter: Callable[[int], None]
+) -> None:
+    server = start(0)
+    deserter(DEAD + 1)
+    assert [w.pid for w in in_thread(reload, settings.run_dir).workers] == [DEAD]
+    assert version(server)[0] == 2
+
+
+def test_a_worker_that_lives_and_is_silent_stops_it(
+    settings: Settings, start: Callable[..., ControlServer], deserter: Callable[[int], None]
+) -> None:
+    server = start(0)
+    deserter(os.getpid())
+    with pytest.raises(ReloadFailed, match=f"worker {os.getpid()} does not answer"):
+        in_thread(reload, settings.run_dir)
+    assert version(server)[0] == 1
+
+
+def test_a_process_that_was_not_waited_for_is_not_alive() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert not _is_alive(child.pid)
+    child.wait()
+    assert not _is_alive(child.pid)
+    assert _is_alive(os.getpid())
 
 
 # --- the socket itself
