@@ -118,7 +118,7 @@ class Admission:
         return rule, take.left, take.reset_ns
 
     def _rule(self, limit: Limit) -> _Rule:
-        # PERF: by identity, because hashing a Limit costs as much as the take; its rule keeps a limit, and so its identity, alive.
+        # PERF: by identity, hashing a Limit costs as much as the take. Its rule keeps a limit alive: no id comes twice.
         rule = self._rules.get(id(limit))
         if rule is None:
             if len(self._rules) >= _MAX_RULES:
