@@ -100,11 +100,12 @@ class Peer:
 
     def expect(self, kind: type, timeout_s: float = WAIT_S) -> Any:
         """The next event of this kind; others before it are dropped."""
-        with gevent.Timeout(timeout_s, AssertionError(f"no {kind.__name__}; got {self.log}")):
+        with gevent.Timeout(timeout_s, False):
             while True:
                 event = self.events.get()
                 if isinstance(event, kind):
                     return event
+        raise AssertionError(f"no {kind.__name__}; got {self.log}")
 
     def answer(self, stream: int) -> tuple[ev.ResponseReceived, bytes]:
         """The whole answer of a stream."""

@@ -200,7 +200,7 @@ def test_slow_service_is_a_timeout_after_dispatch(rig, read):
 
     rig.service.handler = serve
     peer = rig.connect()
-    peer.request(deadline_ms=200)
+    peer.request(deadline_ms=600)
     aborted = peer.expect(ev.StreamAborted)
     # At the whole deadline the session itself would have said DEADLINE.
     assert (aborted.code, aborted.delivery) == (ResetCode.UPSTREAM_TIMEOUT, Delivery.DISPATCHED)
