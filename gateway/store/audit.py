@@ -9,18 +9,19 @@ from gateway.store.pipeline import Statement
 from gateway.store.pool import Database
 
 _SQL_TYPES = {"str": "text", "int": "bigint", "bool": "boolean"}
-_STAMPS = {"occurred_at": "timestamptz", "duration_us": "bigint", "node": "text"}
+_STAMPS = {"occurred_at": "double precision", "duration_us": "bigint", "node": "text"}
 _COLUMNS = {
     **{f.name: _SQL_TYPES[str(f.type)] for f in fields(AuditEvent) if f.name != "started_ns"},
     "event_id": "uuid",
     **_STAMPS,
 }
 _NAMES = ", ".join(_COLUMNS)
+_VALUES = _NAMES.replace("occurred_at", "to_timestamp(occurred_at)")
 _RECORD = ", ".join(f"{name} {type_name}" for name, type_name in _COLUMNS.items())
 INSERT = Statement(
     b"caregate_audit_insert",
     # The names are the event's own fields. An event that is there already was written before its answer got lost.
-    f"INSERT INTO audit.event ({_NAMES}) SELECT {_NAMES} FROM json_to_recordset($1) AS event ({_RECORD}) "  # noqa: S608
+    f"INSERT INTO audit.event ({_NAMES}) SELECT {_VALUES} FROM json_to_recordset($1) AS event ({_RECORD}) "  # noqa: S608
     "ON CONFLICT DO NOTHING".encode(),
 )
 
@@ -34,7 +35,8 @@ class AuditStore:
     def insert(self, rows: bytes, timeout_s: float) -> None:
         """Write events, all or none; those already there are left alone. Durable when it returns.
 
-        Shapes: `rows` is a JSON array of objects with a member for each column.
+        Shapes: `rows` is a JSON array of objects with a member for each column; further members are ignored.
+        Units: `occurred_at` seconds since 1970.
         Raises: DatabaseUnavailable, DatabaseTimeout, StatementFailed.
         Yields to the hub: until the database has them.
         """

@@ -42,6 +42,8 @@ _PATIENCE_S = 1.0
 """A server that is silent for so long does not answer; a caller with less time may only have been unlucky."""
 _ORDINARY_CONNECTIONS = 2
 """Room in the pool for `connection()`: catalog, configuration, administration."""
+_ORDINARY_TIMEOUT_S = 10.0
+_ACTIVE = psycopg.pq.TransactionStatus.ACTIVE
 _NO_ANSWER_MARGIN_MS = 100
 _AGAIN = frozenset({"40001", "40P01"})
 """Serialization failure, deadlock: rolled back, and likely to pass the second time."""
@@ -140,17 +142,30 @@ class Database:
         return self._calls.call(statement, values, claims, deadline_ns=deadline_ns)
 
     @contextmanager
-    def connection(self) -> Iterator[psycopg.Connection[Any]]:
+    def connection(self, timeout_s: float | None = _ORDINARY_TIMEOUT_S) -> Iterator[psycopg.Connection[Any]]:
         """An ordinary psycopg connection in autocommit, for what is not a hot path.
 
-        Raises: DatabaseUnavailable.
+        Units: `timeout_s` for everything done with it, None: no end. It holds where gevent has patched the process.
+        Raises: DatabaseUnavailable, DatabaseTimeout.
         """
         connection = self.take()
+        limit = gevent.Timeout(timeout_s)
+        limit.start()
         try:
             yield connection
         except psycopg.OperationalError as error:
             raise DatabaseUnavailable(retry_after_s=1) from error
+        except gevent.Timeout as expired:
+            connection.close()
+            if expired is not limit:
+                raise
+            raise DatabaseTimeout("The database did not answer in time") from None
+        except BaseException:
+            if connection.pgconn.transaction_status == _ACTIVE:
+                connection.close()
+            raise
         finally:
+            limit.close()
             self._pool.putconn(connection)
 
     def take(self, deadline_s: float = 0.0) -> PooledConnection:
@@ -330,6 +345,24 @@ class Lane:
     def _discard(self, pipeline: Pipeline) -> None:
         pipeline.broken = True
         self._return(pipeline)
+
+
+class _Seldom(logging.Filter):
+    """Lets a message of one kind through every ten seconds: the pool says the same at every attempt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next_s: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now_s = time.monotonic()
+        if now_s < self._next_s.get(record.msg, 0.0):
+            return False
+        self._next_s[record.msg] = now_s + 10.0
+        return True
+
+
+logging.getLogger("psycopg.pool").addFilter(_Seldom())
 
 
 def _check(connection: PooledConnection) -> None:

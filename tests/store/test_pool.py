@@ -7,6 +7,7 @@ import json
 import time
 
 import gevent
+import gevent.monkey
 import psycopg
 import pytest
 
@@ -320,6 +321,24 @@ class TestServerAway:
         assert time.monotonic() - began < 3.0
         postgres.thaw()
         assert _until_answers(database) < 2.0
+
+    def test_frozen_during_ordinary_use(self, database, postgres):
+        if not gevent.monkey.is_module_patched("select"):
+            pytest.skip("psycopg waits for itself here")
+        with pytest.raises(DatabaseTimeout), database.connection(timeout_s=0.3) as connection:
+            connection.execute("SELECT 1")
+            postgres.freeze()
+            connection.execute("SELECT 2")
+        postgres.thaw()
+        assert database.call(ECHO, (b"x",), CLAIMS) == b"x"
+
+    def test_an_ordinary_connection_left_by_an_error_is_good_again(self, database):
+        for _ in range(8):
+            with pytest.raises(KeyError), database.connection() as connection:
+                connection.execute("SELECT 1")
+                raise KeyError
+        with database.connection() as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
 
     def test_a_reserved_lane_works_while_all_others_are_busy(self, database):
         lane = database.lane(1, reserve=True)
