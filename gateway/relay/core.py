@@ -153,6 +153,11 @@ class Session:
         queue = self.outbox.queues.get(stream)
         return 0 if queue is None else queue.queued_bytes
 
+    @property
+    def buffered_bytes(self) -> int:
+        """Body bytes in this process: not yet sent, or received and not yet taken."""
+        return self.outbox.queued_bytes + self.conn_window - self._receive_credit - self._owed
+
     def take_flushed(self) -> list[tuple[int, int]]:
         """The (stream, body bytes) that left since the last call: room for more."""
         flushed, self.outbox.flushed = self.outbox.flushed, []

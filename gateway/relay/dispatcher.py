@@ -11,6 +11,7 @@ from gateway.errors import (
     ClientDisconnected,
     Delivery,
     HeadersTooLarge,
+    Overloaded,
     RelayError,
     RelayPathUnavailable,
     UnitNotConnected,
@@ -25,6 +26,8 @@ from gateway.relay.link import Failure, Link
 from gateway.relay.mesh_link import AskingLink
 from gateway.relay.registry import Registry
 from gateway.relay.states import State
+
+LARGE_BYTES: Final = 65_536
 
 RETRY_AFTER_S: Final = 5
 """What a caller of an absent unit is told; agents dial again within 30 s, most within a few."""
@@ -60,21 +63,34 @@ class Call:
 class Dispatcher:
     """Picks the connection, sends the request, waits for the answer's head; repeats once what certainly did not run."""
 
-    def __init__(self, registry: Registry, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        clock: Callable[[], float] = time.monotonic,
+        buffer_bytes: int = 268_435_456,
+    ) -> None:
+        """Units: `buffer_bytes` of bodies in memory; above four fifths of it no new large body is taken."""
         self._registry = registry
         self._clock = clock
+        self._buffer_limit = buffer_bytes * 4 // 5
 
     def dispatch(self, call: Call) -> Exchange:
         """An exchange whose head has arrived. Yields to the hub: yes.
 
-        Raises: RelayError, HeadersTooLarge, ClientDisconnected, and what reading the body raises.
+        Raises: RelayError, Overloaded, HeadersTooLarge, ClientDisconnected, and what reading the body raises.
         """
+        self._check_room(call)
         exchange, failure, link = self._attempt(call, None)
         if failure is not None and self._may_repeat(call, failure):
             exchange, failure, link = self._attempt(call, link)
         if failure is not None:
             raise self._error(call.unit, failure, link)
         return exchange
+
+    def _check_room(self, call: Call) -> None:
+        length = call.request.length
+        if (length is None or length > LARGE_BYTES) and self._registry.buffered_bytes() > self._buffer_limit:
+            raise Overloaded("Too much is being relayed", retry_after_s=1)
 
     def _may_repeat(self, call: Call, failure: Failure) -> bool:
         return may_go_elsewhere(failure) and call.body.replayable and self._clock() < call.deadline_s

@@ -150,6 +150,10 @@ class Registry:
         live = sum(1 for c in record.local.values() if c.session.state in (State.ACTIVE, State.CONNECTING))
         return live + len(record.remote)
 
+    def buffered_bytes(self) -> int:
+        """Body bytes that this worker's unit connections hold in memory."""
+        return sum(connection.session.buffered_bytes for connection in self.all_local())
+
     def connected(self, unit: str) -> bool:
         return unit in self._units
 

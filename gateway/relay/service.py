@@ -46,7 +46,7 @@ class Relay:
         self.registry = Registry(self._on_event)
         self.fabric = Fabric(settings.run_dir, self.registry)
         self._tokens = UnitTokens(holder)
-        dispatcher = Dispatcher(self.registry)
+        dispatcher = Dispatcher(self.registry, buffer_bytes=getattr(settings, "relay_buffer_bytes", 268_435_456))
         self.unit_resource = UnitResource(dispatcher)
         self.connect_resource = ConnectResource(
             self._tokens,

@@ -561,6 +561,7 @@ class Simulation:
         for sender, receiver in ((self.gateway, self.unit), (self.unit, self.gateway)):
             assert sender.outbox.credit + receiver._owed == self.limits.conn_window
             assert sender.outbox.credit == receiver._receive_credit
+            assert sender.buffered_bytes == receiver.buffered_bytes == 0
 
     def check_outcomes(self) -> None:
         for stream, outcomes in self.outcomes.items():
