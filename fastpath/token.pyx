@@ -122,8 +122,8 @@ cdef class Key:
             self._take_public_key(material)
 
     cdef _take_secret(self, material):
-        """PERF: token_hs256. HMAC (RFC 2104) from the two hash states that depend on the secret alone takes half of
-        OpenSSL's one-shot HMAC, which fetches the digest and keys both states anew for each token."""
+        """PERF: `token HS256, never seen`: HMAC (RFC 2104) from the two hash states that depend on the secret alone
+        takes half of OpenSSL's one-shot HMAC, which fetches the digest and keys both states anew for each token."""
         if type(material) is not bytes:
             raise ValueError(f"{self.alg} takes a secret of bytes")
         new = getattr(hashlib, _HMAC_HASH[self.alg])
@@ -402,7 +402,6 @@ cdef class Verifier:
         ):
             self._old, self._young, self._young_bytes = self._young, {}, 0
         self._young[token] = verified
-        self._old.pop(token, None)
         self._young_bytes += len(token)
         return 0
 

@@ -198,6 +198,11 @@ def test_any_bytes_are_read_as_by_the_model(raw: bytes) -> None:
 
 MANY = 600
 EDGES = {
+    "one name, escaped beyond 16 bits": ('{"\\ud83d\\ude00":1,"\U0001f600":1}', False),
+    "one name, escaped in three bytes": ('{"\\u20AC":1,"\u20ac":1}', False),
+    "one name, escaped in two bytes": ('{"\\u00e9":1,"\u00e9":1}', False),
+    "one name, escaped in letters": ('{"\\b\\f\\n\\r\\t\\/":1,"\\u0008\\u000C\\u000a\\u000d\\u0009/":1}', False),
+    "two names, one with a backslash": ('{"\\\\n":1,"\\n":1}', True),
     "many members": ("{" + ",".join(f'"{n}":0' for n in range(MANY)) + "}", True),
     "many members and the last is the first": ("{" + ",".join(f'"{n}":0' for n in [*range(MANY), 0]) + "}", False),
     "many containers": ('{"a":[' + ",".join(['{"":0}'] * MANY) + "]}", True),

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import json
 import math
+import random
 import sys
 
 from fastpath.strict import decode_base64url, decode_object
@@ -24,6 +25,25 @@ SEEDS = (
     b'{"iss":"i","aud":["x","a"],"sub":"\\u0073\\ud83d\\ude00","exp":1.7000001e9,"iat":1699999999,"jti":"j"}',
     b'{"iss":"i","aud":"a","sub":"s","exp":1700000060,"x":{"a":[{"b":1},{"b":1}],"b":-1E-9},"s\\u0075b":"t"}',
 )
+DAMAGE = [
+    b"",
+    b'"',
+    b"{",
+    b"}",
+    b"[",
+    b",",
+    b":",
+    b"\\",
+    b"\\u0",
+    b"\x00",
+    b"\xff",
+    b"\xc3",
+    b"9",
+    b"e",
+    b"-",
+    b"null",
+    b"=",
+]
 
 
 def _b64(raw: bytes) -> bytes:
@@ -90,10 +110,26 @@ def one_input(data: bytes) -> None:
             _decode(rest)
 
 
+def damaged(chance: random.Random) -> bytes:
+    """An input made of a seed, of any kind, with up to four places of it changed."""
+    kind = chance.randrange(6)
+    data = bytearray(chance.choice(SEEDS))
+    for _ in range(chance.randrange(5)):
+        place = chance.randrange(len(data))
+        data[place : place + chance.randrange(3)] = chance.choice(DAMAGE)
+    body = _seal(HEADER, bytes(data)) if kind < 2 else bytes(data)
+    return bytes([kind]) + (HEADER + b"\n" if kind == 3 else b"") + body
+
+
 def main() -> None:
     import atheris
 
-    atheris.Setup(sys.argv, one_input)
+    def mutate(data: bytes, max_size: int, seed: int) -> bytes:
+        # NOTE: the kernels are compiled without coverage, so libFuzzer alone would never get past the first byte.
+        chance = random.Random(seed)
+        return damaged(chance) if chance.random() < 0.7 else atheris.Mutate(data, max_size)
+
+    atheris.Setup(sys.argv, one_input, custom_mutator=mutate)
     atheris.Fuzz()
 
 
