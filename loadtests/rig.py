@@ -83,12 +83,16 @@ class Rig(Platform):
     def stop(self) -> None:
         """Stop callers, fleet, gateway and PostgreSQL, in this order; the data is deleted."""
         for name in ("callers", "fleet"):
-            if (child := self.children.get(name)) is not None:
-                child.signal(signal.SIGTERM)
-                child.wait(time.monotonic() + _STOP_S)
+            self.stop_child(name)
         super().stop()
         if self._postgres is not None:
             self._postgres.remove()
+
+    def stop_child(self, name: str) -> None:
+        """End one of the processes, if it was started; returns when it has ended."""
+        if (child := self.children.get(name)) is not None:
+            child.signal(signal.SIGTERM)
+            child.wait(time.monotonic() + _STOP_S)
 
     def _make_plan(self, config: Path) -> Plan:
         document = parse(config.read_bytes()).document

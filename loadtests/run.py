@@ -61,6 +61,7 @@ class Load:
         summary = read_report(self._rig.callers_report)
         if summary is None or "kinds" not in summary:
             raise DemoError(f"the callers ended without a report: see {callers.log}\n{tail(callers.log)}")
+        self._rig.stop_child("fleet")  # so that its last counts are written
         return summary, self._fleet()
 
     def _fleet(self) -> dict[str, Any]:
@@ -135,7 +136,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--units", type=_at_least(1), default=500, help="units in the fleet (500)")
     parser.add_argument("--connections", type=int, choices=(1, 2, 3, 4), default=1, help="of each unit (1)")
     parser.add_argument("--users", type=_at_least(MIN_USERS), default=50, help="callers at once (50)")
-    parser.add_argument("--rate", type=_at_least(1), default=200, help="requests a second of all callers at most (200)")
+    parser.add_argument("--rate", type=_at_least(1), default=300, help="requests a second of all callers at most (300)")
     parser.add_argument("--workers", type=_at_least(1), default=2, help="of the gateway (2)")
     parser.add_argument("--html", type=Path, help="locust's report (loadtests/results/load-TIME.html)")
     return parser.parse_args(argv)
@@ -168,7 +169,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     _handle_signals(_interrupt)
     raise_file_limit(4 * options.units * options.connections + 4096)
     html = (options.html or RESULTS / f"load-{datetime.now():%Y%m%d-%H%M%S}.html").resolve()
-    html.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        html.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"load: {html.parent}: {error.strerror}: choose another with --html", file=sys.stderr)
+        return 1
     try:
         outcome = _run(options, html)
     except _Interrupted as interrupted:
@@ -197,6 +202,9 @@ def _run(options: argparse.Namespace, html: Path) -> tuple[dict[str, Any], dict[
     except DemoError as error:
         print(f"load: {error}", file=sys.stderr)
         return None
+    except _Interrupted:
+        clean = True
+        raise
     finally:
         _handle_signals(signal.SIG_IGN)  # from here on Ctrl-C does not cut the stop short
         _tell("stopping")
