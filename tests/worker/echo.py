@@ -153,7 +153,7 @@ class Echo:
 
     def path_file(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         start("200 OK", [])
-        file = Path(__file__).open("rb")  # noqa: SIM115: the worker closes it
+        file = Path(__file__).open("rb")  # noqa: SIM115  (the worker closes it)
         wrapper: Iterable[bytes] = environ["wsgi.file_wrapper"](file, 8192)
         return wrapper
 

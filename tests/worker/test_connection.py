@@ -43,7 +43,8 @@ class TestEnviron:
             "REQUEST_METHOD": "GET", "PATH_INFO": "/environ", "QUERY_STRING": "a=%20b", "RAW_URI": "/environ?a=%20b",
             "SERVER_PROTOCOL": "HTTP/1.1", "HTTP_HOST": "gw.example", "HTTP_X_A": "1, 3", "HTTP_X_B": "2",
             "HTTP_COOKIE": "a=1; b=2", "REMOTE_ADDR": "127.0.0.1", "caregate.peer": "127.0.0.1", "SCRIPT_NAME": "",
-            "caregate.path": "/environ", "caregate.listener": "public", "caregate.content_length": 0, "wsgi.url_scheme": "http",
+            "caregate.path": "/environ", "caregate.content_length": 0, "caregate.listener": "public",
+            "wsgi.url_scheme": "http",
             "duplicate": ["cookie", "x-a"],
         }  # fmt: skip
         assert {key: environ.get(key) for key in expected} == expected

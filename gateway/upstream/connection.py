@@ -1,0 +1,156 @@
+"""One connection to an upstream: gevent socket, deadlines on one timer, bytes out and bytes in."""
+
+from __future__ import annotations
+
+import socket as stdlib_socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import gevent
+from gevent import get_hub, getcurrent, socket
+
+from gateway.errors import ClientDisconnected, UpstreamTimeout, UpstreamUnreachable
+from gateway.http1.deadlines import NEVER, TICK_NS, Deadlines
+
+RECEIVE_BYTES = 65_536
+_SECOND_NS = 1_000_000_000
+
+
+class CallerGone(Exception):
+    """Thrown into the greenlet that waits for an upstream whose caller has closed."""
+
+
+class _Expired(Exception):
+    """Thrown into the greenlet that waits past its deadline."""
+
+
+class Wheel:
+    """The deadlines of all upstream connections of a worker, turned by one timer that starts with the first."""
+
+    def __init__(self) -> None:
+        self.deadlines = Deadlines(time.monotonic_ns())
+        self._timer: Any = None
+
+    def start(self) -> None:
+        if self._timer is None:
+            period_s = TICK_NS / _SECOND_NS
+            self._timer = get_hub().loop.timer(period_s, period_s, ref=False)
+            self._timer.start(self._turn)
+
+    def _turn(self) -> None:
+        self.deadlines.advance(time.monotonic_ns())
+
+
+class UpstreamConnection:
+    """A connection lent to one exchange at a time.
+
+    Units: `deadline_ns` arguments are monotonic nanoseconds; `idle_since_ns` too.
+    Shapes: `written` says whether a byte of the request under way has left.
+    """
+
+    __slots__ = (
+        "_greenlet",
+        "_raw",
+        "_sock",
+        "_waiting",
+        "_wheel",
+        "deadline_ns",
+        "idle_since_ns",
+        "served",
+        "slot",
+        "written",
+    )
+
+    def __init__(self, sock: Any, wheel: Wheel) -> None:
+        self._sock = sock
+        self._raw = sock._sock
+        self._wheel = wheel
+        self._greenlet: Any = None
+        self._waiting = False
+        self.deadline_ns = 0
+        self.slot = NEVER
+        self.idle_since_ns = 0
+        self.served = 0
+        self.written = False
+
+    @classmethod
+    def open(cls, address: tuple[str, int], wheel: Wheel, timeout_s: float) -> UpstreamConnection:
+        """Raises: UpstreamUnreachable, also when it took too long. Yields to the hub: yes."""
+        wheel.start()
+        try:
+            with gevent.Timeout(max(timeout_s, 0.001), UpstreamUnreachable("The upstream did not accept in time")):
+                sock = socket.create_connection(address)
+        except OSError as error:
+            raise UpstreamUnreachable("The upstream cannot be reached") from error
+        sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
+        return cls(sock, wheel)
+
+    def alive(self) -> bool:
+        """Is an idle connection still open and silent? Bytes nobody asked for count as dead."""
+        try:
+            self._raw.recv(1, stdlib_socket.MSG_PEEK | stdlib_socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def send(self, pieces: Sequence[bytes], deadline_ns: int) -> None:
+        """Raises: OSError, UpstreamTimeout, ClientDisconnected. Yields to the hub: if the socket's buffer is full."""
+        try:
+            sent = self._raw.sendmsg(pieces)
+        except BlockingIOError:
+            sent = 0
+        self.written = self.written or sent > 0
+        for piece in pieces:
+            if sent >= len(piece):
+                sent -= len(piece)
+                continue
+            rest = memoryview(piece)[sent:]
+            sent = 0
+            while rest:
+                self._wait(self._sock._write_event, deadline_ns)
+                try:
+                    rest = rest[self._raw.send(rest) :]
+                    self.written = True
+                except BlockingIOError:
+                    pass
+
+    def receive(self, deadline_ns: int) -> bytes:
+        """Bytes, empty at the end. Raises: OSError, UpstreamTimeout, ClientDisconnected. Yields to the hub: yes."""
+        while True:
+            try:
+                return self._raw.recv(RECEIVE_BYTES)  # type: ignore[no-any-return]
+            except BlockingIOError:
+                self._wait(self._sock._read_event, deadline_ns)
+
+    def _wait(self, event: Any, deadline_ns: int) -> None:
+        if deadline_ns <= time.monotonic_ns():
+            raise UpstreamTimeout("The upstream did not answer in time")
+        self._wheel.deadlines.arm(self, deadline_ns)
+        self._greenlet = getcurrent()
+        self._waiting = True
+        try:
+            get_hub().wait(event)
+        except _Expired:
+            raise UpstreamTimeout("The upstream did not answer in time") from None
+        except CallerGone:
+            raise ClientDisconnected("The caller went away") from None
+        finally:
+            self._waiting = False
+            self._greenlet = None
+
+    def expire(self) -> None:
+        """Called from the hub when the deadline has passed."""
+        if self._waiting:
+            self._greenlet.throw(_Expired)
+
+    def cancel(self) -> None:
+        """Called from the hub when the caller has gone: end the wait under way."""
+        if self._waiting:
+            self._greenlet.throw(CallerGone)
+
+    def close(self) -> None:
+        self._wheel.deadlines.forget(self)
+        self._sock.close()

@@ -1,0 +1,137 @@
+"""Type A answered by an HTTP service of the cloud: the request goes on, the response comes back, both streamed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import falcon
+
+from gateway.context import RequestContext
+from gateway.errors import GatewayError, InternalError
+from gateway.http.problems import reason
+from gateway.routing.model import Route, UpstreamAction
+from gateway.routing.target import forward_target
+from gateway.upstream.exchange import SENT_WHOLE_BYTES, Exchange, Outgoing, outcome
+from gateway.upstream.pool import Pool, Pools
+from gateway.upstream.request import HOP_BY_HOP, nominated, request_head
+from gateway.upstream.response import ResponseReader
+
+_NOT_PASSED = HOP_BY_HOP | {"content-length", "x-request-id", "relay-source"}
+Count = Callable[[str, str], None]
+
+
+def _uncounted(upstream: str, outcome: str) -> None:
+    """No metrics."""
+
+
+class UpstreamResource:
+    """Answers every route whose action is an upstream.
+
+    `count(upstream, outcome)` is called once for each exchange.
+    """
+
+    def __init__(self, pools: Pools, count: Count = _uncounted) -> None:
+        self._pools = pools
+        self._count = count
+
+    def on_request(self, req: falcon.Request, resp: falcon.Response, **params: object) -> None:
+        """Answer with what the upstream answers.
+
+        Raises: UpstreamUnavailable, UpstreamUnreachable, UpstreamTimeout, UpstreamBroken; BodyTooLarge and the other
+        errors of the caller's body.
+        Yields to the hub: yes.
+        """
+        ctx: RequestContext = req.context.gateway
+        route = ctx.route
+        if route is None or not isinstance(route.action, UpstreamAction):
+            raise InternalError()
+        action = route.action
+        name = action.upstream
+        pool = self._pools.pool(name, ctx.snapshot.upstreams[name])
+        began_ns = time.monotonic_ns()
+        error: GatewayError | None = None
+        try:
+            self._pass(req.env, resp, ctx, route, _outgoing(req.env, ctx, route, action), pool)
+        except GatewayError as failure:
+            error = failure
+            raise
+        finally:
+            ctx.upstream_ns += time.monotonic_ns() - began_ns
+            self._count(name, outcome(error))
+
+    def _pass(
+        self,
+        environ: dict[str, Any],
+        resp: falcon.Response,
+        ctx: RequestContext,
+        route: Route,
+        outgoing: Outgoing,
+        pool: Pool,
+    ) -> None:
+        deadline_ns = ctx.deadline_ns or ctx.started_ns + route.deadline_ms * 1_000_000
+        exchange = Exchange(pool, deadline_ns, route.response_max_bytes, environ.get("caregate.watch"))
+        answer = exchange.run(outgoing)
+        ctx.relay_source = "upstream"
+        _answer(resp, ctx, exchange, answer)
+
+
+def _outgoing(environ: dict[str, Any], ctx: RequestContext, route: Route, action: UpstreamAction) -> Outgoing:
+    """What to send; a short body is read first, so that a slow caller holds no connection to the upstream.
+
+    Raises: BodyTooLarge and the other errors of the caller's body.
+    """
+    target = forward_target(action.target, ctx)
+    length: int | None = environ.get("caregate.content_length", _length(environ))
+    body: Any = b""
+    if length != 0:
+        body = environ["wsgi.input"]
+        body.limit(route.body_max_bytes)
+        if length is not None and length <= SENT_WHOLE_BYTES:
+            body = body.read(length)
+    return Outgoing(
+        ctx.method,
+        lambda host: request_head(environ, ctx, target, host, length),
+        body,
+        chunked=length is None,
+    )
+
+
+def _length(environ: dict[str, Any]) -> int:
+    """Content-Length where another server than ours made the environ."""
+    return int(environ.get("CONTENT_LENGTH") or 0)
+
+
+def _answer(resp: falcon.Response, ctx: RequestContext, exchange: Exchange, answer: ResponseReader) -> None:
+    """Fill the response in; content that is not whole yet is streamed."""
+    resp.status = f"{answer.status} {reason(answer.status)}"
+    _pass_fields(resp, answer)
+    resp.set_header("Relay-Source", "upstream")
+    if ctx.method == "HEAD" or answer.status in (204, 304):
+        if answer.content_length is not None:
+            resp.content_length = answer.content_length
+        elif ctx.method == "HEAD":
+            resp.stream = iter(())  # or Falcon would announce a length of 0
+        return
+    if exchange.whole:
+        resp.data = exchange.held
+        return
+    resp.stream = exchange.pieces()
+    if answer.content_length is not None:
+        resp.content_length = answer.content_length
+
+
+def _pass_fields(resp: falcon.Response, answer: ResponseReader) -> None:
+    dropped: frozenset[str] | set[str] = _NOT_PASSED
+    for name, value in answer.fields:
+        if name == "connection":
+            dropped = dropped | nominated(value)
+    typed = False
+    for name, value in answer.fields:
+        if name not in dropped:
+            resp.append_header(name, value)
+            typed = typed or name == "content-type"
+    if not typed:
+        # Falcon would call it JSON.
+        resp.content_type = "application/octet-stream"
