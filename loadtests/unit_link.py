@@ -128,7 +128,7 @@ class UnitLink:
             if opcode == ws.OP_BINARY and isinstance(payload, bytes):
                 self._take(self._session.receive(payload, time.monotonic()))
             elif opcode == ws.OP_TEXT:
-                self._take(self._session.receive_text())
+                self._take(self._session.violate("text", "a text message"))
             elif opcode == ws.OP_CLOSE:
                 self.ended = "closed"
                 return False

@@ -34,6 +34,8 @@ class RelayPeer:
         self.token_lifetime_s = 300
         self.then: Callable[[GatewaySession], None] | None = None
         self.hang_up = False
+        self.unasked = b""
+        """Bytes sent after everything else."""
         self.heads: list[bytes] = []
         self.events: list[Any] = []
         self.server = StreamServer(("127.0.0.1", 0), self._serve)
@@ -74,6 +76,7 @@ class RelayPeer:
                         session.accept_token(int(time.time()) + 300, time.monotonic() + 300)
             while messages := session.data_to_send(time.monotonic()):
                 sock.sendall(b"".join(ws.encode_frame(ws.OP_BINARY, message) for message in messages))
+            sock.sendall(self.unasked)
             if self.hang_up:
                 sock.shutdown(plain_socket.SHUT_RDWR)
                 return

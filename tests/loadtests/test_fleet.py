@@ -6,6 +6,7 @@ import jwt
 import orjson
 import pytest
 
+from fastpath import frames as ws
 from gateway.relay import events as ev
 from gateway.relay.frames import GoAwayCode, Request
 from loadtests import unit_link
@@ -103,6 +104,26 @@ def test_lost_connection_is_counted_and_dialled_again_with_jitter(relay_peer, se
     assert 0.0 <= seat.serve_once() <= 1.0
     report = seat._counts.report(1)
     assert (report["lost"], report["moved"], report["connected"]) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("unasked", "ended"),
+    [
+        pytest.param(ws.encode_frame(ws.OP_TEXT, b"hello"), "violation", id="text message"),
+        pytest.param(ws.encode_frame(ws.OP_BINARY, b"hello"), "violation", id="no relay frame"),
+        pytest.param(ws.encode_frame(ws.OP_BINARY, b"hello", b"mask"), "bad-frame", id="masked"),
+        pytest.param(ws.encode_close(1001), "closed", id="close frame"),
+    ],
+)
+def test_what_ends_a_connection(relay_peer, settings, unasked: bytes, ended: str) -> None:
+    relay_peer.unasked = unasked
+    link = UnitLink(settings, 0, "i1", None, lambda: None)
+    try:
+        link.open()
+        link.serve()
+    except LinkLost:
+        pass
+    assert link.ended == ended
 
 
 def test_a_gateway_that_hangs_up_before_welcome_is_no_connection(relay_peer, settings) -> None:
