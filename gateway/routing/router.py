@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastpath.routes import RouteConflict, RouteTable, decode_segment
+from fastpath.routes import RouteConflict, RouteTable
+from fastpath.target import decode_segment
 from gateway.errors import InternalError, MethodNotMapped, NotFound
 from gateway.routing.kinds import Endpoint, ResourceTable, Responder, endpoint
 from gateway.routing.model import RESERVED_PREFIXES, Route

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from random import Random
 
-from fastpath.routes import RouteTable, canonical_path
+from fastpath.routes import RouteTable
+from fastpath.target import canonical_path
 from loadtests.bench_fastpath.row import Row, Work
 
 

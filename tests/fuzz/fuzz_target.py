@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from fastpath.routes import RouteTable, TargetRefused, canonical_path, decode_segment
+from fastpath.routes import RouteTable
+from fastpath.target import TargetRefused, canonical_path, decode_segment
 
 TABLE = RouteTable([("GET", "/{a}/{b}", 2), ("GET", "/{a}", 1), ("GET", "/f/{rest:path}", 3), ("GET", "/", 0)])
 
