@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
@@ -34,7 +34,7 @@ class Caregate:
         directory.mkdir()
         port = free_port()
         config = directory / "caregate.yaml"
-        config.write_text(yaml.safe_dump(self._document(directory, routes), sort_keys=False))
+        config.write_text(json.dumps(self._document(directory, routes), indent=1))  # JSON is YAML
         env = {
             "CAREGATE_CONFIG_PATH": str(config),
             "CAREGATE_DSN": self.dsn,
