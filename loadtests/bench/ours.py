@@ -93,7 +93,7 @@ class Caregate:
                     "keys": [{"kid": KID_HMAC, "alg": "HS256", "secret": "file:hmac.secret"}],
                 },
             },
-            "limits": {"principal": {"per": "principal", "rate": 100_000_000, "burst": 100_000_000}},
+            "limits": {"principal": {"per": "principal", "rate": 1_000_000, "burst": 1_000_000}},
             "upstreams": {"files": {"endpoints": [f"http://127.0.0.1:{self.upstream_port}"]}},
             "units": {
                 UNIT: {"name": "Bench", "keys": [{"kid": "unit-1", "alg": "EdDSA", "public_key": "file:unit.pub"}]}
