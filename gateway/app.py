@@ -36,6 +36,8 @@ from gateway.routing.kinds import ResourceTable, entry_points
 from gateway.routing.router import Router
 from gateway.settings import Settings
 from gateway.store.pool import Database
+from gateway.upstream.pool import Pools
+from gateway.upstream.resource import UpstreamResource
 
 WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -55,6 +57,7 @@ class Gateway:
         self.metrics = Metrics(region, memory.regions if slot >= 0 else None)
         self.database = _database(settings)
         self.portal = PortalResource(self.database)
+        self.upstreams = Pools()
         self.in_force = InForce(settings)
         self.holder = SnapshotHolder(self.in_force.boot(self._check_functions))
         self.access_log = AccessLog(sys.stdout.fileno() if settings.access_log else -1, os.getpid())
@@ -77,10 +80,14 @@ class Gateway:
     def _count_audit(self, outcome: str, number: int) -> None:
         self.metrics.inc("caregate_audit_events", (outcome,), number)
 
+    def _count_upstream(self, upstream: str, outcome: str) -> None:
+        self.metrics.inc("caregate_upstream_requests", (upstream, outcome))
+
     def _public(self, memory: shared.Shared) -> falcon.App[falcon.Request, falcon.Response]:
         resources = ResourceTable(
             function=self.portal,
             unit=self.relay.unit_resource,
+            upstream=UpstreamResource(self.upstreams, self._count_upstream),
             entry_points=entry_points(),
         )
         app: falcon.App[falcon.Request, falcon.Response] = falcon.App(
@@ -145,6 +152,7 @@ class Gateway:
     def stop(self) -> None:
         """Everything has ended: write what is left."""
         self.relay.stop()
+        self.upstreams.close()
         self.control.stop()
         self.audit.stop()
         self.access_log.stop()
