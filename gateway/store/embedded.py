@@ -291,11 +291,27 @@ def _reachable_base(directory: Path, account: pwd.struct_passwd | None) -> Path:
     elif _may_enter(directory.parent, account):
         base = directory
     else:
+        _forget_temporary_clusters(_shared_state())
         base = Path(tempfile.mkdtemp(prefix="postgres-", dir=_shared_state()))
         location.write_text(f"{base}\n")
+        (base / "origin").write_text(f"{location}\n")
     os.chown(base, account.pw_uid, account.pw_gid)
     base.chmod(0o700)
     return base
+
+
+def _forget_temporary_clusters(state: Path) -> None:
+    """Remove clusters whose directory was a temporary one and is gone. Any other may be on a disk not mounted now."""
+    temporary = Path(tempfile.gettempdir())
+    for base in state.glob("postgres-*"):
+        try:
+            location = Path((base / "origin").read_text().strip())
+        except OSError:
+            continue
+        if location.is_relative_to(temporary) and not location.exists():
+            data = base / "data"
+            if not _serves(_status(data)[0], data):
+                shutil.rmtree(base, ignore_errors=True)
 
 
 def _socket_directory(base: Path, account: pwd.struct_passwd | None) -> Path:

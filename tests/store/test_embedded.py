@@ -195,6 +195,22 @@ def test_root_in_a_directory_closed_to_others(tmp_path, monkeypatch, server_fold
     assert not elsewhere.exists()
 
 
+def test_clusters_of_temporary_directories_that_are_gone_are_removed(tmp_path):
+    clusters = {
+        "postgres-gone": tmp_path / "gone" / "location",
+        "postgres-kept": tmp_path / "location",
+        "postgres-elsewhere": Path("/nowhere/mounted/location"),
+    }
+    for name, location in clusters.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "origin").write_text(f"{location}\n")
+    (tmp_path / "postgres-unknown").mkdir()
+    (tmp_path / "location").touch()
+    embedded._forget_temporary_clusters(tmp_path)
+    left = {path.name for path in tmp_path.glob("postgres-*")}
+    assert left == {"postgres-kept", "postgres-elsewhere", "postgres-unknown"}
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's server runs as himself")
 def test_root_with_binaries_in_a_closed_directory(monkeypatch, server_folder):
     real = embedded._may_enter

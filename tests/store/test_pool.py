@@ -325,18 +325,27 @@ class TestServerAway:
     def test_frozen_during_ordinary_use(self, database, postgres):
         if not gevent.monkey.is_module_patched("select"):
             pytest.skip("psycopg waits for itself here")
-        with pytest.raises(DatabaseTimeout), database.connection(timeout_s=0.3) as connection:
-            connection.execute("SELECT 1")
-            postgres.freeze()
-            connection.execute("SELECT 2")
+
+        def use():
+            with database.connection(timeout_s=0.3) as connection:
+                connection.execute("SELECT 1")
+                postgres.freeze()
+                connection.execute("SELECT 2")
+
+        with pytest.raises(DatabaseTimeout):
+            use()
         postgres.thaw()
         assert database.call(ECHO, (b"x",), CLAIMS) == b"x"
 
     def test_an_ordinary_connection_left_by_an_error_is_good_again(self, database):
-        for _ in range(8):
-            with pytest.raises(KeyError), database.connection() as connection:
+        def use():
+            with database.connection() as connection:
                 connection.execute("SELECT 1")
                 raise KeyError
+
+        for _ in range(8):
+            with pytest.raises(KeyError):
+                use()
         with database.connection() as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
 
