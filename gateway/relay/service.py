@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any, Final
 
 import gevent
@@ -14,6 +15,7 @@ from gateway.relay.dispatcher import Dispatcher
 from gateway.relay.endpoint import ConnectResource, DialGate, UnitTokens
 from gateway.relay.fabric import Fabric
 from gateway.relay.frames import GoAwayCode
+from gateway.relay.handover import Handover
 from gateway.relay.registry import Registry
 from gateway.relay.resource import UnitResource
 
@@ -45,6 +47,8 @@ class Relay:
         )
         self.registry = Registry(self._on_event)
         self.fabric = Fabric(settings.run_dir, self.registry)
+        self.handover = Handover(settings.run_dir, self.fabric.name, self._receive)
+        self._held: Counter[str] = Counter()
         self._tokens = UnitTokens(holder)
         dispatcher = Dispatcher(self.registry, buffer_bytes=getattr(settings, "relay_buffer_bytes", 268_435_456))
         self.unit_resource = UnitResource(dispatcher)
@@ -62,6 +66,7 @@ class Relay:
         """Join the mesh. Yields to the hub: yes."""
         self._holder.subscribe(self._on_snapshot)
         self.fabric.start()
+        self.handover.start()
 
     def drain(self) -> None:
         """Units move to other workers, open streams finish, the rest is reset before the grace ends.
@@ -69,6 +74,7 @@ class Relay:
         Yields to the hub: until no connection is left, or to the end of the grace.
         """
         self._draining = True
+        self.handover.stop()
         end_s = time.monotonic() + getattr(self._settings, "drain_grace_s", 30) - RESET_BEFORE_END_S
         connections = list(self._connections)
         for start in range(0, len(connections), DRAIN_BATCH):
@@ -84,6 +90,7 @@ class Relay:
 
     def stop(self) -> None:
         """Say goodbye to what is left, leave the mesh. Yields to the hub: yes."""
+        self.handover.stop()
         for connection in list(self._connections):
             connection.shut(GoAwayCode.DRAIN, "stopping")
         end_s = time.monotonic() + STOP_S
@@ -109,7 +116,24 @@ class Relay:
         return self.registry.count(unit.id) - dead < unit.max_connections
 
     def take_over(self, unit: CompiledUnit, token_exp_s: float, sock: Any, unread: bytes) -> None:
-        """Speak the relay protocol on an upgraded connection until it ends. Yields to the hub: yes."""
+        """Have the relay protocol spoken on an upgraded connection, here or at a sibling. Yields to the hub: yes.
+
+        A unit's second connection goes to a worker that holds none of it, if there is one.
+        """
+        if self._held[unit.id] and not self._draining:
+            holders = {getattr(link, "name", "") for link in self.registry.remote(unit.id)}
+            for name in self.fabric.siblings:
+                if name not in holders and self.handover.pass_on(name, unit.id, token_exp_s, sock, unread):
+                    return
+        self._hold(unit, token_exp_s, sock, unread)
+
+    def _receive(self, unit_id: str, token_exp_s: float, sock: Any, unread: bytes) -> None:
+        """A sibling authenticated and upgraded this connection."""
+        unit = self._holder.current.units.get(unit_id)
+        if unit is not None and unit.enabled and not self._draining:
+            self._hold(unit, token_exp_s, sock, unread)
+
+    def _hold(self, unit: CompiledUnit, token_exp_s: float, sock: Any, unread: bytes) -> None:
         connection = UnitConnection(
             unit.id,
             sock,
@@ -121,10 +145,14 @@ class Relay:
             check_token=self._tokens.renewed,
         )
         self._connections.add(connection)
+        self._held[unit.id] += 1
         try:
             connection.run()
         finally:
             self._connections.discard(connection)
+            self._held[unit.id] -= 1
+            if not self._held[unit.id]:
+                del self._held[unit.id]
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
         """A unit that was removed or disabled loses its links; no other connection is touched."""

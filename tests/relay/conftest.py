@@ -70,7 +70,7 @@ class Worker:
         self.events: list[tuple[str, str]] = []
         log = SimpleNamespace(info=lambda event, unit, **_: self.events.append((event, unit)))
         self.relay = Relay(settings, holder, None, log)
-        self.relay.fabric.name = name
+        self.relay.fabric.name = self.relay.handover.name = name
         self.holder = holder
         self.route = route
         self.seen: list[RequestContext] = []

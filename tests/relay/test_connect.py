@@ -304,3 +304,40 @@ def test_an_expired_token_ends_the_link(rig):
     assert unit.over.wait(3)
     assert unit.goaway.code == fr.GoAwayCode.AUTH_EXPIRED
     assert worker.relay.registry.why("hospital") == "token-expired"
+
+
+def test_two_connections_live_on_two_workers(rig):
+    """One crashed worker loses no unit: the second dial moves, with the HELLO that came in the same packet."""
+    one, two = rig.worker(), rig.worker()
+    rig.until(lambda: one.relay.fabric.siblings)
+    first = rig.unit(one, index=0)
+    hello = encode_frame(OP_BINARY, fr.encode(fr.Hello("early", "one", 1)), b"abcd")
+    sock, status, _ = dial(rig, one, rig.handshake(rig.unit_token()) + hello)
+    assert status == 101
+    rig.until(lambda: two.relay.registry.local("hospital"))
+    assert len(one.relay.registry.local("hospital")) == 1
+    assert two.relay.registry.local("hospital")[0].seat == ("one", 1)
+    first.cut()
+    rig.until(lambda: not one.relay.registry.local("hospital"))
+    assert one.relay.registry.connected("hospital")
+
+
+def test_a_second_connection_that_moved_answers(rig):
+    one, two = rig.worker(), rig.worker()
+    rig.until(lambda: one.relay.fabric.siblings)
+    first, second = rig.unit(one, index=0), rig.unit(one, index=1)
+    rig.until(lambda: two.relay.registry.local("hospital"))
+    first.cut()
+    rig.until(lambda: not one.relay.registry.local("hospital"))
+    for worker in (one, two):
+        assert rig.fetch(worker.port, "POST", "/units/hospital/a", b"x" * 300_000).body == b"x" * 300_000
+    assert not second.over.is_set()
+
+
+def test_a_sibling_that_takes_no_connections_costs_nothing(rig):
+    one, two = rig.worker(), rig.worker()
+    rig.until(lambda: one.relay.fabric.siblings)
+    two.relay.handover.stop()
+    rig.unit(one, index=0)
+    rig.unit(one, index=1)
+    assert len(one.relay.registry.local("hospital")) == 2
