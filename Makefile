@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 PORT ?= 8080
 SECONDS ?= 60
 UNITS ?= 500
+BENCH_SECONDS ?= $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),5)
 STAMP := $(VENV)/.installed
 KERNELS := $(VENV)/.built
 
-.PHONY: run test lint typecheck build bench-fastpath load fuzz annotate debug lock clean
+.PHONY: run test lint build bench bench-fastpath profile load fuzz annotate debug lock clean
 .DELETE_ON_ERROR:
 
 run: build
@@ -39,6 +40,12 @@ $(KERNELS): $(STAMP) setup.py pyproject.toml $(wildcard fastpath/*.pyx fastpath/
 
 bench-fastpath: build
 	$(BIN)/python -m loadtests.bench_fastpath
+
+bench: build
+	@SECONDS=$(BENCH_SECONDS) $(BIN)/python -m loadtests.bench
+
+profile: build
+	@SECONDS=$(BENCH_SECONDS) $(BIN)/python -m loadtests.bench.profile
 
 load: build
 	@$(BIN)/python -m loadtests.run --seconds $(SECONDS) --units $(UNITS)
