@@ -18,8 +18,8 @@ def prepare(settings: Settings) -> dict[str, str]:
 
     Raises: SystemExit with every fault of the configuration on stderr.
     """
-    for directory in (settings.data_dir, settings.run_dir):
-        _private_directory(directory)
+    _directory(settings.data_dir, 0o711)
+    _directory(settings.run_dir, 0o700)
     _refuse_bad_configuration(settings.config_path)
     if settings.dsn:
         return {}
@@ -32,9 +32,10 @@ def clean_up() -> None:
         _postgres.stop()
 
 
-def _private_directory(path: Path) -> None:
+def _directory(path: Path, mode: int) -> None:
+    # NOTE: 0711 lets others pass through but not look: root's PostgreSQL runs as another account, below data_dir.
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
     except OSError as error:
         _refuse(f"{path}: cannot be made: {error.strerror}")
 

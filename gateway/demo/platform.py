@@ -143,7 +143,8 @@ class Platform:
         Raises: DemoError naming what failed and the log to read.
         """
         for folder in (self.directory, self.logs, self.directory / "run"):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # 0711: started by root, PostgreSQL runs as another account and must pass through.
+            folder.mkdir(parents=True, exist_ok=True, mode=0o711 if folder == self.directory else 0o700)
         self._tell("keys and configuration")
         config = self.write_documents()
         self._tell("PostgreSQL")

@@ -98,6 +98,8 @@ def answer(server: Server, path: str, token: str) -> tuple[int, bytes]:
             return found.status, found.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
+    except OSError:
+        return 0, b""
 
 
 # --- peers, installed on first use into the work directory
