@@ -116,7 +116,9 @@ cdef inline int escape_at(const uint8_t* text, Py_ssize_t i, Py_ssize_t size) no
         return -1
     high = HEX[text[i + 1]]
     low = HEX[text[i + 2]]
-    return -1 if high < 0 or low < 0 else high << 4 | low
+    if high < 0 or low < 0:
+        return -1
+    return high << 4 | low
 
 
 cdef struct Scan:
@@ -125,7 +127,9 @@ cdef struct Scan:
 
 
 cdef inline int segment_fault(Py_ssize_t length, Py_ssize_t dots) noexcept nogil:
-    return <int>DOT_SEGMENT if length == dots and 1 <= length <= 2 else <int>FINE
+    if length == dots and 1 <= length <= 2:
+        return DOT_SEGMENT
+    return FINE
 
 
 cdef int scan_path(const uint8_t* text, Py_ssize_t size, Scan* scan) noexcept nogil:
