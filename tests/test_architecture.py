@@ -183,6 +183,6 @@ def test_what_is_owed_is_still_owed() -> None:
 
 def test_the_rules_see_violations() -> None:
     tree = ast.parse(
-        "import time\nfrom gevent import socket\nif TYPE_CHECKING:\n    import falcon\ndef f():\n    import yaml.nodes\n"
+        "import time\nfrom gevent import socket\nif TYPE_CHECKING:\n    import falcon\ndef f():\n    import yaml.x\n"
     )
-    assert set(imports_of(tree)) == {"time", "gevent.socket", "yaml.nodes"}
+    assert set(imports_of(tree)) == {"time", "gevent.socket", "yaml.x"}
