@@ -14,6 +14,7 @@ import gevent
 from gevent import socket
 
 from gateway.relay.connection import UnitConnection
+from gateway.relay.handover import handover_path
 from gateway.relay.mesh_link import AskingLink, HoldingLink
 from gateway.relay.registry import Registry
 
@@ -109,6 +110,7 @@ class Fabric:
             sock.close()
             if not _is_alive(name):
                 (self._dir / name).unlink(missing_ok=True)
+                handover_path(self._dir, name).unlink(missing_ok=True)
             return
         except OSError:
             sock.close()

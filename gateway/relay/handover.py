@@ -62,7 +62,7 @@ class Handover:
             self._path(self.name).unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
-        return self._dir / f"handover-{name.removeprefix('relay-')}"
+        return handover_path(self._dir, name)
 
     def _accept_loop(self) -> None:
         while True:
@@ -108,6 +108,11 @@ class Handover:
                 # NOTE: from here on the sibling may have it, so a missing answer does not make it ours again.
                 channel.recv(1)
         return True
+
+
+def handover_path(run_dir: Path, name: str) -> Path:
+    """Where the worker of that name in the mesh receives connections."""
+    return run_dir / f"handover-{name.removeprefix('relay-')}"
 
 
 def _read(channel: Any) -> tuple[str, float, bytes, int]:

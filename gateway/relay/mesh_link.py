@@ -253,7 +253,13 @@ class Forward:
     def on_response(self, response: Response, body: bytes, end: bool) -> None:
         self._left += len(body)
         self._ended = end
-        self._back.session.send_response(self._stream, response, body, end)
+        try:
+            sent = self._back.session.send_response(self._stream, response, body, end)
+        except Oversize:
+            sent = False
+            self._back.reset(self._stream, ResetCode.UPSTREAM_PROTOCOL, "header over the limit", dispatched=True)
+        if not sent and self.onward is not None:
+            self.onward.reset(self.onward_stream, ResetCode.CANCEL, "nobody waits")
         self._back.poke()
 
     def on_data(self, body: bytes, end: bool) -> None:

@@ -68,6 +68,7 @@ class GatewaySession(Session):
         self._last_stream = stream = self._last_stream + 2 if self._last_stream else 1
         record = Stream(stream, StreamState.QUEUED, self.stream_window, deadline_s)
         record.bodyless = request.method == "HEAD"
+        record.held = request.hold
         self.streams[stream] = record
         self._add_deadline(stream, deadline_s)
         self.outbox.open(stream, self.stream_window)
@@ -79,6 +80,7 @@ class GatewaySession(Session):
         """Release a held request."""
         record = self.streams.get(stream)
         if record is not None and record.state in (StreamState.QUEUED, StreamState.SENT):
+            record.held = False
             self._control(fr.Go(stream))
 
     def accept_token(self, exp: int, expires_s: float) -> None:
@@ -116,8 +118,12 @@ class GatewaySession(Session):
         events.append(ev.HelloReceived(frame))
 
     def _arrive_ack(self, frame: fr.Ack, now_s: float, events: list[Event]) -> None:
-        if self._advance(frame) is not None:
-            events.append(ev.Acked(frame.stream))
+        record = self._advance(frame)
+        if record is None:
+            return
+        if record.held:
+            raise ProtocolViolation("state", "an ACK of a held request before GO")
+        events.append(ev.Acked(frame.stream))
 
     def _arrive_response(self, frame: fr.ResponseFrame, now_s: float, events: list[Event]) -> None:
         record = self._advance(frame)

@@ -354,6 +354,14 @@ def test_hold_and_go():
     assert deliver(unit, gateway)[-1].end
 
 
+def test_an_ack_before_go_is_a_violation():
+    gateway, unit = pair()
+    stream = gateway.send_request(request(hold=True), 30.0)
+    deliver(gateway, unit)
+    (event,) = gateway.receive(fr.encode(fr.Ack(stream)), 0.0)
+    assert event.reason == "violation"
+
+
 def test_sync_resets_what_only_one_side_knows_after_two_lists():
     gateway, unit = pair()
     stream = advance(gateway, unit, 1)
