@@ -82,10 +82,17 @@ class Dispatcher:
         self._check_room(call)
         exchange, failure, link = self._attempt(call, None)
         if failure is not None and self._may_repeat(call, failure):
-            exchange, failure, link = self._attempt(call, link)
+            exchange, failure, link = self._repeat(call, failure, link)
         if failure is not None:
             raise self._error(call.unit, failure, link)
         return exchange
+
+    def _repeat(self, call: Call, failure: Failure, link: Link) -> tuple[Exchange, Failure | None, Link]:
+        try:
+            return self._attempt(call, link)
+        except UnitNotConnected:
+            # That the way was lost says more than that there is no other.
+            raise self._error(call.unit, failure, link) from None
 
     def _check_room(self, call: Call) -> None:
         length = call.request.length
@@ -106,12 +113,16 @@ class Dispatcher:
             exchange.wait_for_head()
         except ClientDisconnected as error:
             delivery = exchange.cancel()
+            exchange.unwatch()
             error.members["delivery"] = (delivery or Delivery.RESPONSE_STARTED).value
             raise
         except BaseException:
             exchange.cancel()
+            exchange.unwatch()
             raise
         failure = exchange.failure if exchange.response is None else None
+        if failure is not None:
+            exchange.unwatch()
         return exchange, failure, link
 
     def _start(self, call: Call, exchange: Exchange, piece: bytes, end: bool, avoid: Link | None) -> Link:

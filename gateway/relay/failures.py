@@ -57,7 +57,7 @@ def error_of(unit: str, failure: Failure) -> RelayError:
         return UnitOverloaded(unit, retry_after_s=1)
     certain, otherwise = _CODES.get(failure.code, (UnitRefused, UnitBadResponse))
     kind = certain if delivery is Delivery.NOT_DISPATCHED else otherwise
-    if kind is UnitDisconnected:
+    if kind is UnitDisconnected or delivery is Delivery.UNKNOWN:
         return kind(unit, delivery=delivery)
     if kind is UnitOverloaded:
         return kind(unit, retry_after_s=1)

@@ -63,6 +63,7 @@ class GatewaySession(Session):
         if len(self.streams) >= self.max_streams:
             raise NotSendable("streams")
         if self._last_stream >= fr.MAX_STREAM - 2:
+            self.go_away(fr.GoAwayCode.DRAIN, "stream-ids-spent")
             raise NotSendable("draining")
         header = fr.encode_request_header(request)
         self._last_stream = stream = self._last_stream + 2 if self._last_stream else 1
