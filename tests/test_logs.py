@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import sys
 
 from gateway import logs
@@ -16,12 +17,10 @@ def test_an_exception_is_logged_without_its_message():
     except RuntimeError as error:
         event = logs.where_not_what(None, "error", {"event": "request failed", "exc_info": error})
     assert event["exception"] == "RuntimeError"
-    assert event["at"] == ["test_logs.py:%d %s" % (event_line(event), "test_an_exception_is_logged_without_its_message")]
+    assert [re.sub(":[0-9]+", "", where) for where in event["at"]] == [
+        "test_logs.py test_an_exception_is_logged_without_its_message"
+    ]
     assert "Smith" not in json.dumps(event)
-
-
-def event_line(event: dict[str, list[str]]) -> int:
-    return int(event["at"][0].split(":")[1].split()[0])
 
 
 def test_libraries_log_the_same_json(monkeypatch):

@@ -24,8 +24,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _init(options: argparse.Namespace) -> int:
-    import psycopg
-
     from gateway.store.migrations import MigrationError, apply_migrations
 
     dsn = options.dsn or os.environ.get("CAREGATE_SECRET_ADMIN_DSN", "")
@@ -36,9 +34,6 @@ def _init(options: argparse.Namespace) -> int:
         applied = apply_migrations(dsn)
     except MigrationError as error:
         print(f"caregate db: {error}", file=sys.stderr)
-        return 1
-    except psycopg.Error as error:
-        print(f"caregate db: {str(error).strip()}", file=sys.stderr)
         return 1
     for name in applied:
         print(f"applied {name}")

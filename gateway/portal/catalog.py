@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-import psycopg
-
 from gateway.config.fault import WHOLE, Fault, step
 from gateway.config.model import Document, Function
-from gateway.errors import DatabaseUnavailable, InternalError
+from gateway.errors import InternalError
 from gateway.portal.values import JSON, Kind, kind_of
-from gateway.store.functions import FunctionRow, RelationRow, RoleRow, load_functions, load_relations, load_role
+from gateway.store.functions import FunctionRow, RelationRow, RoleRow, load_catalog
 from gateway.store.pool import Database
 
 _JSON_TYPES = ("json", "jsonb")
@@ -85,11 +83,7 @@ def load_signature(name: str, database: Database) -> Signature:
 
 def _load(database: Database, names: list[str]) -> tuple[list[FunctionRow], list[RelationRow], RoleRow]:
     schemas = sorted({name.partition(".")[0] for name in names})
-    try:
-        with database.connection() as connection:
-            return load_functions(connection, names), load_relations(connection, schemas), load_role(connection)
-    except psycopg.Error as error:
-        raise DatabaseUnavailable(retry_after_s=1) from error
+    return load_catalog(database, names, schemas)
 
 
 def _signature(row: FunctionRow) -> Signature:

@@ -9,6 +9,9 @@ from typing import Any, LiteralString, TypeVar
 import psycopg
 from psycopg.rows import class_row
 
+from gateway.errors import DatabaseUnavailable
+from gateway.store.pool import Database
+
 T = TypeVar("T")
 
 
@@ -103,6 +106,21 @@ _ROLE: LiteralString = """
 SELECT rolname::text AS name, rolsuper AS superuser, rolbypassrls AS bypasses_row_security
 FROM pg_roles WHERE rolname = current_user
 """
+
+
+def load_catalog(
+    database: Database, names: Sequence[str], schemas: Sequence[str]
+) -> tuple[list[FunctionRow], list[RelationRow], RoleRow]:
+    """All three for functions of these names and tables in these schemas.
+
+    Raises: DatabaseUnavailable, DatabaseTimeout.
+    Yields to the hub: while the database answers.
+    """
+    try:
+        with database.connection() as connection:
+            return load_functions(connection, names), load_relations(connection, schemas), load_role(connection)
+    except psycopg.Error as error:
+        raise DatabaseUnavailable(retry_after_s=1) from error
 
 
 def load_functions(connection: psycopg.Connection[Any], names: Sequence[str]) -> list[FunctionRow]:

@@ -54,9 +54,16 @@ def migrations(folder: Path = SCHEMA) -> list[Migration]:
 def apply_migrations(admin_dsn: str, folder: Path = SCHEMA) -> list[str]:
     """Apply what is missing; the names of what was applied. Running it twice, or twice at once, is harmless.
 
-    Raises: MigrationError, psycopg.Error.
+    Raises: MigrationError, also with what the database said.
     """
     wanted = migrations(folder)
+    try:
+        return _apply_missing(admin_dsn, wanted)
+    except psycopg.Error as error:
+        raise MigrationError(str(error).strip()) from error
+
+
+def _apply_missing(admin_dsn: str, wanted: list[Migration]) -> list[str]:
     with psycopg.connect(admin_dsn, autocommit=True) as connection, _alone(connection):
         connection.execute(_LEDGER)
         rows = connection.execute("SELECT number, digest FROM caregate.migration").fetchall()

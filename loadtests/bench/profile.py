@@ -59,9 +59,7 @@ def main() -> int:
             load.join()
         finally:
             server.stop()
-    record(
-        ["--", sys.executable, "-m", "loadtests.bench_fastpath", "--fast"], seconds, RESULTS / "profile-kernels.svg"
-    )
+    record(["--", sys.executable, "-m", "loadtests.bench_fastpath", "--fast"], seconds, RESULTS / "profile-kernels.svg")
     for name in ("profile-worker.svg", "profile-kernels.svg"):
         print(os.path.relpath(RESULTS / name))
     return 0
