@@ -153,7 +153,7 @@ cdef class ChunkReader:
             self.state = S_EXT_TOKEN
         elif state == S_EXT_VALUE_FIRST and c == 34:
             self.state = S_EXT_QUOTED
-        elif state in (S_EXT_NAME_FIRST, S_EXT_VALUE_FIRST, S_BWS, S_EXT_AFTER, S_EXT_NAME_BWS) and blank:
+        elif state in (S_EXT_NAME_FIRST, S_EXT_VALUE_FIRST, S_BWS, S_EXT_NAME_BWS) and blank:
             pass
         elif state in (S_EXT_NAME, S_EXT_NAME_BWS) and c == 61:
             self.state = S_EXT_VALUE_FIRST
@@ -161,7 +161,7 @@ cdef class ChunkReader:
             self.state = S_EXT_NAME_FIRST
         elif state == S_EXT_NAME and blank:
             self.state = S_EXT_NAME_BWS
-        elif state == S_EXT_TOKEN and blank:
+        elif state in (S_EXT_TOKEN, S_EXT_AFTER) and blank:
             self.state = S_BWS
         elif state in (S_EXT_NAME, S_EXT_TOKEN, S_EXT_AFTER) and c == 13:
             self.state = S_SIZE_LF

@@ -94,6 +94,9 @@ class Settings:
             value = getattr(self, field.name)
             if type(value) is int and value < (0 if field.name in _MAY_BE_ZERO else 1):
                 raise SettingsError(f"CAREGATE_{field.name.upper()}: must be at least 1, not {value}")
+        for name, most in _AT_MOST.items():
+            if getattr(self, name) > most:
+                raise SettingsError(f"CAREGATE_{name.upper()}: must be at most {most}, not {getattr(self, name)}")
         if self.log_level not in _LEVELS:
             raise SettingsError(f"CAREGATE_LOG_LEVEL: one of {', '.join(_LEVELS)}")
         if self.pool_min > self.pool_max:
@@ -103,6 +106,8 @@ class Settings:
 
 
 _LEVELS = ("debug", "info", "warning", "error")
+_AT_MOST = {"max_head_bytes": 65_535, "max_header_fields": 250}
+"""What the request parser can count."""
 _MAY_BE_ZERO = frozenset({"max_requests"})
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 import socket
 import ssl
 import sys
@@ -54,7 +55,13 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
     """
 
     def init_process(self) -> None:
-        """Set up nothing here: super() patches, loads the application and runs."""
+        """Patch, load the application and run, which super() does.
+
+        NOTE: until gunicorn sets a worker's handlers the arbiter's are inherited, and they would swallow a signal: a
+        worker that is told to stop while it boots would be waited for in vain.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, self.handle_exit)
         self.connections: set[Connection] = set()
         self.draining = False
         super().init_process()

@@ -311,6 +311,8 @@ def chunks() -> None:
         "extension-nul": b"5;a\x00\r\nhello\r\n" + end,
         "extension-unclosed": b'5;a="b\r\nhello\r\n' + end,
         "extension-too-long": b"5;" + b"a" * 2000 + b"\r\nhello\r\n" + end,
+        "extension-blank-after-token": b"5;a=b \r\nhello\r\n" + end,
+        "extension-blank-after-quoted": b'5;a="b" \r\nhello\r\n' + end,
         "extension-two-names": b"5;a b\r\nhello\r\n" + end,
         "extension-without-semicolon": b"5 a\r\nhello\r\n" + end,
         "extensions-add-up": b"1;aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\na\r\n" * 50 + end,

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import random
 import re
 import sys
+from pathlib import Path
 
 from fastpath.chunks import ChunkError, ChunkReader
 from fastpath.http import Head, HeadError, HeadReader
@@ -15,6 +18,11 @@ from fastpath.routes import canonical_path
 
 READER = HeadReader(canonical_path, 256, 2048, 20)
 WHOLE = 1 << 30
+
+SPICE = [
+    b"\r\n", b"\r", b"\n", b"\0", b" ", b":", b";", b",", b"0", b"5", b"\t", b"_", b"chunked", b"Host: a\r\n", b"%2e",
+    b"\xff", b'"', b"=", b"\r\n\r\n", b"HEAD", b"/", b"?", b"Content-Length: 5\r\n", b"f", b"\\",
+]  # fmt: skip
 
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 HEAD = re.compile(
@@ -166,10 +174,38 @@ def check_response(data: bytes) -> None:
         assert head.count(b"\r\n") <= 5 + len(fields)
 
 
+def seeds() -> list[bytes]:
+    """The corpus' requests, and the bodies of those that are chunked."""
+    path = Path(__file__).parent.parent / "corpus" / "raw_requests.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    requests = [case.raw for case in module.CASES if len(case.raw) < 1500]
+    return requests + [raw.partition(b"\r\n\r\n")[2] for raw in requests if b"chunked\r\n" in raw] * 2
+
+
+def mutated(chance: random.Random, seed: bytes) -> bytes:
+    """A seed with up to three places of it changed."""
+    data = seed
+    for _ in range(chance.randrange(4)):
+        at = chance.randrange(len(data) + 1)
+        data = data[:at] + chance.choice(SPICE) + data[at + chance.randrange(3) :]
+    return data
+
+
 def main() -> None:
     import atheris
 
-    atheris.Setup(sys.argv, one_input)
+    held = seeds()
+
+    def mutate(data: bytes, max_size: int, seed: int) -> bytes:
+        # NOTE: the kernels are compiled without coverage, so libFuzzer alone would never get past the first byte.
+        chance = random.Random(seed)
+        return mutated(chance, chance.choice(held)) if chance.random() < 0.9 else atheris.Mutate(data, max_size)
+
+    atheris.Setup(sys.argv, one_input, custom_mutator=mutate)
     atheris.Fuzz()
 
 

@@ -47,14 +47,14 @@ def corpus() -> ModuleType:
 class Server:
     """A gunicorn with one worker of ours around tests/worker/echo.py."""
 
-    def __init__(self, notes: Path, *arguments: str, **environ: str) -> None:
+    def __init__(self, notes: Path, *arguments: str, application: str = "echo:app", **environ: str) -> None:
         self.notes = notes
         self.log = notes.with_suffix(".log")
         notes.write_text("")
         self.ready = notes.with_name(notes.name + ".ready")
         command = [
             sys.executable, "-m", "gunicorn", "-k", "gateway.worker.GatewayWorker", "-w", "1", "-b", "127.0.0.1:0",
-            "-c", str(HERE / "empty.conf.py"), "--no-control-socket", *arguments, "echo:app",
+            "-c", str(HERE / "empty.conf.py"), "--no-control-socket", *arguments, application,
         ]  # fmt: skip
         paths = {"PYTHONPATH": f"{ROOT}:{HERE}", "TEST_NOTES": str(notes)}
         self.process = subprocess.Popen(

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 Start = Callable[..., Any]
@@ -78,6 +79,15 @@ class TestDrain:
             assert read_until(unit, b"STILL") == b"STILL"
             assert read_until(unit, b"") == b""
         assert server.process.wait(10) == 0
+
+
+def test_a_worker_told_to_stop_while_it_boots_stops(start_server: Start) -> None:
+    server = start_server("--graceful-timeout", "30")
+    (worker,) = psutil.Process(server.process.pid).children()
+    os.kill(worker.pid, signal.SIGKILL)
+    eventually(lambda: server.log.read_text().count("Booting worker") == 2)
+    os.kill(server.process.pid, signal.SIGTERM)
+    assert server.process.wait(10) == 0
 
 
 def test_max_requests_replaces_the_worker_without_a_failed_request(start_server: Start, exchange: Any) -> None:
