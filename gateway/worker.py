@@ -80,7 +80,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         settings = getattr(self.wsgi, "settings", None)
         self.settings = settings if isinstance(settings, Settings) else Settings.from_environ()
         self.limits = Limits.from_settings(self.settings)
-        self.app = self.wsgi
+        self.application = self.wsgi
         self.reader = HeadReader(
             canonical_path, self.limits.max_target_bytes, self.limits.max_head_bytes, self.limits.max_fields
         )
@@ -126,15 +126,21 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         idle_end = time.monotonic() + min(_IDLE_LINGER_S, self.cfg.graceful_timeout)
         for server in servers:
             server.close()
+        # A worker that ends by `max_requests` serves what its kept connections still send, so that no request fails.
         self.draining = self.nr < self.max_requests
-        drain = getattr(self.wsgi, "drain", None)
-        if drain is not None:
-            gevent.spawn(drain)
+        said_goodbye = False
         while self.connections and time.monotonic() < end:
+            idle_over = time.monotonic() >= idle_end
+            if not said_goodbye and (self.draining or idle_over):
+                said_goodbye = True
+                self._say_goodbye()
+            if idle_over:
+                self._close_idle()
             self.notify()
             gevent.sleep(_POLL_S)
-            if time.monotonic() >= idle_end:
-                self._close_idle()
+        if not said_goodbye:
+            self._say_goodbye()
+            gevent.sleep(_POLL_S)
         if self.connections:
             self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
         stop = getattr(self.wsgi, "stop", None)
@@ -142,6 +148,12 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             stop()
         for server in servers:
             server.stop(timeout=1)
+
+    def _say_goodbye(self) -> None:
+        """Let the application begin to leave, beside what it still serves."""
+        drain = getattr(self.wsgi, "drain", None)
+        if drain is not None:
+            gevent.spawn(drain)
 
     def _close_idle(self) -> None:
         # NOTE: `expire` switches to the connection's greenlet, which only the hub gets control back from.

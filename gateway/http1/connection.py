@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import time
@@ -40,7 +41,7 @@ _REFUSALS: dict[str, type[e.ClientError]] = {
 class Service(Protocol):
     """What all connections of a worker share."""
 
-    app: Callable[..., Any]
+    application: Callable[..., Any]
     limits: Limits
     reader: HeadReader
     ids: RequestIds
@@ -116,7 +117,10 @@ class Connection:
             while self._serve_one():
                 pass
         except (OSError, DeadlinePassed):
-            pass
+            self._cut()
+        except BaseException:
+            self._cut()
+            raise
         finally:
             self._service.deadlines.forget(self)
             self._watcher.stop()
@@ -166,7 +170,7 @@ class Connection:
         try:
             if self._service.observed:
                 self._service.before(environ)
-            result = self._service.app(environ, response.start_response)
+            result = self._service.application(environ, response.start_response)
             if response.status[:4] == "101 ":
                 self._upgrade(environ)
                 return
@@ -200,8 +204,9 @@ class Connection:
     def _cut(self) -> None:
         """End the transfer so that it cannot be taken for complete."""
         self._ended = True
-        if self.response.framing == BODY_TO_CLOSE:
-            self._raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if self.response.head_sent and self.response.framing == BODY_TO_CLOSE:
+            with contextlib.suppress(OSError):
+                self._raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def _settle_body(self) -> None:
         """Before the head goes out: can the rest of the request's body be dropped, or must the connection end?"""
@@ -255,15 +260,22 @@ class Connection:
         head_only = environ["REQUEST_METHOD"] == "HEAD" or self._unread[:5] == b"HEAD "
         status, fields, body = render(error, environ["caregate.request_id"], environ["REQUEST_METHOD"])
         payload, framing, _ = encode_response(status, fields, service.date, False, head_only, False, body, len(body))
-        refused = getattr(service.app, "refused", None)
-        if refused is not None:
-            refused(environ, error, int(status[:3]))
+        self._tell_refused(environ, error, int(status[:3]))
         self.response.keep_alive = False
         self._ended = True
         self.send((payload, body) if framing > 0 else (payload,))
         if type(error) is not e.RequestTimeout:
             self._linger()
         return False
+
+    def _tell_refused(self, environ: dict[str, Any], error: e.GatewayError, status: int) -> None:
+        refused = getattr(self._service.application, "refused", None)
+        if refused is None:
+            return
+        try:
+            refused(environ, error, status)
+        except Exception:
+            self._service.failed("A refused request was not accounted for")
 
     def _bare_environ(self) -> dict[str, Any]:
         """The environ of a request whose head could not be read: the connection's part and an id."""

@@ -155,8 +155,9 @@ class Response:
             self._send_whole(b"") if not _announces_length(self.fields) else self._sink.send((self._encode(None, -1),))
         if self.framing == BODY_CHUNKED:
             self._sink.send((b"0\r\n\r\n",))
-        elif self.framing > 0:
+        if self.framing > 0:
             raise LengthMismatch(f"{self.framing} bytes of the announced body are missing")
+        self.framing = BODY_NONE
 
 
 def _announces_length(fields: list[tuple[str, str]]) -> bool:

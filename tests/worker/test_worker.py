@@ -104,6 +104,19 @@ def test_the_last_of_max_requests_says_that_it_closes(start_server: Start, excha
     assert [head.get("connection") for head in got.heads] == [None, None, "close"]
 
 
+def test_a_kept_connection_outlives_max_requests_by_one_request(start_server: Start, answers: Any) -> None:
+    server = start_server("--max-requests", "2")
+    with server.connect() as kept, server.connect() as other:
+        kept.sendall(REQUEST)
+        read_until(kept, b"\r\n\r\n/")
+        other.sendall(REQUEST)
+        assert answers(read_until(other, b"")).heads[0]["connection"] == "close"
+        time.sleep(0.3)  # the worker has noticed by now
+        kept.sendall(REQUEST)
+        got = answers(read_until(kept, b""))
+    assert (got.statuses, got.heads[0]["connection"]) == ([200], "close")
+
+
 def test_access_log_and_hooks(start_server: Start, exchange: Any, tmp_path: Path) -> None:
     log = tmp_path / "access.log"
     config = tmp_path / "hooks.conf.py"
