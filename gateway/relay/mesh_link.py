@@ -23,8 +23,8 @@ from gateway.errors import Delivery
 from gateway.relay import events as ev
 from gateway.relay.core import Limits, NotSendable
 from gateway.relay.failures import NOT_CONNECTED, STREAMS
-from gateway.relay.frames import Hello, Oversize, ResetCode, Response, Welcome
-from gateway.relay.link import CarrierFault, Failure, Link, quietly_shut
+from gateway.relay.frames import Hello, Oversize, Request, ResetCode, Response, Welcome
+from gateway.relay.link import CarrierFault, Failure, Link, Sink, quietly_shut
 from gateway.relay.registry import Membership, Registry
 from gateway.relay.session import GatewaySession, UnitSession
 
@@ -36,6 +36,9 @@ MESH_LIMITS: Final = Limits(
     dead_s=15.0,
 )
 """Between workers the connection's window is wide: each unit's own bounds what can be under way."""
+
+DEADLINE_GRACE_S: Final = 0.1
+"""How much longer the asking side waits: the one that holds the unit knows better what became of a request."""
 
 MAX_RECORD_BYTES: Final = 16_777_216
 _HEAD: Final = struct.Struct("!IB")
@@ -134,6 +137,9 @@ class AskingLink(Link):
         if isinstance(session, GatewaySession):
             session.welcome(welcome, self.clock(), event.hello)
         self._schedule()
+
+    def start(self, request: Request, deadline_s: float, sink: Sink, body: bytes, end: bool) -> int:
+        return super().start(request, deadline_s + DEADLINE_GRACE_S, sink, body, end)
 
     def _on_membership(self, record: dict[str, Any]) -> None:
         name = record.get("name")

@@ -146,6 +146,9 @@ class GatewaySession(Session):
         delivery = DELIVERY[record.state]
         if delivery is Delivery.UNKNOWN:
             delivery = _told_delivery(frame)
+        elif delivery is Delivery.DISPATCHED and frame.dispatched is False and frame.code in _BEFORE_DISPATCH:
+            # ACK says that the service may see the request; by now the unit knows that it took no byte of it.
+            delivery = Delivery.NOT_DISPATCHED
         self._finish(record, StreamState.ABORTED)
         events.append(ev.StreamAborted(frame.stream, frame.code, frame.reason, delivery, remote=True))
 

@@ -138,6 +138,8 @@ TOLD = [
     (ResetCode.INTERNAL, False, False, Delivery.NOT_DISPATCHED),
     (ResetCode.INTERNAL, True, False, Delivery.DISPATCHED),
     (ResetCode.INTERNAL, False, True, Delivery.DISPATCHED),
+    (ResetCode.UPSTREAM_CONNECT, False, True, Delivery.NOT_DISPATCHED),
+    (ResetCode.UPSTREAM_CONNECT, None, True, Delivery.DISPATCHED),
 ]
 
 
