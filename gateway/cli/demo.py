@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gateway import unixsocket
+
 if TYPE_CHECKING:
     from gateway.demo.platform import Platform
 
@@ -107,13 +109,9 @@ def _serve(platform: Platform, stopping: _Stop) -> None:
     from gateway.demo.platform import DemoError
 
     path = platform.directory / CONTROL
-    path.unlink(missing_ok=True)
     (platform.directory / "port").write_text(str(platform.ports.gateway))
     with socket.socket(socket.AF_UNIX) as server, selectors.DefaultSelector() as selector:
-        old = os.umask(0o177)
-        server.bind(str(path))
-        os.umask(old)
-        server.listen()
+        unixsocket.bind(server, path, 4)
         selector.register(server, selectors.EVENT_READ)
         try:
             while True:
@@ -147,7 +145,7 @@ def _ask(directory: Path, command: str) -> int:
     try:
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(40)
-            client.connect(str(directory / CONTROL))
+            unixsocket.connect(client, directory / CONTROL)
             client.sendall(command.encode())
             answer = client.recv(4096).decode()
     except OSError:

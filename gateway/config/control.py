@@ -15,7 +15,6 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from gevent import socket as green
 from gevent.lock import RLock
 from gevent.server import StreamServer
 
+from gateway import unixsocket
 from gateway.config.check import CatalogCheck
 from gateway.config.fault import WHOLE, Fault, located
 from gateway.config.inforce import InForce
@@ -215,26 +215,8 @@ def _is_own(connection: green.socket) -> bool:
     return uid in (0, os.geteuid())
 
 
-@contextmanager
-def short_path(directory: Path, name: str) -> Iterator[str]:
-    """A path to `name` that fits a socket's address however deep the directory lies.
-
-    Source: unix(7): at most 108 bytes.
-    """
-    descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{descriptor}/{name}"
-    finally:
-        os.close(descriptor)
-
-
 def _listen(directory: Path, name: str) -> green.socket:
-    (directory / name).unlink(missing_ok=True)
     listener = green.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with short_path(directory, name) as path:
-        listener.bind(path)
-    # SEC: nobody can connect before listen(), so there is no moment at which the mode is another one.
-    (directory / name).chmod(0o600)
-    listener.listen(16)
+    unixsocket.bind(listener, directory / name, 16)
     listener.setblocking(False)
     return listener

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gateway import unixsocket
 from gateway.config.fault import Fault
 
 TIMEOUT_S = 30.0
@@ -218,12 +219,7 @@ def _dial(connection: socket.socket, pid: int, path: Path) -> bool:
     """
     for _ in range(DIAL_ATTEMPTS):
         try:
-            # NOTE: through the directory's descriptor, because a socket's address has at most 108 bytes.
-            descriptor = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                connection.connect(f"/proc/self/fd/{descriptor}/{path.name}")
-            finally:
-                os.close(descriptor)
+            unixsocket.connect(connection, path)
             return True
         except (ConnectionRefusedError, FileNotFoundError):
             if not _is_alive(pid):

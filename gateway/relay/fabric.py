@@ -13,6 +13,7 @@ from typing import Any, Final
 import gevent
 from gevent import socket
 
+from gateway import unixsocket
 from gateway.relay.connection import UnitConnection
 from gateway.relay.handover import handover_path
 from gateway.relay.mesh_link import AskingLink, HoldingLink
@@ -41,15 +42,8 @@ class Fabric:
         """Listen, dial the siblings that are there, keep looking. Yields to the hub: yes."""
         self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._dir / self.name
-        path.unlink(missing_ok=True)
         self._listener = socket.socket(plain.AF_UNIX, plain.SOCK_STREAM)
-        # SEC: bound under a mask, so that there is no moment in which another user could connect.
-        mask = os.umask(0o177)
-        try:
-            self._listener.bind(str(path))
-        finally:
-            os.umask(mask)
-        self._listener.listen(128)
+        unixsocket.bind(self._listener, path, 128)
         self._greenlets = [gevent.spawn(self._accept_loop), gevent.spawn(self._scan_loop)]
 
     def stop(self) -> None:
@@ -105,7 +99,7 @@ class Fabric:
         sock = socket.socket(plain.AF_UNIX, plain.SOCK_STREAM)
         sock.settimeout(DIAL_TIMEOUT_S)
         try:
-            sock.connect(str(self._dir / name))
+            unixsocket.connect(sock, self._dir / name)
         except ConnectionRefusedError:
             sock.close()
             if not _is_alive(name):

@@ -21,6 +21,8 @@ import gevent
 import orjson
 from gevent import socket
 
+from gateway import unixsocket
+
 Receiver = Callable[[str, float, Any, bytes], None]
 """(unit id, end of its token in seconds since 1970, socket, unread bytes): lives as long as the connection."""
 
@@ -43,14 +45,8 @@ class Handover:
     def start(self) -> None:
         """Listen. SEC: the socket is its owner's alone, in a directory that is too."""
         path = self._path(self.name)
-        path.unlink(missing_ok=True)
         self._listener = socket.socket(plain.AF_UNIX, plain.SOCK_STREAM)
-        mask = os.umask(0o177)
-        try:
-            self._listener.bind(str(path))
-        finally:
-            os.umask(mask)
-        self._listener.listen(64)
+        unixsocket.bind(self._listener, path, 64)
         self._greenlet = gevent.spawn(self._accept_loop)
 
     def stop(self) -> None:
@@ -99,7 +95,7 @@ class Handover:
         rights = [(plain.SOL_SOCKET, plain.SCM_RIGHTS, array.array("i", [sock.fileno()]))]
         with channel:
             try:
-                channel.connect(str(self._path(name)))
+                unixsocket.connect(channel, self._path(name))
                 channel.sendmsg([_LENGTH.pack(len(payload))], rights)
                 channel.sendall(payload)
             except OSError:

@@ -74,10 +74,11 @@ class Client:
 
 def free_base_port() -> int:
     """A port with all of a platform's other ports free beside it."""
-    for base in range(20_000 + os.getpid() % 500 * 40, 60_000, 40):
+    for base in range(12_000 + os.getpid() % 400 * 40, 31_000, 40):  # below the ports the kernel gives out
         try:
             for offset in (0, 11, 12, 13, 14, 15, 1010):
                 with socket.socket() as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     probe.bind(("127.0.0.1", base + offset))
         except OSError:
             continue

@@ -81,7 +81,7 @@ class Server:
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-            self.process.wait(20)
+            self.process.wait(45)
 
 
 @pytest.fixture(scope="session")
