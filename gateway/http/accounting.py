@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Protocol, cast
 
 import falcon
 
 from fastpath.routes import canonical_path
 from gateway.accesslog import AccessLog
 from gateway.audit.event import AuditEvent, build_event
+from gateway.bodies import Body
 from gateway.config.snapshot import SnapshotHolder
 from gateway.context import RequestContext, new_request_id
-from gateway.errors import AuditOutcomeUnavailable, AuditUnavailable, BadTarget, Draining, GatewayError
+from gateway.errors import (
+    AuditOutcomeUnavailable,
+    AuditUnavailable,
+    BadTarget,
+    Delivery,
+    Draining,
+    GatewayError,
+    Origin,
+    RelayError,
+)
 from gateway.http import problems
 from gateway.http.identity import client_address
 from gateway.metrics import Metrics
@@ -67,7 +78,10 @@ class Accounting:
         if ctx.route is not None and ctx.route.phi:
             resp.set_header("Cache-Control", "no-store")
         self._record_audit(ctx, resp)
-        self.close(ctx, resp.status_code)
+        if resp.stream is None:
+            self.close(ctx, resp.status_code)
+        else:
+            self._close_with_stream(req, resp, ctx)
 
     def intent(self, ctx: RequestContext) -> None:
         """Make it durable that a `phi` request is about to be dispatched.
@@ -90,6 +104,21 @@ class Accounting:
             self._metrics.inc("caregate_refusals", (ctx.error.code, ctx.error.origin.value))
         self._access_log.write(ctx, status, seconds)
 
+    def _close_with_stream(self, req: falcon.Request, resp: falcon.Response, ctx: RequestContext) -> None:
+        """The books of a streamed answer are closed when its last byte is out, or when it was cut."""
+        status = resp.status_code
+
+        def release() -> None:
+            ctx.error = ctx.error or body.failure
+            self.close(ctx, status)
+
+        body = Body(iter(cast("Iterable[bytes]", resp.stream)), release)
+        resp.stream = body
+        if req.method == "HEAD":
+            # NOTE: Falcon forgets the stream of a HEAD without closing it, and without one announces a length of 0.
+            body.close()
+            resp.stream = iter(())
+
     def _record_audit(self, ctx: RequestContext, resp: falcon.Response) -> None:
         if ctx.route is None and ctx.principal is None and not ctx.rule.startswith("token:"):
             return
@@ -109,9 +138,22 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 def _unrecorded(ctx: RequestContext) -> GatewayError:
     """What to answer when the outcome of a `phi` request is not durable."""
-    if ctx.error is None and ctx.intent_recorded:
-        return AuditOutcomeUnavailable("The request ran but its outcome was not recorded", delivery="dispatched")
-    return AuditUnavailable("The access could not be recorded, so it was refused", delivery="not_dispatched")
+    delivery = _delivery(ctx)
+    if delivery is Delivery.NOT_DISPATCHED:
+        return AuditUnavailable("The access could not be recorded, so it was refused", delivery=delivery.value)
+    return AuditOutcomeUnavailable("The outcome of the request was not recorded", delivery=delivery.value)
+
+
+def _delivery(ctx: RequestContext) -> Delivery:
+    """What is known about whether the request ran, when its answer is withheld."""
+    error = ctx.error
+    if not ctx.intent_recorded:
+        return Delivery.NOT_DISPATCHED
+    if error is None:
+        return Delivery.DISPATCHED
+    if isinstance(error, RelayError):
+        return error.delivery
+    return Delivery.NOT_DISPATCHED if error.origin is Origin.CLIENT else Delivery.UNKNOWN
 
 
 def _target(env: dict[str, str]) -> tuple[str, str]:
@@ -134,7 +176,10 @@ def answer_error(resp: falcon.Response, ctx: RequestContext, error: GatewayError
     row = problems.row_of(error)
     resp.status = f"{row.status} {problems.reason(row.status)}"
     resp.content_type = problems.MEDIA_TYPE
-    resp.stream = None
+    stream, resp.stream = resp.stream, None
+    close = getattr(stream, "close", None)
+    if close is not None:
+        close()
     resp.data = problems.body(error, ctx.id, ctx.method)
     resp.set_header("Cache-Control", "no-store")
     realm = ctx.snapshot.realm if ctx.snapshot is not None else "caregate"

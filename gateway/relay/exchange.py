@@ -137,6 +137,11 @@ class Exchange:
         self.chunks.clear()
         return None if self.link is None else self.link.reset(self.stream, code, reason)
 
+    def abandon(self) -> None:
+        """Nobody reads on: end what is left of the stream and of the watch over the caller."""
+        self.cancel()
+        self.unwatch()
+
     # --- waiting
 
     def _wait(self, ready: Callable[[], bool]) -> None:

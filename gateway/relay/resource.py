@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import falcon
 
+from gateway.bodies import Body
 from gateway.config.snapshot import CompiledUnit
 from gateway.context import RequestContext
 from gateway.errors import (
@@ -66,8 +67,7 @@ class UnitResource:
         try:
             self._answer(ctx, route, route.action, unit.id, exchange, resp)
         except BaseException:
-            exchange.cancel()
-            exchange.unwatch()
+            exchange.abandon()
             raise
         finally:
             ctx.upstream_ns = time.monotonic_ns() - begun_ns
@@ -150,7 +150,7 @@ class UnitResource:
             else:
                 resp.data = data
             return
-        resp.stream = _stream(ctx, unit, exchange, route.response_max_bytes)
+        resp.stream = Body(_pieces(ctx, unit, exchange, route.response_max_bytes), exchange.abandon)
         if response.length is not None:
             resp.content_length = response.length
 
@@ -160,26 +160,22 @@ def _passes(name: str, removed: frozenset[str]) -> bool:
     return name not in removed and not name.startswith(("x-caregate-", "access-control-"))
 
 
-def _stream(ctx: RequestContext, unit: str, exchange: Exchange, left_bytes: int) -> Iterator[bytes]:
+def _pieces(ctx: RequestContext, unit: str, exchange: Exchange, left_bytes: int) -> Iterator[bytes]:
     """The body as it comes. Raises: UnitTruncated, UnitResponseTooLarge, so that the transfer is cut.
 
     Yields to the hub: yes.
     """
-    try:
-        while (piece := exchange.read()) is not None:
-            left_bytes -= len(piece)
-            if left_bytes < 0:
-                ctx.error = UnitResponseTooLarge(unit, delivery=Delivery.RESPONSE_STARTED)
-                raise ctx.error
-            yield piece
-            # The worker asks for the next piece when its socket took this one.
-            exchange.consumed(len(piece))
-        if not exchange.complete:
-            ctx.error = UnitTruncated(unit)
+    while (piece := exchange.read()) is not None:
+        left_bytes -= len(piece)
+        if left_bytes < 0:
+            ctx.error = UnitResponseTooLarge(unit, delivery=Delivery.RESPONSE_STARTED)
             raise ctx.error
-    finally:
-        exchange.cancel()
-        exchange.unwatch()
+        yield piece
+        # The worker asks for the next piece when its socket took this one.
+        exchange.consumed(len(piece))
+    if not exchange.complete:
+        ctx.error = UnitTruncated(unit)
+        raise ctx.error
 
 
 def _deadline_s(ctx: RequestContext, route: Route) -> float:

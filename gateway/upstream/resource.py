@@ -8,6 +8,7 @@ from typing import Any
 
 import falcon
 
+from gateway.bodies import Body
 from gateway.context import RequestContext
 from gateway.errors import GatewayError, InternalError
 from gateway.http.problems import reason
@@ -117,7 +118,7 @@ def _answer(resp: falcon.Response, ctx: RequestContext, exchange: Exchange, answ
     if exchange.whole:
         resp.data = exchange.held
         return
-    resp.stream = exchange.pieces()
+    resp.stream = Body(exchange.pieces(), exchange.abandon)
     if answer.content_length is not None:
         resp.content_length = answer.content_length
 

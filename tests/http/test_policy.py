@@ -7,6 +7,19 @@ import time
 import jwt
 import pytest
 
+from gateway.context import RequestContext
+from gateway.demo.resources import Ping
+from gateway.errors import (
+    DatabaseTimeout,
+    RoleRefused,
+    UnitAcceptTimeout,
+    UnitNotConnected,
+    UnitResponseTimeout,
+    UpstreamBroken,
+)
+from gateway.http.accounting import _unrecorded
+from gateway.routing.kinds import endpoint
+
 
 @pytest.mark.parametrize(
     ("role", "claims", "path", "status", "code"),
@@ -175,3 +188,56 @@ def test_unsigned_token(ask, client):
     unsigned = jwt.encode(claims, None, "none", {"kid": "member-1"})
     answer = client.simulate_get("/v1/who", headers={"Authorization": f"Bearer {unsigned}"})
     assert answer.status_code == 401
+
+
+def test_books_of_a_streamed_answer_close_with_it(ask, gateway, monkeypatch):
+    closed = []
+    monkeypatch.setattr(gateway.accounting, "close", lambda ctx, status: closed.append((ctx.error, status)))
+
+    def respond(self, req, resp):
+        def pieces():
+            yield b"one"
+            assert closed == []
+            yield b"two"
+
+        resp.stream = pieces()
+
+    monkeypatch.setattr("gateway.demo.resources.Ping.on_request", respond)
+    monkeypatch.setattr(gateway.public._router._resources, "of", lambda route: endpoint(Ping()))
+    assert ask("/v1/list", "partner").content == b"onetwo"
+    assert closed == [(None, 200)]
+
+
+def test_a_cut_answer_is_counted_as_what_cut_it(ask, gateway, monkeypatch):
+    closed = []
+    monkeypatch.setattr(gateway.accounting, "close", lambda ctx, status: closed.append((ctx.error, status)))
+
+    def respond(self, req, resp):
+        def pieces():
+            yield b"one"
+            raise UpstreamBroken()
+
+        resp.stream = pieces()
+
+    monkeypatch.setattr("gateway.demo.resources.Ping.on_request", respond)
+    monkeypatch.setattr(gateway.public._router._resources, "of", lambda route: endpoint(Ping()))
+    with pytest.raises(UpstreamBroken):
+        ask("/v1/list", "partner")
+    assert [(type(error), status) for error, status in closed] == [(UpstreamBroken, 200)]
+
+
+@pytest.mark.parametrize(
+    ("error", "intent", "code", "delivery"),
+    [
+        pytest.param(None, True, "audit-outcome-unavailable", "dispatched", id="it ran"),
+        pytest.param(UnitResponseTimeout("u"), True, "audit-outcome-unavailable", "dispatched", id="it may have run"),
+        pytest.param(UnitAcceptTimeout("u"), True, "audit-outcome-unavailable", "unknown", id="who knows"),
+        pytest.param(UnitNotConnected("u"), True, "audit-unavailable", "not_dispatched", id="it did not run"),
+        pytest.param(DatabaseTimeout(), True, "audit-outcome-unavailable", "unknown", id="the database may have"),
+        pytest.param(RoleRefused(), False, "audit-unavailable", "not_dispatched", id="refused"),
+    ],
+)
+def test_what_an_unrecorded_outcome_says_of_the_delivery(error, intent, code, delivery):
+    ctx = RequestContext(id="x", started_ns=0, error=error, intent_recorded=intent)
+    unrecorded = _unrecorded(ctx)
+    assert (unrecorded.code, unrecorded.members["delivery"]) == (code, delivery)

@@ -1,0 +1,45 @@
+"""Response bodies that arrive in pieces, and what must happen when they have ended, however they end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from gateway.errors import GatewayError
+
+
+class Body:
+    """An iterable that releases what it holds exactly once, at `close`, even if nobody ever read from it.
+
+    NOTE: a generator's `finally` does not run if the generator was never started, so it cannot promise that.
+    """
+
+    __slots__ = ("_pieces", "_release", "failure")
+
+    def __init__(self, pieces: Iterator[bytes], release: Callable[[], None]) -> None:
+        self._pieces = pieces
+        self._release: Callable[[], None] | None = release
+        self.failure: GatewayError | None = None
+        """Why reading ended early, if it did."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        """Yields to the hub: as the pieces do."""
+        try:
+            return next(self._pieces)
+        except GatewayError as error:
+            self.failure = error
+            raise
+
+    def close(self) -> None:
+        """Let go; the worker calls it after the last byte, or when the transfer was cut."""
+        release, self._release = self._release, None
+        if release is None:
+            return
+        close = getattr(self._pieces, "close", None)
+        try:
+            if close is not None:
+                close()
+        finally:
+            release()
