@@ -133,6 +133,17 @@ class Accounting:
             answer_error(resp, ctx, _unrecorded(ctx))
 
 
+class BareAccounting(Accounting):
+    """For benchmarks alone: no metrics and no access log, and no audit but that of `phi` routes."""
+
+    def close(self, ctx: RequestContext, status: int) -> None:
+        """Nothing is counted or logged."""
+
+    def _record_audit(self, ctx: RequestContext, resp: falcon.Response) -> None:
+        if ctx.route is not None and ctx.route.phi:
+            super()._record_audit(ctx, resp)
+
+
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,11 @@ end
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run. Units: `cpu_us` microseconds of the server's CPU a request, `p50_ms`, `p99_ms` milliseconds."""
+    """One run.
+
+    Units: `cpu_us` microseconds of the server's CPU a request, `beside_us` the same of what helps it (agent,
+    PostgreSQL); `p50_ms`, `p99_ms` milliseconds; `load_cores` the load generator's CPU seconds a second.
+    """
 
     cpu_us: float
     rps: float
@@ -42,6 +47,8 @@ class Sample:
     p99_ms: float
     requests: int
     errors: int
+    beside_us: float = 0.0
+    load_cores: float = 0.0
 
 
 def tree(pid: int) -> list[int]:
@@ -53,7 +60,7 @@ def tree(pid: int) -> list[int]:
     return found
 
 
-def cpu_seconds(pids: list[int]) -> float:
+def cpu_seconds(pids: Sequence[int]) -> float:
     """User and system time of processes that live."""
     total = 0
     for pid in pids:
@@ -66,7 +73,16 @@ def cpu_seconds(pids: list[int]) -> float:
 
 
 def wrk(
-    port: int, path: str, tokens: Path, pids: list[int], *, seconds: float, connections: int, cpu: str, start: int = 0
+    port: int,
+    path: str,
+    tokens: Path,
+    pids: list[int],
+    *,
+    seconds: float,
+    connections: int,
+    cpu: str,
+    start: int = 0,
+    beside: Sequence[int] = (),
 ) -> Sample:
     """Load a server from another core and say what a request cost it.
 
@@ -74,14 +90,15 @@ def wrk(
     """
     script = tokens.with_name("bench.lua")
     script.write_text(LUA)
-    before = cpu_seconds(pids)
+    before, beside_before, children = cpu_seconds(pids), cpu_seconds(beside), os.times()
     result = subprocess.run(
         ["taskset", "-c", cpu, "wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s",
          "-s", str(script), f"http://127.0.0.1:{port}"],
         capture_output=True, text=True, check=False,
         env={**os.environ, "BENCH_TOKENS": str(tokens), "BENCH_PATH": path, "BENCH_START": str(start)},
     )  # fmt: skip
-    spent = cpu_seconds(pids) - before
+    spent, beside_spent, after = cpu_seconds(pids) - before, cpu_seconds(beside) - beside_before, os.times()
+    load_s = after.children_user + after.children_system - children.children_user - children.children_system
     line = next((x for x in result.stdout.splitlines() if x.startswith("RESULT ")), None)
     if result.returncode or line is None:
         raise RuntimeError(f"wrk failed: {result.stderr or result.stdout}")
@@ -94,4 +111,6 @@ def wrk(
         p99_ms=found["p99"] / 1000,
         requests=found["requests"],
         errors=found["errors"],
+        beside_us=beside_spent / requests * 1e6,
+        load_cores=load_s / (found["us"] / 1e6),
     )

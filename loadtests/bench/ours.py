@@ -10,11 +10,21 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from loadtests.bench.policy import AUDIENCE, ISSUER, KID_HMAC, KID_RSA, Keys
-from loadtests.bench.servers import ROOT, SERVER_CPU, Missing, Server, free_port, start
+from loadtests.bench.policy import (
+    AUDIENCE,
+    ISSUER,
+    KID_HMAC,
+    KID_OTHER,
+    KID_RSA,
+    OTHER_ROLE,
+    PORTAL_FUNCTION,
+    ROLES,
+    Keys,
+    Portal,
+)
+from loadtests.bench.servers import LOAD_CPU, ROOT, SERVER_CPU, Missing, Server, free_port, start
 
 UNIT = "bench-unit"
-PORTAL_FUNCTION = "portal.patient_appointments"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +34,19 @@ class Caregate:
     keys: Keys
     run: Path
     upstream_port: int
-    dsn: str
+    portal: Portal
 
     def start(
-        self, name: str, *, workers: int = 1, routes: int = 0, cpu: str = SERVER_CPU, bare: bool = False
+        self,
+        name: str,
+        *,
+        workers: int = 1,
+        routes: int = 0,
+        cpu: str = SERVER_CPU,
+        bare: bool = False,
+        cache: int = 65_536,
     ) -> Server:
-        """A gateway on a port of its own. `routes` more controllers; `bare` without access log."""
+        """A gateway on a port of its own. `routes` more controllers; `bare` without access log, metrics and audit."""
         directory = self.run / name
         directory.mkdir()
         port = free_port()
@@ -37,46 +54,50 @@ class Caregate:
         config.write_text(json.dumps(self._document(directory, routes), indent=1))  # JSON is YAML
         env = {
             "CAREGATE_CONFIG_PATH": str(config),
-            "CAREGATE_DSN": self.dsn,
+            "CAREGATE_DSN": self.portal.gateway_dsn,
             "CAREGATE_DATA_DIR": str(directory),
             "CAREGATE_RUN_DIR": str(directory / "run"),
             "CAREGATE_BIND": f"127.0.0.1:{port}",
-            "CAREGATE_OPS_BIND": "",
+            "CAREGATE_OPS_BIND": f"unix:{directory}/ops",
             "CAREGATE_WORKERS": str(workers),
-            "CAREGATE_TOKEN_CACHE_SIZE": "200000" if "unique" not in name else "65536",
-            "CAREGATE_ACCESS_LOG": "false" if bare else "true",
+            "CAREGATE_TOKEN_CACHE_SIZE": str(cache),
+            "CAREGATE_TEST_BARE": "1" if bare else "0",
             "CAREGATE_LOG_LEVEL": "warning",
         }
         argv = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")]
-        return start(name, argv, self.run, port, env=env, cpu=cpu)
+        server = start(name, argv, self.run, port, env=env, cpu=cpu)
+        server.database = self.portal.pid
+        return server
 
     def _document(self, directory: Path, routes: int) -> dict[str, object]:
         _private(directory / "hmac.secret", self.keys.secret)
         _private(directory / "rsa.pub", self.keys.public_pem.encode())
         _unit_key(directory)
+        _private(directory / "other.secret", self.keys.other_secret)
+        patient, guest = ROLES["RS256"], ROLES["HS256"]
         common = {"audiences": [AUDIENCE], "limits": ["principal"]}
         controllers: dict[str, dict[str, object]] = {
             "policy": {
-                "path": "/policy", "methods": ["GET"], "roles": ["member", "guest"], "resource": "ping", **common,
+                "path": "/policy", "methods": ["GET"], "roles": [patient, guest], "resource": "ping", **common,
             },
             "upstream": {
-                "path": "/up/{rest:path}", "methods": ["GET"], "roles": ["member"], **common,
+                "path": "/up/{rest:path}", "methods": ["GET"], "roles": [patient], **common,
                 "upstream": {"name": "files"},
             },
             "relay": {
-                "path": "/units/{unit}/{rest:path}", "methods": ["GET"], "roles": ["member"], **common,
-                "unbound_roles": ["member"],
+                "path": "/units/{unit}/{rest:path}", "methods": ["GET"], "roles": [patient], **common,
+                "unbound_roles": [patient],
                 "unit": {"unit": "path:unit", "target": "/{rest}"},
             },
-        }  # fmt: skip
-        if self.dsn:
-            controllers["portal"] = {
-                "path": "/portal/{patient}", "methods": ["GET"], "roles": ["member"], **common,
+            "portal": {
+                "path": "/portal/{patient}", "methods": ["GET"], "roles": [patient], **common,
+                "bind": [{"param": "patient", "claim": "patient"}],
                 "function": {"name": PORTAL_FUNCTION, "arguments": {"p_patient": "path:patient"}},
-            }  # fmt: skip
+            },
+        }  # fmt: skip
         for number in range(routes):
             controllers[f"r{number}"] = {
-                "path": f"/r{number}/{{a}}/x{number}/{{b}}", "methods": ["GET"], "roles": ["member"],
+                "path": f"/r{number}/{{a}}/x{number}/{{b}}", "methods": ["GET"], "roles": [patient],
                 "resource": "ping",
                 **common,
             }  # fmt: skip
@@ -84,14 +105,9 @@ class Caregate:
             "version": 1,
             "audiences": {AUDIENCE: {"issuer": ISSUER}},
             "roles": {
-                "member": {
-                    "audience": AUDIENCE, "max_lifetime_s": 10_000, "access_lifetime_s": 7_200,
-                    "keys": [{"kid": KID_RSA, "alg": "RS256", "public_key": "file:rsa.pub"}],
-                },
-                "guest": {
-                    "audience": AUDIENCE, "max_lifetime_s": 10_000, "access_lifetime_s": 7_200,
-                    "keys": [{"kid": KID_HMAC, "alg": "HS256", "secret": "file:hmac.secret"}],
-                },
+                patient: _role({"kid": KID_RSA, "alg": "RS256", "public_key": "file:rsa.pub"}),
+                guest: _role({"kid": KID_HMAC, "alg": "HS256", "secret": "file:hmac.secret"}),
+                OTHER_ROLE: _role({"kid": KID_OTHER, "alg": "HS256", "secret": "file:other.secret"}),
             },
             "limits": {"principal": {"per": "principal", "rate": 1_000_000, "burst": 1_000_000}},
             "upstreams": {"files": {"endpoints": [f"http://127.0.0.1:{self.upstream_port}"]}},
@@ -101,17 +117,21 @@ class Caregate:
             "controllers": controllers,
         }  # fmt: skip
 
-    def agent(self, gateway: Server, target_port: int) -> None:
+    def agent(self, gateway: Server) -> None:
         """A real unit agent in front of the plain HTTP service, on the load's core."""
         directory = self.run / gateway.name
         argv = [sys.executable, "-m", "gateway.cli.main", "agent", "--gateway", f"http://127.0.0.1:{gateway.port}",
                 "--unit", UNIT, "--kid", "unit-1", "--key", str(directory / "unit.key"),
-                "--target", f"http://127.0.0.1:{target_port}", "--connections", "1"]  # fmt: skip
+                "--target", f"http://127.0.0.1:{self.upstream_port}", "--connections", "1"]  # fmt: skip
         try:
-            gateway.helpers.append(start("agent", argv, self.run, target_port, cpu="1").process)
+            gateway.helpers.append(start("agent", argv, self.run, self.upstream_port, cpu=LOAD_CPU).process)
         except Missing:
             gateway.stop()
             raise
+
+
+def _role(key: dict[str, str]) -> dict[str, object]:
+    return {"audience": AUDIENCE, "max_lifetime_s": 10_000, "access_lifetime_s": 7_200, "keys": [key]}
 
 
 def _private(path: Path, data: bytes) -> None:

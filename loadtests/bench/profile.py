@@ -12,8 +12,11 @@ import tempfile
 import threading
 from pathlib import Path
 
-from loadtests.bench.__main__ import RESULTS, Bench, check
+from loadtests.bench.__main__ import RESULTS
+from loadtests.bench.database import portal_database
 from loadtests.bench.measure import wrk
+from loadtests.bench.rows import Rows
+from loadtests.bench.run import check
 from loadtests.bench.servers import LOAD_CPU, Server
 
 
@@ -42,16 +45,24 @@ def main() -> int:
     RESULTS.mkdir(exist_ok=True)
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with tempfile.TemporaryDirectory(prefix="caregate-profile-") as folder:
-        bench = Bench(Path(folder))
-        row = next(row for row in bench.rows() if row.name == "policy_rs256")
-        tokens = bench.tokens(row.tokens)
-        ours = row.contenders[0]
+        _profile_worker(Path(folder), seconds)
+    record(["--", sys.executable, "-m", "loadtests.bench_fastpath", "--fast"], seconds, RESULTS / "profile-kernels.svg")
+    for name in ("profile-worker.svg", "profile-kernels.svg"):
+        print(os.path.relpath(RESULTS / name))
+    return 0
+
+
+def _profile_worker(run: Path, seconds: float) -> None:
+    with portal_database(run / "postgres") as portal:
+        rows = Rows(run, portal)
+        row = next(row for row in rows.all() if row.name == "policy_rs256")
+        ours = next(c for c in row.contenders if c.name == os.environ.get("SERVER", "caregate"))
         server = ours.start()
         try:
-            check(ours, server, tokens.read_text().partition("\n")[0])
+            check(rows, row, ours, server)
             load = threading.Thread(
                 target=wrk,
-                args=(server.port, ours.path, tokens, server.pids()),
+                args=(server.port, ours.path, rows.tokens(row.tokens), server.pids()),
                 kwargs={"seconds": seconds + 2, "connections": 32, "cpu": LOAD_CPU},
             )
             load.start()
@@ -59,10 +70,6 @@ def main() -> int:
             load.join()
         finally:
             server.stop()
-    record(["--", sys.executable, "-m", "loadtests.bench_fastpath", "--fast"], seconds, RESULTS / "profile-kernels.svg")
-    for name in ("profile-worker.svg", "profile-kernels.svg"):
-        print(os.path.relpath(RESULTS / name))
-    return 0
 
 
 if __name__ == "__main__":

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import asdict, dataclass
 from xml.sax.saxutils import escape
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Medians of one server in one row. Units: microseconds a request, requests a second, milliseconds."""
+    """Medians of one server in one row.
+
+    Units: microseconds a request, requests a second, milliseconds; `beside_us` the CPU of agents and PostgreSQL,
+    `load_cores` that of the load generator.
+    """
 
     row: str
     server: str
@@ -16,6 +21,8 @@ class Figure:
     rps: float
     p50_ms: float
     p99_ms: float
+    beside_us: float = 0.0
+    load_cores: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,9 @@ LIMITS: tuple[tuple[str, str, str, str, float], ...] = (
     ("upstream_small", "caregate", "fastify-cached", "cpu_us", 0.55),
     ("upstream_1m", "caregate", "envoy-cached", "cpu_us", 2.0),
     ("relay_small", "caregate", "envoy-cached", "cpu_us", 1.0),
-    ("routes_10k", "caregate-10k", "caregate", "rps", 0.9),
+    ("portal_read", "caregate", "fastify-pg", "cpu_us", 0.75),
+    ("scale", "caregate-10k-100k", "caregate", "rps", 0.9),
+    ("workers_2", "caregate-2", "caregate", "rps", 1.7),
 )
 
 
@@ -58,11 +67,31 @@ def judge(figures: list[Figure]) -> list[Bar]:
     return bars
 
 
+def as_document(figures: list[Figure], bars: list[Bar]) -> list[dict[str, object]]:
+    """Figures and bars as one flat list of JSON objects."""
+    keys = ("row", "server", "cpu_us", "rps", "p50_ms", "p99_ms")
+    return [*({key: getattr(figure, key) for key in keys} for figure in figures), *(asdict(bar) for bar in bars)]
+
+
+def remarks(figures: list[Figure]) -> list[str]:
+    """What the figures do not say by themselves."""
+    lines = []
+    for figure in figures:
+        if figure.row == "workers_2" and figure.server == "caregate-2":
+            used = figure.rps * figure.cpu_us / 1e6
+            lines.append(
+                f"workers_2: two workers used {used:.2f} cores and the load generator {figure.load_cores:.2f}, "
+                f"of {os.cpu_count()}: the second worker had what was left"
+            )
+    return lines
+
+
 def table(figures: list[Figure], bars: list[Bar]) -> str:
     """Both as text."""
-    lines = [f"{'row':<22}{'server':<18}{'CPU us':>9}{'req/s':>10}{'p50 ms':>9}{'p99 ms':>9}"]
+    lines = [f"{'row':<22}{'server':<18}{'CPU us':>9}{'req/s':>10}{'p50 ms':>9}{'p99 ms':>9}{'beside us':>11}"]
     lines += [
-        f"{f.row:<22}{f.server:<18}{f.cpu_us:>9.1f}{f.rps:>10.0f}{f.p50_ms:>9.2f}{f.p99_ms:>9.2f}" for f in figures
+        f"{f.row:<22}{f.server:<18}{f.cpu_us:>9.1f}{f.rps:>10.0f}{f.p50_ms:>9.2f}{f.p99_ms:>9.2f}{f.beside_us:>11.1f}"
+        for f in figures
     ]
     lines += ["", f"{'bar':<58}{'ratio':>8}{'limit':>8}"]
     lines += [f"{b.bar:<58}{b.ratio:>8.2f}{b.limit:>8.2f}  {'met' if b.met else 'NOT MET'}" for b in bars]

@@ -15,13 +15,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gateway.store.embedded import ADMIN_ROLE, DATABASE
 from loadtests.bench.measure import tree
 from loadtests.bench.peers import configs
-from loadtests.bench.policy import AUDIENCE, ISSUER, Keys
+from loadtests.bench.policy import AUDIENCE, ISSUER, PORTAL_FUNCTION, ROLES, Keys, Portal
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
-SERVER_CPU, LOAD_CPU = "0", "1"
+_CPUS = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))]
+SERVER_CPU, LOAD_CPU = _CPUS[0], _CPUS[-1]
+BOTH_CPUS = ",".join(_CPUS[:2])
+"""For two workers; the load has a core of its own only where there are three."""
 
 
 class Missing(RuntimeError):
@@ -30,16 +34,25 @@ class Missing(RuntimeError):
 
 @dataclass(slots=True)
 class Server:
-    """A running server. Shapes: `helpers` are process ids whose CPU is not its own (agents, PostgreSQL)."""
+    """A running server.
+
+    Shapes: `helpers` end with it; `database` is the postmaster's process id, 0 for none. Their CPU is not its own.
+    """
 
     name: str
     port: int
     process: subprocess.Popen[bytes]
     log: Path
     helpers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    database: int = 0
 
     def pids(self) -> list[int]:
         return tree(self.process.pid)
+
+    def beside(self) -> list[int]:
+        """The processes that help it: agents, and PostgreSQL if it has one."""
+        roots = [helper.pid for helper in self.helpers] + ([self.database] if self.database else [])
+        return [pid for root in roots for pid in tree(root)]
 
     def stop(self) -> None:
         for process in (*self.helpers, self.process):
@@ -65,7 +78,7 @@ def start(
     port: int,
     *,
     env: Mapping[str, str] | None = None,
-    cpu: str = "0",
+    cpu: str = SERVER_CPU,
 ) -> Server:
     """Start a server and wait until it listens.
 
@@ -156,6 +169,7 @@ class Peers:
     work: Path
     run: Path
     upstream_port: int
+    portal: Portal
 
     def envoy(self, algorithm: str, cache: int, name: str) -> Server:
         port = free_port()
@@ -186,7 +200,16 @@ class Peers:
         port = free_port()
         env = {**self._policy_env(algorithm), "BENCH_PORT": str(port), "BENCH_CACHE": "200000", **more}
         env["BENCH_UPSTREAM"] = f"http://127.0.0.1:{self.upstream_port}"
-        return start(name, ["node", str(fastify_modules(self.work))], self.run, port, env=env)
+        server = start(name, ["node", str(fastify_modules(self.work))], self.run, port, env=env)
+        server.database = self.portal.pid if more else 0
+        return server
+
+    def postgres(self) -> dict[str, str]:
+        """What lets the peer read the portal: as the superuser, past row-level security."""
+        return {
+            "BENCH_PG_HOST": self.portal.socket_directory, "BENCH_PG_USER": ADMIN_ROLE, "BENCH_PG_DATABASE": DATABASE,
+            "BENCH_PG_QUERY": f"SELECT {PORTAL_FUNCTION}($1)::text AS answer",
+        }  # fmt: skip
 
     def stock(self, algorithm: str, name: str) -> Server:
         port = free_port()
@@ -211,8 +234,7 @@ class Peers:
     def _policy_env(self, algorithm: str) -> dict[str, str]:
         key = self.run / f"key-{algorithm}"
         key.write_text(self.keys.public_pem if algorithm == "RS256" else self.keys.secret.decode())
-        role = "member" if algorithm == "RS256" else "guest"
         return {
             "BENCH_ALG": algorithm, "BENCH_KEY": str(key), "BENCH_ISSUER": ISSUER, "BENCH_AUDIENCE": AUDIENCE,
-            "BENCH_ROLE": role,
+            "BENCH_ROLE": ROLES[algorithm],
         }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loadtests.bench.policy import AUDIENCE, ISSUER, Keys
+from loadtests.bench.policy import AUDIENCE, ISSUER, ROLES, Keys
 
 ENVOY = """
 admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {admin}}}}}}}
@@ -121,7 +121,7 @@ _CACHE = "jwt_cache_config: {jwt_cache_size: %d}"
 
 def envoy(keys: Keys, algorithm: str, port: int, admin: int, upstream: int, cache: int) -> str:
     """Units: `cache` tokens that Envoy remembers, 0: none."""
-    jwks, role = (keys.jwks_rsa, "member") if algorithm == "RS256" else (keys.jwks_hmac, "guest")
+    jwks, role = keys.jwks_rsa if algorithm == "RS256" else keys.jwks_hmac, ROLES[algorithm]
     return ENVOY.format(
         port=port, admin=admin, upstream=upstream, issuer=ISSUER, audience=AUDIENCE, jwks=jwks, role=role,
         cache=_CACHE % cache if cache else "",
@@ -130,9 +130,14 @@ def envoy(keys: Keys, algorithm: str, port: int, admin: int, upstream: int, cach
 
 def haproxy(algorithm: str, key: str, port: int, upstream: int) -> str:
     """Shapes: `key` is the public key's file for RS256, the secret itself for HS256."""
-    role = "member" if algorithm == "RS256" else "guest"
     return HAPROXY.format(
-        port=port, upstream=upstream, alg=algorithm, key=key, issuer=ISSUER, audience=AUDIENCE, role=role
+        port=port,
+        upstream=upstream,
+        alg=algorithm,
+        key=key,
+        issuer=ISSUER,
+        audience=AUDIENCE,
+        role=ROLES[algorithm],
     )
 
 
