@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import selectors
+import shlex
 import signal
 import socket
 import sys
@@ -12,11 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway import unixsocket
+from gateway.demo import CONTROL
 
 if TYPE_CHECKING:
     from gateway.demo.platform import Platform
-
-CONTROL = "demo.sock"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -59,14 +59,15 @@ def _run(options: argparse.Namespace) -> int:
         platform.start()
         _tell_story(platform)
         _serve(platform, stopping)
-    except DemoError as error:
+    except (DemoError, OSError) as error:
         print(f"caregate demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         pass
     finally:
         stopping.ignore()
-        print("\nstopping ...", flush=True)
+        if platform.started():
+            print("\nstopping ...", flush=True)
         platform.stop()
     print("stopped; the data stays in", os.path.relpath(platform.directory))
     return 0
@@ -96,10 +97,11 @@ def _tell_story(platform: Platform) -> None:
     print("\nTry it, in another terminal (each line says what it must answer):\n")
     for name, token in platform.tokens.items():
         print(f"export {name}={token}")
-    print(f"# or: source {os.path.relpath(platform.directory / 'tokens.env')}")
+    print(f"\n# Valid for an hour; always fresh:  . {shlex.quote(os.path.relpath(platform.directory / 'tokens.env'))}")
     story.print_story(base, print)
     print("\nAll of it at once:  .venv/bin/caregate demo play")
-    print(f"Metrics and status: curl -s http://127.0.0.1:{platform.ports.ops}/metrics   .../status")
+    print(f"Metrics:            curl -s http://127.0.0.1:{platform.ports.ops}/metrics")
+    print(f"Status:             curl -s http://127.0.0.1:{platform.ports.ops}/status")
     print(f"Logs:               {os.path.relpath(platform.logs)}/")
     print(f"\nCaregate is ready on {base}; Ctrl-C stops everything.", flush=True)
 
@@ -109,7 +111,8 @@ def _serve(platform: Platform, stopping: _Stop) -> None:
     from gateway.demo.platform import DemoError
 
     path = platform.directory / CONTROL
-    (platform.directory / "port").write_text(str(platform.ports.gateway))
+    port = platform.directory / "port"
+    port.write_text(str(platform.ports.gateway))
     with socket.socket(socket.AF_UNIX) as server, selectors.DefaultSelector() as selector:
         unixsocket.bind(server, path, 4)
         selector.register(server, selectors.EVENT_READ)
@@ -117,10 +120,12 @@ def _serve(platform: Platform, stopping: _Stop) -> None:
             while True:
                 if selector.select(timeout=1.0):
                     _answer(server, platform)
+                platform.renew_tokens()
                 if dead := platform.dead():
                     raise DemoError(f"{', '.join(dead)} ended: see {os.path.relpath(platform.logs)}/")
         finally:
             path.unlink(missing_ok=True)
+            port.unlink(missing_ok=True)
 
 
 def _answer(server: socket.socket, platform: Platform) -> None:

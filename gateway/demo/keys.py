@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 TEMPLATE = Path(__file__).with_name("caregate.yaml")
 UPSTREAM_PORT = 8091
+_ENDPOINT = re.compile(r"http://127\.0\.0\.1:\d+")
+_AS_WRITTEN = ".caregate.yaml.as-written"
 
 UNITS = ("st-marien-hospital", "linden-clinic", "hollow-creek-post")
 SECRET_BYTES = 64
@@ -46,10 +49,36 @@ def write_keys(directory: Path) -> Path:
 
 def write_config(directory: Path, *, upstream_port: int = UPSTREAM_PORT) -> Path:
     """Write caregate.yaml into `directory`, anew each time; returns its path."""
-    text = TEMPLATE.read_text().replace(f"http://127.0.0.1:{UPSTREAM_PORT}", f"http://127.0.0.1:{upstream_port}")
     path = directory / "caregate.yaml"
-    _write(path, text.encode())
+    _write(path, _shipped(upstream_port).encode())
     return path
+
+
+def prepare_config(directory: Path, *, upstream_port: int = UPSTREAM_PORT) -> bool:
+    """Write caregate.yaml, but keep one that was edited, with the port of now; was it kept?"""
+    path, note = directory / "caregate.yaml", directory / _AS_WRITTEN
+    shipped = _shipped(upstream_port)
+    try:
+        found, written = path.read_bytes(), note.read_bytes()
+    except FileNotFoundError:
+        found = written = b""
+    if found == written:
+        _write(path, shipped.encode())
+    else:
+        _write(path, found.replace(_endpoint(written.decode()), _endpoint(shipped)))
+    _write(note, shipped.encode())
+    return found != written
+
+
+def _shipped(upstream_port: int) -> str:
+    return TEMPLATE.read_text().replace(f"http://127.0.0.1:{UPSTREAM_PORT}", f"http://127.0.0.1:{upstream_port}")
+
+
+def _endpoint(document: str) -> bytes:
+    """The only endpoint of the shipped document."""
+    match = _ENDPOINT.search(document)
+    assert match is not None  # noqa: S101 - of a file that ships with the code
+    return match[0].encode()
 
 
 def _write_pair(keys: Path, name: str, private: PrivateKeyTypes) -> None:

@@ -6,6 +6,7 @@ Every child dies with the supervisor, however that ends (PR_SET_PDEATHSIG), so n
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import signal
@@ -19,14 +20,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gateway.demo import story
-from gateway.demo.keys import write_config, write_keys
-from gateway.demo.portal_data import load_portal
-from gateway.store.embedded import EmbeddedPostgres
-from gateway.store.migrate import migrate
+import psycopg
+
+from gateway.config.load import Refused, load
+from gateway.demo import CONTROL, story
+from gateway.demo.keys import prepare_config, write_keys
+from gateway.demo.portal_data import keep_or_load_portal
+from gateway.store.embedded import EmbeddedError, EmbeddedPostgres
+from gateway.store.migrate import MigrationFailed, migrate
 
 _PR_SET_PDEATHSIG = 1
 _STOP_GRACE_S = 12.0
+_KILLED_RUN_PATIENCE_S = 15.0
+_TOKEN_LIFETIME_S = 3600
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -122,6 +128,9 @@ class Platform:
         self.tokens: dict[str, str] = {}
         self._tell = tell
         self._postgres: EmbeddedPostgres | None = None
+        self._lock: int | None = None
+        self._config = self.directory / "caregate.yaml"
+        self._renew_at_s = 0.0
         self._env = dict(os.environ)
 
     # --- start
@@ -131,6 +140,7 @@ class Platform:
 
         Raises: DemoError naming what failed and the log to read.
         """
+        self._lock_directory()
         self._check_ports()
         config = self.start_gateway()
         self._start_units()
@@ -147,14 +157,11 @@ class Platform:
             folder.mkdir(parents=True, exist_ok=True, mode=0o711 if folder == self.directory else 0o700)
         self._tell("keys and configuration")
         config = self.write_documents()
+        _check_config(config)
         self._tell("PostgreSQL")
-        self._postgres = EmbeddedPostgres(self.directory / "postgres")
-        self._postgres.start()
-        migrate(self._postgres.admin_dsn)
-        load_portal(self._postgres.admin_dsn)
         self._env.update(
             CAREGATE_CONFIG_PATH=str(config),
-            CAREGATE_DSN=self._postgres.gateway_dsn,
+            CAREGATE_DSN=self._start_database(),
             CAREGATE_DATA_DIR=str(self.directory),
             CAREGATE_RUN_DIR=str(self.directory / "run"),
             CAREGATE_BIND=f"127.0.0.1:{self.ports.gateway}",
@@ -167,20 +174,43 @@ class Platform:
     def write_documents(self) -> Path:
         """Keys and the configuration that refers to them; returns the configuration's path."""
         write_keys(self.directory)
-        return write_config(self.directory, upstream_port=self.ports.upstream)
+        if prepare_config(self.directory, upstream_port=self.ports.upstream):
+            self._tell(f"keeping the edited {os.path.relpath(self._config)}")
+        return self._config
+
+    def _start_database(self) -> str:
+        """PostgreSQL with the portal; the DSN of the gateway's role."""
+        self._postgres = EmbeddedPostgres(self.directory / "postgres")
+        try:
+            self._postgres.start()
+            migrate(self._postgres.admin_dsn)
+            keep_or_load_portal(self._postgres.admin_dsn)
+        except (EmbeddedError, MigrationFailed, psycopg.Error) as error:
+            raise DemoError(str(error)) from error
+        return self._postgres.gateway_dsn
 
     @property
     def logs(self) -> Path:
         return self.directory / "logs"
 
+    def _lock_directory(self) -> None:
+        """One platform a directory; the lock ends with the process, however that ends."""
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o711)
+        self._lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DemoError(f"a demo runs in {os.path.relpath(self.directory)} already: stop that one first") from error
+
     def _check_ports(self) -> None:
-        for what, port in self.ports.all().items():
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind(("127.0.0.1", port))
-                except OSError as error:
-                    raise DemoError(f"port {port} ({what}) is taken: choose another with PORT=") from error
+        """Raises: DemoError if one is taken; children of a run that was killed get time to end."""
+        killed = (self.directory / CONTROL).exists()
+        until_s = time.monotonic() + (_KILLED_RUN_PATIENCE_S if killed else 0)
+        while taken := [(what, port) for what, port in self.ports.all().items() if not _free(port)]:
+            if time.monotonic() >= until_s:
+                what, port = taken[0]
+                raise DemoError(f"port {port} ({what}) is taken: choose another with PORT=")
+            time.sleep(0.1)
 
     def _spawn(self, name: str, *argv: str) -> Child:
         child = Child(name, [sys.executable, *argv], self.logs / f"{name}.log", self._env)
@@ -250,7 +280,7 @@ class Platform:
             arguments = [f"--claim={k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in claims.items()]
             result = subprocess.run(  # noqa: S603 - our own argv, no shell
                 [sys.executable, "-m", "gateway.cli.main", "token", "issue",
-                 "--config", str(config), "--role", role, "--ttl", "3600", *arguments],
+                 "--config", str(config), "--role", role, "--ttl", str(_TOKEN_LIFETIME_S), *arguments],
                 capture_output=True, text=True, check=False, env=self._env, cwd=ROOT,
             )  # fmt: skip
             if result.returncode:
@@ -260,6 +290,16 @@ class Platform:
         path = self.directory / "tokens.env"
         path.touch(mode=0o600)
         path.write_text(lines)
+        self._renew_at_s = time.time() + _TOKEN_LIFETIME_S / 2
+
+    def renew_tokens(self) -> None:
+        """Issue new tokens once the old ones are half spent; not while the configuration is being edited."""
+        if time.time() < self._renew_at_s:
+            return
+        try:
+            self._issue_tokens(self._config)
+        except DemoError:
+            self._renew_at_s = time.time() + 60
 
     def _unit_answers(self, unit: str) -> bool:
         step = story.Step("", story.PATIENT, "GET", f"/units/v1/{unit}/patients/{story.OWN}/lab-results", 200)
@@ -296,10 +336,37 @@ class Platform:
                 child.wait(until_s)
         if self._postgres is not None:
             self._postgres.stop()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def started(self) -> bool:
+        """Is there anything to stop?"""
+        return self._postgres is not None or bool(self.children)
 
     def dead(self) -> list[str]:
         """Children that ended although nobody stopped them; a stopped agent does not count."""
         return [n for n, c in self.children.items() if not n.endswith("-agent") and not c.running()]
+
+
+def _check_config(path: Path) -> None:
+    """Raises: DemoError with every fault."""
+    try:
+        load(path)
+    except Refused as refused:
+        shown = os.path.relpath(path)
+        faults = [f"{shown}:{fault.line or 1}: {fault}" for fault in refused.places]
+        raise DemoError("\n".join([f"{shown} is refused; mend it, or delete it", *faults])) from refused
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _answers(port: int, path: str) -> bool:

@@ -1,7 +1,8 @@
-"""The demo portal's people, appointments and summaries: invented, believable, the same at every start."""
+"""The demo portal's people, appointments and summaries: invented, believable, the same in every new database."""
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
@@ -49,6 +50,26 @@ def load_portal(admin_dsn: str, today: date | None = None) -> None:
                 for row in rows:
                     copy.write_row(row)
         cursor.execute("ANALYZE portal.patients, portal.registrations, portal.appointments, portal.shared_summaries")
+        cursor.execute(f"COMMENT ON SCHEMA portal IS '{_made_by()}'".encode())
+
+
+def keep_or_load_portal(admin_dsn: str) -> bool:
+    """Load the portal if the database has none, or one that other code made; was it loaded?
+
+    Raises: psycopg.Error.
+    """
+    with psycopg.connect(admin_dsn) as connection:
+        found = connection.execute("SELECT obj_description('portal'::regnamespace, 'pg_namespace')").fetchone()
+    if found == (_made_by(),):
+        return False
+    load_portal(admin_dsn)
+    return True
+
+
+def _made_by() -> str:
+    """Changes with the tables, the functions and the people."""
+    code = _SCHEMA.read_bytes() + Path(__file__).read_bytes()
+    return f"demo {hashlib.sha256(code).hexdigest()}"
 
 
 def patient_id(number: int) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.config.load import check_file, load
-from gateway.demo.keys import PAIRS, SECRETS, UNITS, write_config, write_keys
+from gateway.demo.keys import PAIRS, SECRETS, UNITS, prepare_config, write_config, write_keys
 
 
 @pytest.fixture
@@ -51,3 +51,42 @@ def test_a_unit_key_is_named_as_its_unit(directory: Path) -> None:
     units = load(write_config(directory)).document.units
     assert set(units) == set(UNITS)
     assert all(unit.keys[0].kid == name for name, unit in units.items())
+
+
+def test_an_unedited_configuration_follows_the_shipped_one(directory: Path) -> None:
+    path = write_config(directory)
+    assert not prepare_config(directory, upstream_port=18_091)
+    assert not prepare_config(directory, upstream_port=18_092)
+    assert path.read_bytes() == write_config(directory, upstream_port=18_092).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        pytest.param(b"# mine\n%s", id="good"),
+        pytest.param(b"%s\nroles: {", id="broken"),
+    ],
+)
+def test_an_edited_configuration_is_kept_with_the_port_of_now(directory: Path, edited: bytes) -> None:
+    prepare_config(directory, upstream_port=18_091)
+    path = directory / "caregate.yaml"
+    path.write_bytes(edited % path.read_bytes())
+    for port in (18_092, 18_093):
+        assert prepare_config(directory, upstream_port=port)
+        assert path.read_bytes() == edited % write_config_text(directory, port)
+
+
+def test_a_deleted_configuration_is_written_anew(directory: Path) -> None:
+    prepare_config(directory)
+    path = directory / "caregate.yaml"
+    path.write_text("version: 2")
+    assert prepare_config(directory)
+    path.unlink()
+    assert not prepare_config(directory)
+    assert check_file(path) == []
+
+
+def write_config_text(directory: Path, port: int) -> bytes:
+    shipped = directory / "shipped"
+    shipped.mkdir(exist_ok=True)
+    return write_config(shipped, upstream_port=port).read_bytes()

@@ -4,7 +4,7 @@ import psycopg
 import pytest
 
 from gateway.demo.fhir_data import DEMO_UNITS
-from gateway.demo.portal_data import PATIENTS, UNITS, load_portal, patient_id, units_of
+from gateway.demo.portal_data import PATIENTS, UNITS, keep_or_load_portal, load_portal, patient_id, units_of
 
 _DAY = date(2031, 5, 5)
 _DIGEST = """
@@ -27,6 +27,20 @@ def test_loading_again_gives_the_same(portal, admin):
     load_portal(portal.admin_dsn, _DAY)
     assert admin.execute(_DIGEST).fetchone() == first
     load_portal(portal.admin_dsn)
+
+
+def test_what_was_booked_stays_until_other_code_made_the_portal(portal, admin):
+    load_portal(portal.admin_dsn)
+    booked = "SELECT count(*) FROM portal.appointments WHERE reason = 'kept'"
+    admin.execute(
+        "INSERT INTO portal.appointments (patient, unit, starts_at, reason) "
+        "VALUES ('pat-0001', 'linden-clinic', '2040-01-01', 'kept')"
+    )
+    assert not keep_or_load_portal(portal.admin_dsn)
+    assert admin.execute(booked).fetchone() == (1,)
+    admin.execute("COMMENT ON SCHEMA portal IS 'demo of other code'")
+    assert keep_or_load_portal(portal.admin_dsn)
+    assert admin.execute(booked).fetchone() == (0,)
 
 
 def test_everybody_is_there(admin):
