@@ -10,7 +10,6 @@ import ipaddress
 import os
 import signal
 import socket
-import ssl
 import sys
 import time
 from collections.abc import Callable
@@ -31,11 +30,12 @@ import fastpath
 from fastpath.http import HeadReader
 from fastpath.responses import RequestIds
 from fastpath.routes import canonical_path
-from gateway.http1.connection import Connection, TlsConnection
+from gateway.http1.connection import Connection
 from gateway.http1.deadlines import TICK_NS, DeadlinePassed, Deadlines
 from gateway.http1.limits import SECOND_NS, Limits
 from gateway.http1.proxy import ProxyLineError, parse_proxy_line
 from gateway.http1.response import FileWrapper, Response
+from gateway.http1.tls import TlsConnection, harden, shake_hands
 from gateway.settings import Settings
 
 fastpath.require("http", "chunks", "responses", "routes")
@@ -91,7 +91,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         self._after = _hook(self.cfg, "post_request")
         self._logs_access = _logs_access(self.log)
         self.observed = self._logs_access or self._before is not None or self._after is not None
-        self._tls = _tls_context(self.cfg) if self.cfg.is_ssl else None
+        self._tls = harden(gunicorn_sock.ssl_context(self.cfg)) if self.cfg.is_ssl else None
         self._tick()
         self._timer = get_hub().loop.timer(TICK_NS / SECOND_NS, TICK_NS / SECOND_NS)
         self._timer.start(self._tick)
@@ -186,27 +186,21 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             peer, port, unread = self._read_proxy_line(sock, peer, port)
         base["caregate.peer"] = base["REMOTE_ADDR"] = peer
         base["REMOTE_PORT"] = str(port)
-        connection_type = Connection
-        if self._tls is not None:
-            sock = self._handshake(self._tls, sock)
-            connection_type = TlsConnection
-            if gunicorn_sock.is_http2_negotiated(sock):
-                self.handle_http2(listener, sock, address)
-                return
-        connection = connection_type(self, sock, base)
+        if self._tls is None:
+            self._converse(Connection(self, sock, base), unread)
+            return
+        encrypted = shake_hands(self._tls, sock, self.limits.head_ns)
+        try:
+            self._converse(TlsConnection(self, encrypted, base), b"")
+        finally:
+            util.close(encrypted)
+
+    def _converse(self, connection: Connection, unread: bytes) -> None:
         self.connections.add(connection)
         try:
             connection.serve(unread)
         finally:
             self.connections.discard(connection)
-
-    def _handshake(self, context: Any, sock: Any) -> Any:
-        """A TLS socket over an accepted one.
-
-        Raises: OSError (ssl.SSLError), DeadlinePassed.
-        """
-        with gevent.Timeout(self.limits.head_ns / SECOND_NS, DeadlinePassed):
-            return context.wrap_socket(sock, server_side=True, suppress_ragged_eofs=True)
 
     def _may_speak_for_others(self, peer: str) -> bool:
         """May this peer name another address by the PROXY protocol?"""
@@ -323,13 +317,6 @@ _REQUEST_KEYS = (
     "caregate.watch",
     "wsgi.input",
 )
-
-
-def _tls_context(cfg: Any) -> ssl.SSLContext:
-    """gunicorn's TLS context, never below TLS 1.2."""
-    context: ssl.SSLContext = gunicorn_sock.ssl_context(cfg)
-    context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
-    return context
 
 
 def _hook(cfg: Any, name: str) -> Callable[..., None] | None:

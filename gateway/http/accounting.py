@@ -25,7 +25,7 @@ from gateway.errors import (
     RelayError,
 )
 from gateway.http import problems
-from gateway.http.identity import client_address
+from gateway.http.address import client_address
 from gateway.metrics import Metrics
 
 
@@ -62,7 +62,9 @@ class Accounting:
         req.context.gateway = ctx
         self._metrics.inc("caregate_requests_in_flight")
         peer = env.get("caregate.peer", env.get("REMOTE_ADDR", ""))
-        ctx.client_address = client_address(peer, env.get("HTTP_X_FORWARDED_FOR"), snapshot.trusted_proxies)
+        ctx.client_address = client_address(
+            peer, env.get("HTTP_X_FORWARDED_FOR"), snapshot.trusted_proxies, env.get("HTTP_FORWARDED")
+        )
         ctx.path, ctx.query = _target(env)
         if self.draining:
             raise Draining()

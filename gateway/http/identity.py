@@ -1,11 +1,10 @@
-"""Who calls: the caller's address and the principal of the bearer token.
+"""Who calls: the principal of the bearer token.
 
 A token that is present must be good, whatever the route; that a route needs one is decided in `authorization`.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote_plus
@@ -20,7 +19,6 @@ from gateway.metrics import Metrics
 
 UNIT_LINKS = "/relay/"
 """Where units dial in: their tokens have another audience and are verified by the resource itself."""
-_MAX_HOPS = 16
 
 
 class Identity:
@@ -95,35 +93,3 @@ def _principal(snapshot: Snapshot, verified: Verified) -> Principal:
         expires_at_s=verified.expires_at_s,
         claims=verified.claims,
     )
-
-
-Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
-
-
-def client_address(peer: str, forwarded_for: str | None, trusted: Networks) -> str:
-    """The address that counts: the peer's, or behind trusted proxies the last one that is not such a proxy.
-
-    A list that cannot be read is not believed beyond the last good entry.
-    """
-    if not trusted or not forwarded_for or not _is_trusted(peer, trusted):
-        return peer
-    address = peer
-    for entry in reversed(forwarded_for.split(",")[-_MAX_HOPS:]):
-        candidate = entry.strip()
-        try:
-            address = str(ipaddress.ip_address(candidate))
-        except ValueError:
-            return address
-        if not _is_trusted(address, trusted):
-            return address
-    return address
-
-
-def _is_trusted(address: str, trusted: Networks) -> bool:
-    if not address:
-        return any(network.prefixlen == 0 for network in trusted)
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    return any(parsed in network for network in trusted)

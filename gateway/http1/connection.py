@@ -23,7 +23,7 @@ from gateway.http1.response import Response
 RECEIVE_BYTES = 16_384
 BODY_RECEIVE_BYTES = 131_072
 NO_BODY = NoBody()
-_TCP_CLOSING = frozenset({7, 8, 9, 11})
+TCP_CLOSING = frozenset({7, 8, 9, 11})
 """TCP_CLOSE, TCP_CLOSE_WAIT, TCP_LAST_ACK, TCP_CLOSING of tcpi_state."""
 
 _REFUSALS: dict[str, type[e.ClientError]] = {
@@ -135,6 +135,7 @@ class Connection:
         except e.GatewayError as error:
             return self._refuse(error)
         if head is None:
+            self._say_end()
             return False
         service = self._service
         environ = head.environ
@@ -264,7 +265,9 @@ class Connection:
         self.response.keep_alive = False
         self._ended = True
         self.send((payload, body) if framing > 0 else (payload,))
-        if type(error) is not e.RequestTimeout:
+        if type(error) is e.RequestTimeout:
+            self._say_end()
+        else:
             self._linger()
         return False
 
@@ -327,13 +330,16 @@ class Connection:
         """The first bytes of a request; empty if none came before the client or we gave up waiting."""
         self.idle = True
         try:
-            self._service.deadlines.arm(self, time.monotonic_ns() + self._service.limits.keepalive_ns)
+            self._service.deadlines.arm(self, self._idle_deadline_ns())
             self._wait_readable()
             return self._receive(RECEIVE_BYTES, self.deadline_ns)
         except DeadlinePassed:
             return b""
         finally:
             self.idle = False
+
+    def _idle_deadline_ns(self) -> int:
+        return time.monotonic_ns() + self._service.limits.keepalive_ns
 
     def _receive(self, size: int, deadline_ns: int) -> bytes:
         """What has come, empty at the end of the stream.
@@ -366,10 +372,7 @@ class Connection:
             return
         self._watcher.stop()
         self._armed = False
-        gone = self._gone
-        if gone is not None and self._peer_closed():
-            self._gone = None
-            gone()
+        self._notice_gone()
 
     def expire(self) -> None:
         """Called from the hub when the deadline has passed."""
@@ -408,10 +411,16 @@ class Connection:
             self._armed = True
             self._watcher.start(self._readable)
 
+    def _notice_gone(self) -> None:
+        gone = self._gone
+        if gone is not None and self._peer_closed():
+            self._gone = None
+            gone()
+
     def _peer_closed(self) -> bool:
         try:
             if self._raw.family in (socket.AF_INET, socket.AF_INET6):
-                return self._raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _TCP_CLOSING
+                return self._raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in TCP_CLOSING
             return not self._raw.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
@@ -457,8 +466,11 @@ class Connection:
             except BlockingIOError:
                 pass
 
+    def _write_deadline_ns(self) -> int:
+        return time.monotonic_ns() + self._service.limits.write_ns
+
     def _wait_writable(self) -> None:
-        self._service.deadlines.arm(self, time.monotonic_ns() + self._service.limits.write_ns)
+        self._service.deadlines.arm(self, self._write_deadline_ns())
         self._waiting = True
         if self._armed:
             self._watcher.stop()
@@ -476,7 +488,7 @@ class Connection:
         deadline_ns = time.monotonic_ns() + limits.linger_ns
         left = limits.linger_bytes
         try:
-            self._raw.shutdown(socket.SHUT_WR)
+            self._half_close()
             while left > 0:
                 piece = self._receive(BODY_RECEIVE_BYTES, deadline_ns)
                 if not piece:
@@ -485,62 +497,9 @@ class Connection:
         except (OSError, DeadlinePassed):
             pass
 
+    def _half_close(self) -> None:
+        """Raises: OSError."""
+        self._raw.shutdown(socket.SHUT_WR)
 
-class TlsConnection(Connection):
-    """A connection over a gevent TLS socket: pieces are joined, and the socket waits by itself.
-
-    NOTE: readiness of the file descriptor says nothing of bytes that TLS has decrypted already.
-    """
-
-    __slots__ = ()
-
-    def _receive_idle(self) -> bytes:
-        self.idle = True
-        try:
-            return self._receive(RECEIVE_BYTES, time.monotonic_ns() + self._service.limits.keepalive_ns)
-        except DeadlinePassed:
-            return b""
-        finally:
-            self.idle = False
-
-    def _receive(self, size: int, deadline_ns: int) -> bytes:
-        self._service.deadlines.arm(self, deadline_ns)
-        self._waiting = True
-        try:
-            return self._sock.recv(size)  # type: ignore[no-any-return]
-        finally:
-            self._waiting = False
-
-    def send(self, pieces: Sequence[bytes]) -> None:
-        rest = memoryview(b"".join(pieces))
-        while rest:
-            self._service.deadlines.arm(self, time.monotonic_ns() + self._service.limits.write_ns)
-            self._waiting = True
-            try:
-                sent = self._sock.send(rest[:65_536])
-            finally:
-                self._waiting = False
-            rest = rest[sent:]
-
-    def _readable(self) -> None:
-        """Only armed by `watch`: in TLS, waiting is the socket's own."""
-        self._watcher.stop()
-        self._armed = False
-        gone = self._gone
-        if gone is not None and self._peer_closed():
-            self._gone = None
-            gone()
-
-    def _peer_closed(self) -> bool:
-        try:
-            state = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-        except OSError:
-            return True
-        return state in _TCP_CLOSING
-
-    def _linger(self) -> None:
-        """Close notify, then the raw stream until the client is done."""
-        try:
-            super()._linger()
-        except ValueError:
-            pass
+    def _say_end(self) -> None:
+        """Before a close that nothing is read after: in TLS the peer is told. Closing a plain socket says it all."""

@@ -1,13 +1,11 @@
-"""Where the token is looked for, and whose address counts."""
+"""Where the token is looked for."""
 
 from __future__ import annotations
-
-from ipaddress import ip_network
 
 import pytest
 
 from gateway.errors import TokenAmbiguous, TokenInvalid
-from gateway.http.identity import bearer_token, client_address
+from gateway.http.identity import bearer_token
 
 
 @pytest.mark.parametrize(
@@ -37,24 +35,3 @@ def test_bearer_token(env, expected):
             bearer_token(env)
     else:
         assert bearer_token(env) == expected
-
-
-PROXIES = (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
-
-
-@pytest.mark.parametrize(
-    ("peer", "forwarded", "trusted", "expected"),
-    [
-        pytest.param("198.51.100.1", "203.0.113.9", (), "198.51.100.1", id="nobody is trusted"),
-        pytest.param("198.51.100.1", "203.0.113.9", PROXIES, "198.51.100.1", id="peer is no proxy of ours"),
-        pytest.param("10.0.0.1", None, PROXIES, "10.0.0.1", id="proxy says nothing"),
-        pytest.param("10.0.0.1", "203.0.113.9", PROXIES, "203.0.113.9", id="proxy is believed"),
-        pytest.param("10.0.0.1", "1.1.1.1, 203.0.113.9", PROXIES, "203.0.113.9", id="only the last is ours to believe"),
-        pytest.param("10.0.0.1", "203.0.113.9, 10.0.0.2", PROXIES, "203.0.113.9", id="two proxies of ours"),
-        pytest.param("10.0.0.1", "10.0.0.3, 10.0.0.2", PROXIES, "10.0.0.3", id="all are proxies"),
-        pytest.param("10.0.0.1", "203.0.113.9, junk", PROXIES, "10.0.0.1", id="junk is not believed"),
-        pytest.param("fd00::1", "2001:db8::7", PROXIES, "2001:db8::7", id="version 6"),
-    ],
-)
-def test_client_address(peer, forwarded, trusted, expected):
-    assert client_address(peer, forwarded, trusted) == expected

@@ -87,6 +87,12 @@ def free_base_port() -> int:
 
 
 @pytest.fixture(scope="session")
+def base_port() -> Callable[[], int]:
+    """Ports for further platforms."""
+    return free_base_port
+
+
+@pytest.fixture(scope="session")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     started = Platform(tmp_path_factory.mktemp("platform"), free_base_port(), workers=4, tell=lambda text: None)
     try:

@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import socket
-import ssl
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -192,76 +190,3 @@ def exchange_or_reset(exchange: Any, raw: bytes, server: Any) -> list[int]:
     except ConnectionResetError:
         return []
     return statuses
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    folder = tmp_path_factory.mktemp("tls")
-    key, cert = str(folder / "key.pem"), str(folder / "cert.pem")
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", "/CN=gw.example", "-addext", "subjectAltName=DNS:gw.example", "-keyout", key, "-out", cert],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return key, cert
-
-
-class TestTls:
-    @pytest.fixture
-    def tls(self, start_server: Start, certificate: tuple[str, str]) -> Any:
-        return start_server("--keyfile", certificate[0], "--certfile", certificate[1], CAREGATE_HEAD_TIMEOUT_S="1")
-
-    def wrap(self, server: Any, certificate: tuple[str, str], version: ssl.TLSVersion | None = None) -> ssl.SSLSocket:
-        context = ssl.create_default_context(cafile=certificate[1])
-        context.set_alpn_protocols(["h2", "http/1.1"])
-        if version is not None:
-            context.minimum_version = context.maximum_version = version
-        return context.wrap_socket(server.connect(), server_hostname="gw.example")
-
-    @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-    def test_requests(self, tls: Any, certificate: tuple[str, str], answers: Any, version: ssl.TLSVersion) -> None:
-        with self.wrap(tls, certificate, version) as sock:
-            assert sock.selected_alpn_protocol() in (None, "http/1.1")
-            sock.sendall(REQUEST + b"POST /echo HTTP/1.1\r\nHost: g\r\nContent-Length: 200000\r\n\r\n")
-            sock.sendall(b"a" * 200_000 + b"GET /environ HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n")
-            got = answers(read_until(sock, b""))
-        assert got.statuses == [200, 200, 200]
-        assert got.bodies[1] == b"a" * 200_000
-        assert json.loads(got.bodies[2])["wsgi.url_scheme"] == "https"
-
-    def test_large_and_generated_answers(self, tls: Any, certificate: tuple[str, str], answers: Any) -> None:
-        with self.wrap(tls, certificate) as sock:
-            for path in (b"/large", b"/generator", b"/two"):
-                sock.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: g\r\n\r\n")
-            sock.sendall(b"GET / HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n")
-            got = answers(read_until(sock, b""))
-        assert [len(body) for body in got.bodies] == [4_194_304, 50_006, 6, 1]
-
-    def test_upgrade(self, tls: Any, certificate: tuple[str, str]) -> None:
-        with self.wrap(tls, certificate) as sock:
-            sock.sendall(b"GET /upgrade HTTP/1.1\r\nHost: g\r\n\r\nearly")
-            assert read_until(sock, b"EARLY").startswith(b"HTTP/1.1 101 ")
-
-    def test_a_client_that_never_shakes_hands_is_dropped(self, tls: Any) -> None:
-        started = time.monotonic()
-        with tls.connect() as sock:
-            assert read_until(sock, b"") == b""
-        assert 0.9 < time.monotonic() - started < 4
-
-    def test_old_versions_are_refused(self, tls: Any) -> None:
-        hello = b"\x03\x02" + b"r" * 32 + b"\x00" + b"\x00\x06\xc0\x13\xc0\x09\x00\x2f" + b"\x01\x00"
-        message = b"\x01" + len(hello).to_bytes(3, "big") + hello
-        with tls.connect() as sock:
-            sock.sendall(b"\x16\x03\x01" + len(message).to_bytes(2, "big") + message)
-            alert = read_until(sock, b"")
-        assert alert[:1] == b"\x15"
-        assert alert[-1] == 70, "protocol_version"
-
-    def test_plain_text_is_not_answered(self, tls: Any) -> None:
-        with tls.connect() as sock:
-            sock.sendall(REQUEST)
-            try:
-                data = read_until(sock, b"")
-            except ConnectionResetError:
-                data = b""
-        assert b"HTTP" not in data
