@@ -110,7 +110,7 @@ def _verifier(document: Document, keyring: Keyring, roles: dict[str, CompiledRol
     return Verifier(
         keys,
         leeway_s=document.gateway.leeway_s,
-        known_audiences=document.audiences,
+        known_audiences=(*document.audiences, UNIT_LINK_AUDIENCE),
         cache_size=cache_size,
         checks=CHECKS,
     )
@@ -135,7 +135,7 @@ def _unit_verifier(document: Document, keyring: Keyring) -> Verifier:
     return Verifier(
         keys,
         leeway_s=document.gateway.leeway_s,
-        known_audiences=(UNIT_LINK_AUDIENCE,),
+        known_audiences=(*document.audiences, UNIT_LINK_AUDIENCE),
         cache_size=UNIT_TOKEN_CACHE_SIZE,
     )
 

@@ -10,6 +10,7 @@ What a connection prepared is its own and is dropped with it, so that a caller t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -95,8 +96,9 @@ class ControlServer:
                 log.warning("a foreign user knocked at the control socket")
                 return
             session = _Session(self._holder, self._in_force, self._catalog_check, self._lock, self._pid)
-            for line in _lines(connection):
-                connection.sendall(json.dumps(session.answer(line)).encode() + b"\n")
+            with contextlib.suppress(OSError):  # a peer that is gone wants no answer
+                for line in _lines(connection):
+                    connection.sendall(json.dumps(session.answer(line)).encode() + b"\n")
 
 
 class _Session:
@@ -121,7 +123,7 @@ class _Session:
         try:
             asked = json.loads(line)
             do = asked["do"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return {"ok": False, "error": "not a command"}
         if do == "status":
             return self._status()
