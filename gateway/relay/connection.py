@@ -28,7 +28,8 @@ class TokenCheck(Protocol):
 class UnitConnection(Link):
     """A unit's WebSocket from HELLO to its end.
 
-    Shapes: `seat` is (instance, index) of HELLO: a newer connection in the same seat replaces this one.
+    Shapes: `seat` is (instance, index) of HELLO: a newer connection in the same seat replaces this one. `retired`: it
+    takes no new streams, and the siblings were told.
     """
 
     session: GatewaySession
@@ -60,7 +61,7 @@ class UnitConnection(Link):
         self._token_exp_s = token_exp_s
         self._check_token = check_token
         self._heard = Wake()
-        self._retired = False
+        self.retired = False
 
     # --- HELLO and tokens
 
@@ -113,8 +114,8 @@ class UnitConnection(Link):
             self._heard.set()
 
     def _retire(self) -> None:
-        if not self._retired and self.epoch:
-            self._retired = True
+        if not self.retired and self.epoch:
+            self.retired = True
             self.registry.retire(self)
 
     def _on_goaway(self, event: ev.GoAwayReceived) -> None:

@@ -126,6 +126,18 @@ class Dispatcher:
         return exchange, failure, link
 
     def _start(self, call: Call, exchange: Exchange, piece: bytes, end: bool, avoid: Link | None) -> Link:
+        """Yields to the hub: only while a unit moves from a worker that leaves to another."""
+        while True:
+            link, full = self._try_start(call, exchange, piece, end, avoid)
+            if link is not None:
+                return link
+            if full or not self._registry.await_return(call.unit, call.deadline_s - self._clock()):
+                raise self._absent(call.unit, full)
+
+    def _try_start(
+        self, call: Call, exchange: Exchange, piece: bytes, end: bool, avoid: Link | None
+    ) -> tuple[Link | None, bool]:
+        """The link that took the request; else None, and whether one was merely full."""
         left_ms = min(int((call.deadline_s - self._clock()) * 1000), MAX_DEADLINE_MS)
         if left_ms <= 0:
             raise UnitQueueTimeout(call.unit)
@@ -141,8 +153,8 @@ class Dispatcher:
                 raise HeadersTooLarge from None
             else:
                 exchange.link = link
-                return link
-        raise self._absent(call.unit, full)
+                return link, False
+        return None, full
 
     def _candidates(self, unit: str, avoid: Link | None) -> list[tuple[Link, bool]]:
         """Local ones with the fewest streams first, then siblings; suspects and what just failed last."""

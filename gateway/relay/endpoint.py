@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import heapq
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -28,6 +27,7 @@ from gateway.errors import (
     UpgradeRequired,
 )
 from gateway.relay.frames import SUBPROTOCOL
+from gateway.relay.used_tokens import UsedTokens, mark_of
 
 MAX_LIFETIME_S: Final = 300
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -37,38 +37,13 @@ TakeOver = Callable[[CompiledUnit, float, Any, bytes], None]
 """(unit, end of its token in seconds since 1970, socket, unread bytes): lives as long as the connection."""
 
 
-class UsedTokens:
-    """Token ids that were used on this worker, until their tokens have run out.
-
-    Units: seconds since 1970.
-    """
-
-    def __init__(self, capacity: int = 100_000) -> None:
-        self._capacity = capacity
-        self._ends: list[tuple[float, str]] = []
-        self._ids: set[str] = set()
-
-    def use(self, token_id: str, expires_s: float, now_s: float) -> bool:
-        """False if it was used before. Raises: Overloaded if there is no room to remember it."""
-        while self._ends and self._ends[0][0] <= now_s:
-            self._ids.discard(heapq.heappop(self._ends)[1])
-        if token_id in self._ids:
-            return False
-        if len(self._ids) >= self._capacity:
-            # SEC: forgetting one to make room would let it be used again.
-            raise Overloaded("Too many units dial at once", retry_after_s=5)
-        self._ids.add(token_id)
-        heapq.heappush(self._ends, (expires_s, token_id))
-        return True
-
-
 class UnitTokens:
     """Checks of a unit's own token, at the dial and at each renewal."""
 
-    def __init__(self, holder: SnapshotHolder, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, holder: SnapshotHolder, used: UsedTokens, now: Callable[[], float] = time.time) -> None:
         self._holder = holder
+        self._used = used
         self._now = now
-        self._used = UsedTokens()
 
     def check(self, token: str) -> tuple[CompiledUnit, float]:
         """The unit and its token's end. Raises: TokenInvalid, Forbidden, UnitUnknown, Overloaded."""
@@ -85,7 +60,7 @@ class UnitTokens:
         if not unit.enabled:
             raise Forbidden("The unit is disabled")
         # Last, so that a refusal for another reason does not spend the token.
-        if not self._used.use(f"{unit_id}\n{verified.jti}", verified.expires_at_s, now_s):
+        if not self._used.use(mark_of(unit_id, verified.jti or ""), verified.expires_at_s, now_s):
             raise TokenInvalid("The token was used before")
         return unit, verified.expires_at_s
 

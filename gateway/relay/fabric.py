@@ -18,25 +18,32 @@ from gateway.relay.connection import UnitConnection
 from gateway.relay.handover import handover_path
 from gateway.relay.mesh_link import AskingLink, HoldingLink
 from gateway.relay.registry import Registry
+from gateway.relay.used_tokens import UsedTokens
 
 RESCAN_S: Final = 2.0
 """How often the directory is looked at for siblings that were missed; a new worker dials by itself, at once."""
 
 DIAL_TIMEOUT_S: Final = 2.0
 
+JOIN_S: Final = 0.5
+"""How long a new worker waits at most for what its siblings hold."""
+
 
 class Fabric:
     """Membership is known by connection: when a link ends, the units behind it are gone."""
 
-    def __init__(self, run_dir: Path, registry: Registry, name: str | None = None) -> None:
+    def __init__(self, run_dir: Path, registry: Registry, used: UsedTokens, name: str | None = None) -> None:
         self._dir = run_dir
         self._registry = registry
+        self._used = used
         self.name = name or f"relay-{os.getpid()}.sock"
         self._listener: Any = None
         self._greenlets: list[Any] = []
         self._holding: dict[str, HoldingLink] = {}
+        self._scanned = False
         self._asking: set[AskingLink] = set()
         registry.announce = self._announce
+        used.announce = lambda mark, expires_s: self._tell({"used": [(mark, expires_s)]})
 
     def start(self) -> None:
         """Listen, dial the siblings that are there, keep looking. Yields to the hub: yes."""
@@ -45,6 +52,7 @@ class Fabric:
         self._listener = socket.socket(plain.AF_UNIX, plain.SOCK_STREAM)
         unixsocket.bind(self._listener, path, 128)
         self._greenlets = [gevent.spawn(self._accept_loop), gevent.spawn(self._scan_loop)]
+        self._join()
 
     def stop(self) -> None:
         """Close every link and take the socket away."""
@@ -55,6 +63,14 @@ class Fabric:
             (self._dir / self.name).unlink()
         for link in [*self._asking, *self._holding.values()]:
             link.carrier.abort()
+
+    def _join(self) -> None:
+        """Let the siblings tell their units before the first caller comes, else he would be told there are none."""
+        end_s = time.monotonic() + JOIN_S
+        while not self._scanned or (set(self._holding) - set(self.siblings)):
+            if time.monotonic() > end_s:
+                return
+            gevent.sleep(0.005)
 
     @property
     def siblings(self) -> list[str]:
@@ -77,7 +93,7 @@ class Fabric:
                 sock.close()
 
     def _ask(self, sock: Any) -> None:
-        link = AskingLink(sock, self._registry, self._dial)
+        link = AskingLink(sock, self._registry, self._used, self._dial)
         self._asking.add(link)
         try:
             link.run()
@@ -90,6 +106,7 @@ class Fabric:
         while True:
             for path in sorted(self._dir.glob("relay-*.sock")):
                 self._dial(path.name)
+            self._scanned = True
             gevent.sleep(RESCAN_S)
 
     def _dial(self, name: str) -> None:
@@ -129,9 +146,10 @@ class Fabric:
     def _membership(self) -> dict[str, Any]:
         return {
             "name": self.name,
-            "up": [_row(connection) for connection in self._registry.all_local()],
+            "up": [_row(connection) for connection in self._registry.all_local() if not connection.retired],
             "down": [],
             "past": [(unit, f.at_s, f.why) for unit, f in self._registry.farewells().items()],
+            "used": self._used.rows(),
         }
 
     def _announce(self, connection: UnitConnection, up: bool, why: str) -> None:
@@ -139,6 +157,9 @@ class Fabric:
             record: dict[str, Any] = {"up": [_row(connection)]}
         else:
             record = {"down": [(connection.unit, connection.conn, why, time.time())]}
+        self._tell(record)
+
+    def _tell(self, record: dict[str, Any]) -> None:
         for link in self._holding.values():
             link.announce(record)
 

@@ -4,9 +4,9 @@
  u32 length of the rest | u8 kind (0 relay frame, 1 membership) | payload
 ```
 Membership is a JSON object {name, up: [[unit, conn, epoch, instance, index]…], down: [[unit, conn, why, at_s]…],
-past: [[unit, at_s, why]…]}. A worker that holds units dials its siblings and says HELLO as a unit would: to them it is
-all of its units at once. What crosses are relay frames with the same credits; only the stream id is another one, and
-REQ names the unit.
+past: [[unit, at_s, why]…], used: [[mark of a unit token, its end]…]}. A worker that holds units dials its siblings and
+says HELLO as a unit would: to them it is all of its units at once. What crosses are relay frames with the same credits;
+only the stream id is another one, and REQ names the unit.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import contextlib
 import struct
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+import msgspec
 import orjson
 
 from gateway.errors import Delivery
@@ -27,6 +28,7 @@ from gateway.relay.frames import Hello, Oversize, Request, ResetCode, Response, 
 from gateway.relay.link import CarrierFault, Failure, Link, Sink, quietly_shut
 from gateway.relay.registry import Membership, Registry
 from gateway.relay.session import GatewaySession, UnitSession
+from gateway.relay.used_tokens import UsedTokens
 
 MESH_LIMITS: Final = Limits(
     max_streams=8_192,
@@ -45,10 +47,26 @@ _HEAD: Final = struct.Struct("!IB")
 _FRAME, _MEMBERSHIP = 0, 1
 
 
+_Moment = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
+
+
+class MembershipRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a sibling tells of itself, its units and the tokens it has seen. Units: `*_s` seconds since 1970."""
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^(relay-[A-Za-z0-9_.-]+\.sock)?$", max_length=64)] = ""
+    up: list[tuple[str, str, int, str, int]] = []
+    down: list[tuple[str, str, str, _Moment]] = []
+    past: list[tuple[str, _Moment, str]] = []
+    used: list[tuple[str, _Moment]] = []
+
+
+_decode_membership: Final = msgspec.json.Decoder(MembershipRecord).decode
+
+
 class UnixCarrier:
     """Length-prefixed records over a stream socket of this machine. See link.Carrier."""
 
-    def __init__(self, sock: Any, on_membership: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, sock: Any, on_membership: Callable[[MembershipRecord], None]) -> None:
         self._sock = sock
         self._on_membership = on_membership
         self._pending = bytearray()
@@ -67,7 +85,7 @@ class UnixCarrier:
             self._pending += data
             frames, membership = self._cut()
             for payload in membership:
-                self._on_membership(orjson.loads(payload))
+                self._on_membership(_membership(payload))
             if frames:
                 return frames
 
@@ -110,14 +128,23 @@ class UnixCarrier:
             self._sock.close()
 
 
+def _membership(payload: bytes) -> MembershipRecord:
+    """Raises: CarrierFault."""
+    try:
+        return _decode_membership(payload)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise CarrierFault(1002, "a membership record that is not ours") from error
+
+
 class AskingLink(Link):
     """The side that asks: a sibling dialled and announces its units. Requests go out here like to a unit."""
 
-    def __init__(self, sock: Any, registry: Registry, on_name: Callable[[str], None]) -> None:
+    def __init__(self, sock: Any, registry: Registry, used: UsedTokens, on_name: Callable[[str], None]) -> None:
         carrier = UnixCarrier(sock, self._on_membership)
         session = GatewaySession(MESH_LIMITS, time.monotonic())
         super().__init__(session, carrier)
         self._registry = registry
+        self._used = used
         self._on_name = on_name
         self.name = ""
 
@@ -141,17 +168,18 @@ class AskingLink(Link):
     def start(self, request: Request, deadline_s: float, sink: Sink, body: bytes, end: bool) -> int:
         return super().start(request, deadline_s + DEADLINE_GRACE_S, sink, body, end)
 
-    def _on_membership(self, record: dict[str, Any]) -> None:
-        name = record.get("name")
-        if name and not self.name:
-            self.name = name
-            self._on_name(name)
-        for unit, at_s, why in record.get("past", ()):
+    def _on_membership(self, record: MembershipRecord) -> None:
+        if record.name and not self.name:
+            self.name = record.name
+            self._on_name(record.name)
+        for unit, at_s, why in record.past:
             self._registry.recall(unit, at_s, why)
-        for unit, conn, epoch, instance, index in record.get("up", ()):
+        for unit, conn, epoch, instance, index in record.up:
             self._registry.add_remote(self, Membership(unit, conn, epoch, instance, index))
-        for unit, conn, why, at_s in record.get("down", ()):
+        for unit, conn, why, at_s in record.down:
             self._registry.remove_remote(self, unit, conn, why, at_s)
+        for mark, expires_s in record.used:
+            self._used.recall(mark, expires_s)
 
     def on_ended(self) -> None:
         self._registry.drop_link(self, "worker-lost")

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from gevent.event import Event as Wake
+
 from gateway.relay.states import State
 
 if TYPE_CHECKING:
@@ -18,6 +20,12 @@ Watcher = Callable[[str, str, dict[str, object]], None]
 """Told of (event, unit, details); the events are unit.up, unit.down, connection.up, connection.down."""
 
 MAX_REMEMBERED: Final = 100_000
+
+MOVING: Final = "draining"
+"""Why a unit left that was asked to dial again, because its worker is being replaced."""
+
+MOVE_S: Final = 3.0
+"""How long such a unit may take to come back before it counts as not connected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,8 @@ class Registry:
         self._watcher = watcher or (lambda event, unit, details: None)
         self._now = now
         self._last_epoch = 0
+        self._began_s = now()
+        self._arrivals: dict[str, Wake] = {}
         self.announce: Callable[[UnitConnection, bool, str], None] = lambda connection, up, why: None
         """Told when a connection of this worker comes or goes: the mesh passes it on."""
 
@@ -76,12 +86,15 @@ class Registry:
         record.local[connection.conn] = connection
         details: dict[str, object] = {"conn": connection.conn, "epoch": connection.epoch}
         self._watcher("connection.up", connection.unit, details)
+        self._tell_arrival(connection.unit)
         if first:
             self._watcher("unit.up", connection.unit, details)
         self.announce(connection, True, "")
 
     def retire(self, connection: UnitConnection) -> None:
         """The connection takes no new streams: siblings need not ask for it, and it counts no more."""
+        if connection.session.close_reason == MOVING:
+            self._remember(connection.unit, self._now(), MOVING)
         self.announce(connection, False, connection.session.close_reason)
 
     def unregister(self, connection: UnitConnection, why: str) -> None:
@@ -95,12 +108,31 @@ class Registry:
         self.announce(connection, False, why)
 
     def _after_loss(self, unit: str, record: UnitRecord, at_s: float, why: str) -> None:
-        if len(self._farewells) >= MAX_REMEMBERED:
-            self._farewells.clear()
-        self._farewells[unit] = Farewell(at_s, why)
+        self._remember(unit, at_s, why)
         if not record.local and not record.remote:
             del self._units[unit]
             self._watcher("unit.down", unit, {"why": why})
+
+    def _remember(self, unit: str, at_s: float, why: str) -> None:
+        if len(self._farewells) >= MAX_REMEMBERED:
+            self._farewells.clear()
+        self._farewells[unit] = Farewell(at_s, why)
+
+    def _tell_arrival(self, unit: str) -> None:
+        wake = self._arrivals.pop(unit, None)
+        if wake is not None:
+            wake.set()
+
+    def await_return(self, unit: str, limit_s: float) -> bool:
+        """Wait for a unit that was asked to move just now; True if a connection of it came. Yields to the hub: yes."""
+        farewell = self._farewells.get(unit)
+        if farewell is None or farewell.why != MOVING:
+            return False
+        # A worker that has just begun stands for one that left: nobody could dial it before.
+        left_s = min(limit_s, max(farewell.at_s, self._began_s) + MOVE_S - self._now())
+        if left_s <= 0:
+            return False
+        return bool(self._arrivals.setdefault(unit, Wake()).wait(left_s))
 
     def local(self, unit: str) -> list[UnitConnection]:
         record = self._units.get(unit)
@@ -117,6 +149,7 @@ class Registry:
         record = self._units.setdefault(member.unit, UnitRecord())
         first = not record.local and not record.remote
         record.remote[link, member.conn] = member
+        self._tell_arrival(member.unit)
         for other in list(record.local.values()):
             if other.seat == (member.instance, member.index) and other.epoch < member.epoch:
                 other.replace()

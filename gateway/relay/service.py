@@ -16,8 +16,9 @@ from gateway.relay.endpoint import ConnectResource, DialGate, UnitTokens
 from gateway.relay.fabric import Fabric
 from gateway.relay.frames import GoAwayCode
 from gateway.relay.handover import Handover
-from gateway.relay.registry import Registry
+from gateway.relay.registry import MOVING, Registry
 from gateway.relay.resource import UnitResource
+from gateway.relay.used_tokens import UsedTokens
 
 PROBE_S: Final = 1.0
 """How long a connection may take to prove that it lives when its unit dials once more than it may."""
@@ -46,10 +47,11 @@ class Relay:
             hello_s=getattr(settings, "relay_hello_timeout_ms", 5_000) / 1000,
         )
         self.registry = Registry(self._on_event)
-        self.fabric = Fabric(settings.run_dir, self.registry)
+        used = UsedTokens()
+        self.fabric = Fabric(settings.run_dir, self.registry, used)
         self.handover = Handover(settings.run_dir, self.fabric.name, self._receive)
         self._held: Counter[str] = Counter()
-        self._tokens = UnitTokens(holder)
+        self._tokens = UnitTokens(holder, used)
         dispatcher = Dispatcher(self.registry, buffer_bytes=getattr(settings, "relay_buffer_bytes", 268_435_456))
         self.unit_resource = UnitResource(dispatcher)
         self.connect_resource = ConnectResource(
@@ -81,7 +83,7 @@ class Relay:
             # Each batch dials at its own time, so that the siblings see no storm.
             retry_ms = round(start / DRAIN_BATCH * DRAIN_STEP_S * 1000)
             for connection in connections[start : start + DRAIN_BATCH]:
-                connection.drain(GoAwayCode.DRAIN, "draining", retry_ms=retry_ms, jitter_ms=500)
+                connection.drain(GoAwayCode.DRAIN, MOVING, retry_ms=retry_ms, jitter_ms=500)
             gevent.sleep(0)
         while self._connections and time.monotonic() < end_s:
             gevent.sleep(DRAIN_STEP_S)

@@ -13,7 +13,7 @@ from gateway.config.snapshot import CompiledUnit
 from gateway.errors import Overloaded
 from gateway.relay import frames as fr
 from gateway.relay.decoding import decode
-from gateway.relay.endpoint import DialGate, UsedTokens, accept_key
+from gateway.relay.endpoint import DialGate, accept_key
 
 
 def dial(rig, worker, request):
@@ -75,17 +75,6 @@ def test_a_token_is_for_one_dial(rig):
     token = rig.unit_token()
     assert dial(rig, worker, rig.handshake(token))[1] == 101
     assert dial(rig, worker, rig.handshake(token))[1] == 401
-
-
-def test_used_tokens_are_forgotten_when_they_ran_out_and_never_before():
-    used = UsedTokens(capacity=2)
-    assert used.use("a", 10.0, 0.0)
-    assert not used.use("a", 10.0, 9.9)
-    assert used.use("b", 20.0, 0.0)
-    with pytest.raises(Overloaded):
-        used.use("c", 20.0, 5.0)
-    assert used.use("c", 20.0, 10.0)
-    assert used.use("a", 30.0, 20.0)
 
 
 def test_dial_gate():
@@ -195,12 +184,47 @@ def test_drain_lets_streams_finish_and_refuses_new_dials(rig):
     rig.until(lambda: unit.goaway)
     assert unit.goaway.code == fr.GoAwayCode.DRAIN
     assert dial(rig, worker, rig.handshake(rig.unit_token("clinic")))[1] == 503
-    answer = rig.fetch(worker.port, "GET", "/units/hospital/a")
-    assert answer.problem["delivery"] == "not_dispatched"
+    late = gevent.spawn(rig.fetch, worker.port, "GET", "/units/hospital/a")
     go.append(1)
     assert call.get().body == b"whole"
     unit.cut()
     drain.get(timeout=3)
+    assert late.get().problem["delivery"] == "not_dispatched"
+
+
+def test_a_caller_waits_for_a_unit_that_moves_to_another_worker(rig):
+    leaving, staying = rig.worker(), rig.worker()
+    unit = rig.unit(leaving, rig.echo)
+    rig.until(lambda: staying.relay.registry.connected("hospital"))
+    gevent.spawn(leaving.relay.drain)
+    rig.until(lambda: unit.goaway and not staying.relay.registry.connected("hospital"))
+    late = gevent.spawn(rig.fetch, staying.port, "GET", "/units/hospital/a")
+    gevent.sleep(0.005)
+    assert not late.ready()
+    rig.unit(staying, rig.echo)
+    assert late.get(timeout=3).body == b"/a"
+
+
+def test_a_new_worker_is_not_told_of_a_connection_that_drains(rig):
+    leaving = rig.worker()
+    unit = rig.unit(leaving, lambda unit, event: unit.ack(event.stream))
+    gevent.spawn(rig.fetch, leaving.port, "GET", "/units/hospital/a")
+    rig.until(lambda: unit.bodies)
+    gevent.spawn(leaving.relay.drain)
+    rig.until(lambda: unit.goaway)
+    fresh = rig.worker()
+    assert fresh.relay.fabric.siblings
+    assert not fresh.relay.registry.connected("hospital")
+    assert fresh.relay.registry.why("hospital") == "draining"
+
+
+def test_a_token_is_for_one_dial_at_whichever_worker(rig):
+    first, second = rig.worker(), rig.worker()
+    token = rig.unit_token()
+    assert dial(rig, first, rig.handshake(token))[1] == 101
+    rig.until(lambda: second.relay.fabric._used.rows())
+    assert dial(rig, second, rig.handshake(token))[1] == 401
+    assert dial(rig, rig.worker(), rig.handshake(token))[1] == 401
 
 
 def test_silence_is_the_end(rig):

@@ -139,7 +139,6 @@ TOLD = [
     (ResetCode.INTERNAL, True, False, Delivery.DISPATCHED),
     (ResetCode.INTERNAL, False, True, Delivery.DISPATCHED),
     (ResetCode.UPSTREAM_CONNECT, False, True, Delivery.NOT_DISPATCHED),
-    (ResetCode.UPSTREAM_CONNECT, None, True, Delivery.DISPATCHED),
 ]
 
 

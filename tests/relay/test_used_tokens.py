@@ -1,0 +1,37 @@
+"""Unit tokens are used once, and forgotten when they have run out."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.errors import Overloaded
+from gateway.relay.used_tokens import UsedTokens, mark_of
+
+
+def test_used_tokens_are_forgotten_when_they_ran_out_and_never_before():
+    used = UsedTokens(capacity=2)
+    assert used.use("a", 10.0, 0.0)
+    assert not used.use("a", 10.0, 9.9)
+    assert used.use("b", 20.0, 0.0)
+    with pytest.raises(Overloaded):
+        used.use("c", 20.0, 5.0)
+    assert used.use("c", 20.0, 10.0)
+    assert used.use("a", 30.0, 20.0)
+
+
+def test_what_a_sibling_saw_counts_and_is_not_told_again():
+    told = []
+    here, there = UsedTokens(), UsedTokens()
+    there.announce = lambda mark, expires_s: (told.append(mark), here.recall(mark, expires_s))
+    assert there.use("a", 10.0, 0.0)
+    assert not here.use("a", 10.0, 1.0)
+    late = UsedTokens()
+    for row in here.rows():
+        late.recall(*row)
+    assert not late.use("a", 10.0, 1.0)
+    assert told == ["a"]
+
+
+def test_marks_tell_units_and_ids_apart():
+    assert len({mark_of("a", "b"), mark_of("a", "c"), mark_of("b", "b"), mark_of("a", "b" * 8000)}) == 4
+    assert len(mark_of("a", "b" * 8000)) == 32
