@@ -322,7 +322,8 @@ class Caller:
         """The caller's connection ends in the middle of things."""
         sock = self.connection.sock
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        sock.close()
+        # NOTE: a response that is being read keeps the socket open over its close.
+        os.close(sock.detach())
         self.connection.sock = None
 
 
@@ -552,23 +553,9 @@ def wait_for(check: Callable[[], Any], limit_s: float = 10.0, every_s: float = 0
     return found
 
 
-def _free_base_port() -> int:
-    """Above the range from which the kernel takes ports for callers."""
-    for base in range(61_000 + os.getpid() % 40 * 40, 64_000, 40):
-        try:
-            for offset in (0, 11, 12, 13, 14, 15, 1010):
-                with socket.socket() as probe:
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    probe.bind(("127.0.0.1", base + offset))
-        except OSError:
-            continue
-        return base
-    raise RuntimeError("no free ports")
-
-
 @pytest.fixture(scope="session")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProbePlatform]:
-    started = ProbePlatform(tmp_path_factory.mktemp("relay"), _free_base_port())
+def platform(tmp_path_factory: pytest.TempPathFactory, base_port: Callable[[], int]) -> Iterator[ProbePlatform]:
+    started = ProbePlatform(tmp_path_factory.mktemp("relay"), base_port())
     try:
         started.start()
         yield started

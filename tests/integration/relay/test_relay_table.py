@@ -352,7 +352,7 @@ def test_real_agent_and_a_service_that_hangs(rig, agent_of):
 
 
 def test_real_agent_without_its_service(rig, agent_of):
-    service = agent_of(reply(HEAD + b"Content-Length: 2\r\n\r\nok"))
+    service = agent_of(reply(HEAD + b"Content-Length: 2\r\nConnection: close\r\n\r\nok"))
     caller = rig.caller(rig.pids()[0])
     assert caller("GET", f"/probe/v1/{rig.UNIT}/x").body == b"ok"
     service.close()
@@ -370,7 +370,7 @@ def test_real_agent_loses_its_service_after_the_response_began(rig, agent_of):
 
 def test_context_says_who_asks(rig, agent_of):
     """The real agent checks it, too: without a good one it refuses."""
-    service = agent_of(reply(HEAD + b"Content-Length: 2\r\n\r\nok"))
+    service = agent_of(reply(HEAD + b"Content-Length: 2\r\nConnection: close\r\n\r\nok"))
     caller = rig.caller(rig.pids()[0])
     answer = caller("GET", f"/probe/v1/{rig.UNIT}/x", X_Caregate_Context="forged", X_Caregate_Role="admin")
     assert answer.status == 200

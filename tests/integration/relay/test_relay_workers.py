@@ -1,0 +1,161 @@
+"""Workers that die or are replaced while units are connected."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+pytestmark = pytest.mark.integration
+
+
+def by_path(unit, request):
+    """/before: nothing; /after: ACK; /during: a part of an answer; anything else: an answer."""
+    target = request.request.target
+    if target == "/before":
+        return
+    unit.ack(request.stream)
+    if target == "/after":
+        return
+    if target == "/during":
+        unit.answer(request.stream, 200, b"x" * 200_000, end=False)
+        return
+    unit.answer(request.stream, 200, b"fine")
+
+
+def test_the_worker_that_holds_the_unit_is_killed(rig, wait):
+    rig.may_lose_workers = True
+    unit = rig.unit(by_path)
+    other = rig.routes_to(unit)["mesh"]
+    before, after, during, own = (rig.caller(pid) for pid in (other, other, other, unit.worker))
+    before.send("POST", f"/bulk/v1/{rig.UNIT}/before", b"1")
+    after.send("POST", f"/bulk/v1/{rig.UNIT}/after", b"1")
+    during.send("GET", f"/bulk/v1/{rig.UNIT}/during")
+    own.send("GET", f"/bulk/v1/{rig.UNIT}/after")
+    wait(lambda: len(unit.requests) == 4)
+    streaming = during.connection.getresponse()
+    time.sleep(0.2)
+    killed_s = time.monotonic()
+    os.kill(unit.worker, signal.SIGKILL)
+
+    for caller, delivery in ((before, "unknown"), (after, "dispatched")):
+        response = caller.connection.getresponse()
+        problem = json.loads(response.read())
+        assert (response.status, problem["type"]) == (502, "urn:caregate:problem:unit-disconnected")
+        assert problem["delivery"] == delivery
+        assert problem["retryable"] is False
+        assert response.headers["Relay-Source"] == "gateway"
+    with pytest.raises((http.client.IncompleteRead, OSError)):
+        streaming.read()
+    with pytest.raises((http.client.HTTPException, OSError)):
+        own.connection.getresponse()
+    assert time.monotonic() - killed_s < 3
+
+    absent = rig.caller(other)("GET", f"/probe/v1/{rig.UNIT}/x")
+    assert (absent.status, absent.problem["type"]) == (503, "urn:caregate:problem:unit-not-connected")
+    assert absent.problem["why"] == "worker-lost"
+    assert absent.problem["last_seen"]
+    wait(lambda: len(rig.pids()) == 4)
+
+
+def test_the_real_agent_is_back_within_ten_seconds(rig, wait):
+    rig.may_lose_workers = True
+    service = rig.service(
+        lambda sock, head, body: sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+    )
+    rig.agent(service.port, rig.UNIT, None, "--connections", "1")
+    rig.settle(rig.UNIT)
+    holder = next(pid for pid, state in rig.states().items() for unit in state["units"] if unit["connections"])
+    caller = rig.caller(next(pid for pid in rig.pids() if pid != holder))
+    assert caller("GET", f"/probe/v1/{rig.UNIT}/x").body == b"ok"
+    os.kill(holder, signal.SIGKILL)
+    killed_s = time.monotonic()
+    wait(lambda: caller("GET", f"/probe/v1/{rig.UNIT}/x").status == 200, 10, 0.05)
+    assert time.monotonic() - killed_s < 10
+    wait(lambda: len(rig.pids()) == 4 and rig.states())
+
+
+def test_two_connections_survive_one_killed_worker(rig, wait):
+    """By default an agent holds two, on different workers: only what was on its way to the dead one may fail."""
+    rig.may_lose_workers = True
+    service = rig.service(
+        lambda sock, head, body: sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+    )
+    rig.agent(service.port)
+
+    def holders():
+        states = rig.states().items()
+        return {pid for pid, state in states for unit in state["units"] if unit["connections"]}
+
+    wait(lambda: len(holders()) == 2)
+    victim = min(holders())
+    caller = rig.caller(next(pid for pid in rig.pids() if pid not in holders()))
+    os.kill(victim, signal.SIGKILL)
+    found = [caller("GET", f"/probe/v1/{rig.UNIT}/x") for _ in range(40)]
+    failed = [answer for answer in found if answer.status != 200]
+    assert len(failed) <= 1
+    assert all(answer.problem["type"].endswith("unit-disconnected") for answer in failed)
+    wait(lambda: len(rig.pids()) == 4 and len(holders()) == 2, 15)
+
+
+def test_rolling_replacement_with_units_connected(rig, wait):
+    """HUP: new workers, the old ones drain; open requests finish, a late one is told to come again, no other fails."""
+    rig.may_lose_workers = True
+
+    def behave(sock, head, body):
+        if b"/slow" in head:
+            time.sleep(2)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+
+    service = rig.service(behave)
+    rig.agent(service.port)
+    rig.settle(rig.UNIT)
+    old = set(rig.pids())
+    slow = [rig.caller(pid) for pid in sorted(old)]
+    for caller in slow:
+        caller.send("GET", f"/bulk/v1/{rig.UNIT}/slow")
+    stop = threading.Event()
+    seen = []
+
+    def load():
+        while not stop.is_set():
+            connection = http.client.HTTPConnection("127.0.0.1", rig.port, timeout=20)
+            try:
+                connection.request(
+                    "GET",
+                    f"/bulk/v1/{rig.UNIT}/x",
+                    headers={"Authorization": f"Bearer {rig.platform.tokens['PRACTITIONER']}"},
+                )
+                response = connection.getresponse()
+                seen.append((response.status, response.read()))
+            except (OSError, http.client.HTTPException) as error:
+                seen.append((type(error).__name__, b""))
+            finally:
+                connection.close()
+            time.sleep(0.01)
+
+    wait(lambda: sum(b"/slow" in head for head in service.seen) == 4)
+    threads = [threading.Thread(target=load) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    arbiter = rig.platform.children["gateway"].process
+    try:
+        arbiter.send_signal(signal.SIGHUP)
+        wait(lambda: len(rig.pids()) == 4 and not old & set(rig.pids()), 25)
+        time.sleep(0.5)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+    assert {caller.connection.getresponse().status for caller in slow} == {200}
+    failed = [(status, body) for status, body in seen if (status, body) != (200, b"ok")]
+    assert len(seen) > 50
+    kinds = Counter(json.loads(body)["type"].rpartition(":")[2] for _, body in failed)
+    assert set(kinds) <= {"draining"}, (len(seen), kinds)
+    assert len(failed) < len(seen) / 20
