@@ -131,14 +131,13 @@ def test_delivery_when_the_caller_cancels(steps, delivery):
 
 
 TOLD = [
-    (ResetCode.REFUSED, None, False, Delivery.NOT_DISPATCHED),
-    (ResetCode.UPSTREAM_CONNECT, None, False, Delivery.NOT_DISPATCHED),
-    (ResetCode.SHED, None, False, Delivery.NOT_DISPATCHED),
+    *((getattr(ResetCode, n), None, False, Delivery.NOT_DISPATCHED) for n in ("REFUSED", "UPSTREAM_CONNECT", "SHED")),
     (ResetCode.INTERNAL, None, False, Delivery.UNKNOWN),
     (ResetCode.INTERNAL, False, False, Delivery.NOT_DISPATCHED),
     (ResetCode.INTERNAL, True, False, Delivery.DISPATCHED),
     (ResetCode.INTERNAL, False, True, Delivery.DISPATCHED),
     (ResetCode.UPSTREAM_CONNECT, False, True, Delivery.NOT_DISPATCHED),
+    (ResetCode.UPSTREAM_CONNECT, None, True, Delivery.DISPATCHED),
 ]
 
 

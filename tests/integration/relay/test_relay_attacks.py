@@ -402,7 +402,7 @@ def test_streams(rig, run, status, verdict, hops):
     caller = rig.caller(holder if hops == "held" else next(pid for pid in states if pid != holder))
     if status is None:
         # A caller that does not read: no credit comes back, and the unit sends on.
-        caller.connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        caller.connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
     caller.send("GET", f"/bulk/v1/{rig.UNIT}/x")
     with contextlib.suppress(OSError):
         run(unit)
