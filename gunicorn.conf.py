@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 from gateway import shared
 from gateway.settings import Settings
 
 settings = Settings.from_environ()
+
+# NOTE: the arbiter has imported PyJWT, whose client for key sets names SSLContext; nothing here uses that client.
+warnings.filterwarnings("ignore", r"Monkey-patching ssl .*NOT patched\): \['jwt\.jwks_client [^,]*\]\.")
 
 wsgi_app = "gateway.app:create()"
 worker_class = "gateway.worker.GatewayWorker"

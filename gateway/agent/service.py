@@ -159,4 +159,5 @@ class Agent:
 
 def _reason(error: Exception) -> str:
     """For the log and HELLO: the kind of failure and the rule, never what was received."""
-    return f"{type(error).__name__}: {error}" if isinstance(error, HandshakeBroken) else type(error).__name__
+    detail = str(error) if isinstance(error, HandshakeBroken) else getattr(error, "verify_message", "")
+    return f"{type(error).__name__}: {detail}" if detail else type(error).__name__

@@ -25,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--gateway", required=True, metavar="URL", help="wss://HOST, or ws://HOST for a test")
+    parser.add_argument("--gateway", required=True, metavar="URL", help="https://HOST (or wss://); http:// for a test")
     parser.add_argument("--unit", required=True, metavar="ID", help="this unit's id at the gateway")
     parser.add_argument("--key", required=True, metavar="FILE", help="private key, PEM: Ed25519, P-256, P-384 or RSA")
     parser.add_argument("--kid", help="the key's id at the gateway; default: the unit's id")

@@ -175,7 +175,7 @@ def _alone(run_dir: Path, timeout_s: float) -> Iterator[None]:
     try:
         descriptor = os.open(run_dir / "control.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise ReloadFailed(f"{run_dir}: {os.strerror(error.errno or 0)}") from None
+        raise _no_gateway(run_dir, error) from None
     try:
         while True:
             try:
@@ -190,10 +190,18 @@ def _alone(run_dir: Path, timeout_s: float) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _no_gateway(run_dir: Path, error: OSError) -> ReloadFailed:
+    return ReloadFailed(f"{run_dir}: {os.strerror(error.errno or 0)}; --run-dir DIR names a running gateway's")
+
+
 def _connect(run_dir: Path, timeout_s: float, stack: ExitStack) -> list[_Worker]:
     """Connections to all workers, by process id; socket files of dead ones are removed."""
     workers = []
-    for pid, path in sorted(_sockets(run_dir)):
+    try:
+        sockets = sorted(_sockets(run_dir))
+    except OSError as error:
+        raise _no_gateway(run_dir, error) from None
+    for pid, path in sockets:
         connection = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         connection.settimeout(timeout_s)
         if not _dial(connection, pid, path):

@@ -36,9 +36,9 @@ def test_check_names_every_fault_with_line_and_path(directory: Path, capsys: pyt
     text = path.read_text().replace("roles: [patient]", "roles: [nobody]", 1).replace("realm:", "reelm:", 1)
     path.write_text(text)
     assert main(["config", "check", str(path)]) == 1
-    line = text[: text.index("[nobody]")].count("\n") + 1
+    realm, line = (text[: text.index(edit)].count("\n") + 1 for edit in ("reelm:", "[nobody]"))
     assert capsys.readouterr().out.splitlines() == [
-        f"{path}:8: gateway.reelm: is not a known field; did you mean realm?",
+        f"{path}:{realm}: gateway.reelm: is not a known field; did you mean realm?",
         f"{path}:{line}: controllers.me.roles[0]: there is no role nobody",
     ]
 
