@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from fastpath.responses import RequestIds
+
 if TYPE_CHECKING:
     from gateway.errors import GatewayError
     from gateway.routing.model import Route
@@ -28,6 +30,8 @@ class Principal:
     key_id: str
     expires_at_s: float
     claims: dict[str, Any]
+    grants: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What the policy steps worked out for this principal, by route; it holds as long as the snapshot does."""
 
 
 @dataclass(slots=True)
@@ -64,13 +68,22 @@ class RequestContext:
     """The audit intent is durable: whatever happens now, it happened to a recorded request."""
 
 
+_ids = RequestIds(os.urandom)
+
+
+def _forget_entropy() -> None:
+    """In a forked child: what the parent drew is the parent's."""
+    global _ids
+    _ids = RequestIds(os.urandom)
+
+
+os.register_at_fork(after_in_child=_forget_entropy)
+
+
 def new_request_id() -> str:
     """A random UUID (RFC 9562 version 4), lower case.
 
     Source: os.urandom; the id names a request in answers, logs and audit and must not be guessable.
     """
-    raw = bytearray(os.urandom(16))
-    raw[6] = raw[6] & 0x0F | 0x40
-    raw[8] = raw[8] & 0x3F | 0x80
-    text = raw.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    text: str = _ids.next()
+    return text

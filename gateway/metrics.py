@@ -71,28 +71,34 @@ class Metrics:
 
     def inc(self, name: str, labels: tuple[str, ...] = (), value: float = 1.0) -> None:
         """Add to a counter or gauge."""
-        index = self._index.get((name, labels))
-        if index is None:
-            index = self._add(name, labels)
-        if index >= 0:
-            self._values[index] += value
+        self.add(self.cell(name, labels), value)
 
     def set(self, name: str, labels: tuple[str, ...], value: float) -> None:
         """Set a gauge."""
-        index = self._index.get((name, labels))
-        if index is None:
-            index = self._add(name, labels)
+        index = self.cell(name, labels)
         if index >= 0:
             self._values[index] = value
 
     def observe(self, name: str, labels: tuple[str, ...], value: float) -> None:
-        """Count a value into a histogram; buckets are not cumulative in memory."""
+        """Count a value into a histogram."""
+        self.observe_at(self.cell(name, labels), name, value)
+
+    def cell(self, name: str, labels: tuple[str, ...] = ()) -> int:
+        """Where a series is, for `add` and `observe_at`; -1 if there is no room for it."""
         index = self._index.get((name, labels))
-        if index is None:
-            index = self._add(name, labels)
-        if index >= 0:
-            self._values[index] += value
-            self._values[index + 1 + bisect_left(_BY_NAME[name].buckets, value)] += 1.0
+        return index if index is not None else self._add(name, labels)
+
+    def add(self, cell: int, value: float = 1.0) -> None:
+        """Add to a counter or gauge by its cell."""
+        if cell >= 0:
+            self._values[cell] += value
+
+    def observe_at(self, cell: int, name: str, value: float) -> None:
+        """Count a value into a histogram by its cell; buckets are not cumulative in memory."""
+        if cell >= 0:
+            values = self._values
+            values[cell] += value
+            values[cell + 1 + bisect_left(_BY_NAME[name].buckets, value)] += 1.0
 
     def _add(self, name: str, labels: tuple[str, ...]) -> int:
         declaration = _BY_NAME[name]

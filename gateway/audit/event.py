@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
-from gateway.context import Principal, RequestContext, new_request_id
+from gateway.context import RequestContext, new_request_id
 from gateway.errors import Origin
 
 _MAX_TEXT_CHARS = 256
 _ACTIONS = {"POST": "C", "GET": "R", "HEAD": "R", "PUT": "U", "PATCH": "U", "DELETE": "D"}
 _OTHER_ACTION = "E"
+_NO_CLAIMS: dict[str, object] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class AuditEvent:
+class AuditEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One row of the trail. Denied attempts carry the same detail as allowed ones; a token appears by its jti only.
 
     Shapes: `phase` is intent or outcome; `outcome` is pending (an intent), allowed, refused (the caller's fault) or
@@ -50,7 +50,7 @@ class AuditEvent:
 def build_event(ctx: RequestContext, status: int) -> AuditEvent:
     """The event of a request that is answered with `status`; 0 is the intent, before anything was dispatched."""
     route, principal, params = ctx.route, ctx.principal, ctx.params
-    claims = principal.claims if principal is not None else {}
+    claims = principal.claims if principal is not None else _NO_CLAIMS
     return AuditEvent(
         event_id=new_request_id(),
         request_id=ctx.id,
@@ -71,20 +71,12 @@ def build_event(ctx: RequestContext, status: int) -> AuditEvent:
         delivery=_delivery(ctx),
         config_version=getattr(ctx.snapshot, "version", 0),
         started_ns=ctx.started_ns,
-        **_identity(principal),
+        issuer=_text(principal.issuer) if principal is not None else "",
+        subject=_text(principal.subject) if principal is not None else "",
+        role=principal.role if principal is not None else "",
+        audience=principal.audience if principal is not None else "",
+        token_id=_text(principal.token_id) if principal is not None else "",
     )
-
-
-def _identity(principal: Principal | None) -> dict[str, str]:
-    if principal is None:
-        return dict.fromkeys(("issuer", "subject", "role", "audience", "token_id"), "")
-    return {
-        "issuer": _text(principal.issuer),
-        "subject": _text(principal.subject),
-        "role": principal.role,
-        "audience": principal.audience,
-        "token_id": _text(principal.token_id),
-    }
 
 
 def _outcome(ctx: RequestContext, status: int) -> str:
@@ -109,6 +101,8 @@ def _delivery(ctx: RequestContext) -> str:
 
 def _text(value: object) -> str:
     """A caller's value as the trail may hold it: a bounded string without NUL, which PostgreSQL refuses."""
-    if not isinstance(value, str):
+    if not value or not isinstance(value, str):
         return ""
+    if len(value) <= _MAX_TEXT_CHARS and "\0" not in value:
+        return value
     return value[:_MAX_TEXT_CHARS].replace("\0", "\ufffd")

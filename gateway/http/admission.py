@@ -11,18 +11,20 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import falcon
 
 from fastpath.bucket import BucketTable
 from gateway.config.snapshot import Snapshot
-from gateway.context import RequestContext
+from gateway.context import Principal, RequestContext
 from gateway.errors import RateLimited
+from gateway.http.grant import Grant, grant_of
 from gateway.routing.model import Limit, LimitKey, Route, UnitAction
 
 _MAX_RULES = 4096
 _OF_CALLER = frozenset({LimitKey.ADDRESS, LimitKey.PRINCIPAL, LimitKey.ROLE})
+_OF_GRANT = frozenset({LimitKey.PRINCIPAL, LimitKey.ROLE, LimitKey.ROUTE})
+"""Buckets that principal and route alone decide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +37,17 @@ class _Rule:
     limit: Limit
     prefix: str
     number: int
+    interval_ns: int
+    burst: int
+    opening: str
     policy: str
+    policy_field: tuple[str, str]
 
 
-class _Take(NamedTuple):
-    """One token taken for a request, as the bucket answered."""
-
-    rule: _Rule
-    key: int
-    taken_ns: int
-    left: int
-    reset_ns: int
-
-
+_Charge = tuple[_Rule, int | None]
+"""A rule and the key of the bucket to take from; None where the key depends on the request."""
+_Take = tuple[_Rule, int, int, int, int]
+"""One token taken for a request, as the bucket answered: rule, key, when (ns), tokens left, ns until it is full."""
 _Row = tuple[_Rule, int, int]
 """A rule, the tokens left, and nanoseconds: until the bucket is full, or after a refusal until the next token."""
 
@@ -63,44 +63,64 @@ class Admission:
         self._table = table
         self._clock_ns = clock_ns
         self._rules: dict[int, _Rule] = {}
+        self._address_limits: tuple[Limit, ...] = ()
+        self._address_charges: tuple[_Charge, ...] = ()
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Raises: RateLimited."""
         ctx: RequestContext = req.context.gateway
-        snapshot: Snapshot = ctx.snapshot
-        if snapshot.address_limits:
-            self._admit(ctx, snapshot.address_limits)
+        limits = ctx.snapshot.address_limits
+        if limits:
+            if limits is not self._address_limits:
+                self._address_limits, self._address_charges = limits, self._charges(limits, ctx)
+            self._admit(ctx, self._address_charges)
 
     def process_resource(
         self, req: falcon.Request, resp: falcon.Response, resource: object, params: dict[str, object]
     ) -> None:
         """Raises: RateLimited."""
         ctx: RequestContext = req.context.gateway
-        route = ctx.route
+        route, principal = ctx.route, ctx.principal
         if route is None:
             return
-        limits = route.limits
-        if ctx.principal is not None:
-            snapshot: Snapshot = ctx.snapshot
-            role = snapshot.roles.get(ctx.principal.role)
-            if role is not None and role.limits:
-                limits = role.limits + limits
-        if limits:
-            self._admit(ctx, [limit for limit in limits if _applies(limit, route, ctx)])
+        if principal is None:
+            charges = self._charges(_applying(route.limits, route, None), ctx)
+        else:
+            grant = grant_of(principal, route)
+            charges = grant.charges if grant.charges is not None else self._grant(grant, principal, ctx)
+        if charges:
+            self._admit(ctx, charges)
 
-    def _admit(self, ctx: RequestContext, limits: Iterable[Limit]) -> None:
+    def _grant(self, grant: Grant, principal: Principal, ctx: RequestContext) -> tuple[_Charge, ...]:
+        """What a principal is charged on a route, the same at every request."""
+        snapshot: Snapshot = ctx.snapshot
+        role = snapshot.roles.get(principal.role)
+        limits = (role.limits if role is not None else ()) + grant.route.limits
+        grant.charges = charges = self._charges(_applying(limits, grant.route, principal), ctx)
+        return charges
+
+    def _charges(self, limits: Iterable[Limit], ctx: RequestContext) -> tuple[_Charge, ...]:
+        return tuple(
+            (rule, self._key(rule, ctx) if limit.per in _OF_GRANT else None)
+            for limit, rule in ((limit, self._rule(limit)) for limit in limits)
+        )
+
+    def _key(self, rule: _Rule, ctx: RequestContext) -> int:
+        return self._table.key(rule.prefix, *_subject(rule.limit.per, ctx))
+
+    def _admit(self, ctx: RequestContext, charges: tuple[_Charge, ...]) -> None:
         now_ns = self._clock_ns()
+        take = self._table.take
         taken: list[_Take] = ctx.limits_taken
-        for limit in limits:
-            rule = self._rule(limit)
-            key = self._table.key(rule.prefix, *_subject(limit.per, ctx))
-            if any(take.key == key for take in taken):
+        for rule, kept in charges:
+            key = kept if kept is not None else self._key(rule, ctx)
+            if taken and any(earlier[1] == key for earlier in taken):
                 continue
-            ok, left, wait_ns, reset_ns = self._table.take(key, limit.interval_ns, limit.burst, now_ns, rule.number)
+            ok, left, wait_ns, reset_ns = take(key, rule.interval_ns, rule.burst, now_ns, rule.number)
             if not ok:
                 raise self._refusal(ctx, rule, wait_ns)
-            taken.append(_Take(rule, key, now_ns, left, reset_ns))
-        ctx.limit_headers = _fields((take.rule, take.left, take.reset_ns) for take in taken)
+            taken.append((rule, key, now_ns, left, reset_ns))
+        ctx.limit_headers = _fields([(rule, left, reset_ns) for rule, _, _, left, reset_ns in taken])
 
     def _refusal(self, ctx: RequestContext, rule: _Rule, wait_ns: int) -> RateLimited:
         """Give back what the request took, the last take first, and say which limit refused it."""
@@ -112,10 +132,10 @@ class Admission:
         return RateLimited(retry_after_s=_seconds(wait_ns), headers=ctx.limit_headers)
 
     def _given_back(self, take: _Take) -> _Row:
-        rule, interval_ns = take.rule, take.rule.limit.interval_ns
-        if self._table.give_back(take.key, interval_ns, take.taken_ns, take.reset_ns, rule.number):
-            return rule, take.left + 1, take.reset_ns - interval_ns
-        return rule, take.left, take.reset_ns
+        rule, key, taken_ns, left, reset_ns = take
+        if self._table.give_back(key, rule.interval_ns, taken_ns, reset_ns, rule.number):
+            return rule, left + 1, reset_ns - rule.interval_ns
+        return rule, left, reset_ns
 
     def _rule(self, limit: Limit) -> _Rule:
         # PERF: by identity, hashing a Limit costs as much as the take. Its rule keeps a limit alive: no id comes twice.
@@ -128,15 +148,22 @@ class Admission:
 
     def _derive(self, limit: Limit) -> _Rule:
         prefix = f"{limit.name} {limit.per} {limit.interval_ns} {limit.burst}"
-        return _Rule(limit, prefix, self._table.key(prefix), f'"{limit.name}";q={limit.burst};w={limit.window_s}')
+        policy = f'"{limit.name}";q={limit.burst};w={limit.window_s}'
+        return _Rule(
+            limit, prefix, self._table.key(prefix), limit.interval_ns, limit.burst, f'"{limit.name}";r=', policy,
+            ("RateLimit-Policy", policy),
+        )  # fmt: skip
 
 
-def _applies(limit: Limit, route: Route, ctx: RequestContext) -> bool:
+def _applying(limits: Iterable[Limit], route: Route, principal: Principal | None) -> list[Limit]:
+    return [limit for limit in limits if _applies(limit, route, principal)]
+
+
+def _applies(limit: Limit, route: Route, principal: Principal | None) -> bool:
     """Whether a request takes from a limit's bucket."""
     # SEC: whom the route will refuse anyway takes nothing from buckets that its callers share, or he could empty them.
     if limit.per is LimitKey.ADDRESS:
         return True
-    principal = ctx.principal
     if principal is None:
         return False
     return limit.per in _OF_CALLER or (principal.audience in route.audiences and principal.role in route.roles)
@@ -182,15 +209,17 @@ def address_block(address: str) -> str:
     return f"{parsed.packed[:8].hex()}/64"
 
 
-def _fields(rows: Iterable[_Row]) -> tuple[tuple[str, str], ...]:
+def _fields(rows: list[_Row]) -> tuple[tuple[str, str], ...]:
     """The two response fields: every policy that was looked at, in the order they were taken.
 
     Source: draft-ietf-httpapi-ratelimit-headers-10.
     """
-    rows = list(rows)
+    if len(rows) == 1:
+        rule, left, wait_ns = rows[0]
+        return ("RateLimit", f"{rule.opening}{left};t={-(-wait_ns // 1_000_000_000)}"), rule.policy_field
     if not rows:
         return ()
-    states = [f'"{rule.limit.name}";r={left};t={_seconds(wait_ns)}' for rule, left, wait_ns in rows]
+    states = [f"{rule.opening}{left};t={_seconds(wait_ns)}" for rule, left, wait_ns in rows]
     return ("RateLimit", ", ".join(states)), ("RateLimit-Policy", ", ".join([rule.policy for rule, _, _ in rows]))
 
 

@@ -8,6 +8,7 @@ import falcon
 
 from gateway.context import RequestContext
 from gateway.errors import Forbidden, TokenMissing
+from gateway.http.grant import grant_of
 from gateway.rbac.decide import decide
 from gateway.routing.query import check_query
 
@@ -30,10 +31,11 @@ class Authorization:
         if ctx.principal is None:
             ctx.rule = "token:missing"
             raise TokenMissing()
-        decision = decide(ctx.principal, route, ctx.params)
+        decision = grant_of(ctx.principal, route).decision or decide(ctx.principal, route, ctx.params)
         ctx.rule = decision.rule
         if not decision.allowed:
             raise (decision.error or Forbidden)()
-        check_query(ctx.query, route.query)
+        if ctx.query:
+            check_query(ctx.query, route.query)
         if route.phi:
             self._intent(ctx)

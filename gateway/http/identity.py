@@ -59,15 +59,18 @@ def bearer_token(env: dict[str, Any]) -> str | None:
     query = env.get("QUERY_STRING")
     if query and _names_token(query):
         raise TokenAmbiguous("A token in the query is refused; send it in Authorization")
-    value = env.get("HTTP_AUTHORIZATION")
+    value: str | None = env.get("HTTP_AUTHORIZATION")
     if value is None:
         return None
-    if "authorization" in env.get("caregate.duplicate", ()) or "," in value:
+    if "," in value or "authorization" in env.get("caregate.duplicate", ()):
         raise TokenAmbiguous("Authorization must come once")
-    scheme, _, token = value.partition(" ")
-    if scheme.lower() != "bearer":
-        return None
-    token = str(token).strip(" ")
+    if value[:7] == "Bearer ":
+        token = value[7:].strip(" ")
+    else:
+        scheme, _, token = value.partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        token = token.strip(" ")
     if not token or " " in token or "\t" in token:
         raise TokenInvalid()
     return token

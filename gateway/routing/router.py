@@ -28,6 +28,8 @@ class Router:
     def __init__(self, holder: SnapshotHolder, resources: ResourceTable) -> None:
         self._holder = holder
         self._resources = resources
+        self._targets: dict[str, Endpoint] = {}
+        self._targets_of: Snapshot | None = None
         self._own: dict[str, Endpoint] = {}
         self._own_table: RouteTable[str] = RouteTable(())
 
@@ -58,18 +60,25 @@ class Router:
         if found is None:
             return self._find_own(req.method, ctx, snapshot)
         route, raw = found
-        target = self._endpoint(route)
+        target = self._targets.get(route.name) if snapshot is self._targets_of else None
+        if target is None:
+            target = self._endpoint(route, snapshot)
         if req.method not in target.responders:
             raise _not_mapped([method for method in route.methods if method in target.responders])
         ctx.route = route
-        ctx.params = params = {name: decode_segment(value) for name, value in raw.items()}
-        return target.resource, target.responders, params if target.takes_fields else {}, route.template
+        if raw:
+            ctx.params = {name: decode_segment(value) for name, value in raw.items()}
+        return target.resource, target.responders, ctx.params if target.takes_fields else {}, route.template
 
-    def _endpoint(self, route: Route) -> Endpoint:
+    def _endpoint(self, route: Route, snapshot: Snapshot) -> Endpoint:
+        """A route's endpoint, remembered as long as its snapshot is the one in use."""
+        if snapshot is not self._targets_of:
+            self._targets, self._targets_of = {}, snapshot
         try:
-            return self._resources.of(route)
+            target = self._targets[route.name] = self._resources.of(route)
         except LookupError:
             raise InternalError("Nothing answers this route here") from None
+        return target
 
     def _find_own(self, method: str, ctx: RequestContext, snapshot: Snapshot) -> Found:
         found = self._own_table.match(method, ctx.path)

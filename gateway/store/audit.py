@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from msgspec.structs import fields
 
 from gateway.audit.event import AuditEvent
 from gateway.store.pipeline import Statement
 from gateway.store.pool import Database
 
-_SQL_TYPES = {"str": "text", "int": "bigint", "bool": "boolean"}
+_SQL_TYPES: dict[object, str] = {str: "text", int: "bigint", bool: "boolean"}
 _STAMPS = {"occurred_at": "double precision", "duration_us": "bigint", "node": "text"}
 _COLUMNS = {
-    **{f.name: _SQL_TYPES[str(f.type)] for f in fields(AuditEvent) if f.name != "started_ns"},
+    **{f.name: _SQL_TYPES[f.type] for f in fields(AuditEvent) if f.name != "started_ns"},
     "event_id": "uuid",
     **_STAMPS,
 }

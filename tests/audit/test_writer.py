@@ -6,12 +6,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import gevent
 import psycopg
 import pytest
+from msgspec.structs import replace
 
 from gateway.audit.event import build_event
 from gateway.audit.spill import adopt_orphans, open_own
@@ -104,6 +104,34 @@ def test_an_enqueued_event_follows_soon(writer, trail):
         writer.enqueue(event)
     assert trail.wait_for(30) == {event.event_id: 1 for event in events}
     assert writer.backlog == 0
+
+
+def test_the_event_of_a_finished_request_is_made_later_but_says_when_it_was(writer, trail):
+    ctx = RequestContext(id="request-7", started_ns=time.monotonic_ns() - 5_000_000, method="PUT")
+    finished_s = time.time()
+    writer.enqueue_finished(ctx, 204)
+    trail.wait_for(1)
+    ((request, action, status, duration, occurred),) = trail.rows(
+        "request_id, action, status, duration_us, extract(epoch FROM occurred_at)::float"
+    )
+    assert (request, action, status) == ("request-7", "U", 204)
+    assert 5_000 <= duration < 15_000
+    assert abs(occurred - finished_s) < 0.01
+
+
+def test_events_that_nobody_waits_for_share_a_transaction(writer, trail):
+    for n in range(30):
+        writer.enqueue(_event(n))
+        gevent.sleep(0)
+    trail.wait_for(30)
+    assert trail.transactions() == 1
+
+
+def test_an_event_that_cannot_be_made_holds_up_no_other(writer, trail, counts):
+    writer.enqueue_finished(RequestContext(id="\ud800", started_ns=0, method="GET"), 200)
+    writer.enqueue(_event(1))
+    assert len(trail.wait_for(1)) == 1
+    assert counts["refused"] == 1
 
 
 def test_many_waiting_requests_share_a_transaction(writer, trail, counts):

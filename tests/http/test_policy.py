@@ -175,7 +175,7 @@ def test_an_application_error_says_nothing(ask, monkeypatch):
     def fail(*_: object) -> None:
         raise RuntimeError("row 17 of patient Smith")
 
-    monkeypatch.setattr("gateway.http.authorization.decide", fail)
+    monkeypatch.setattr("gateway.http.grant.decide", fail)
     answer = ask("/v1/who", "member")
     assert answer.status_code == 500
     assert answer.json["type"] == "urn:caregate:problem:internal"

@@ -1,0 +1,122 @@
+"""Falcon's application as a gateway needs it: its request, response and error handling, without what we never use.
+
+PERF: `policy_rs256` of `make bench`: half of what Falcon's own `__call__` and `Request.__init__` cost goes to
+generality (independent middleware, sinks, older routers, form parsing) that no request of ours meets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import falcon
+from falcon._typing import _UNSET
+from falcon.util import code_to_http_status
+from falcon.util.uri import parse_query_string
+
+Steps = tuple[tuple[Callable[..., None], ...], ...]
+"""The middleware's methods: before routing, between routing and the responder, after everything."""
+_BODILESS = frozenset({falcon.HTTP_100, falcon.HTTP_101, falcon.HTTP_204, falcon.HTTP_304})
+_TYPELESS = frozenset({falcon.HTTP_204, falcon.HTTP_304})
+
+
+class Request(falcon.Request):
+    """A Falcon request whose attributes are set in one go.
+
+    NOTE: sets every slot that falcon.Request.__init__ sets; a test compares the two.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, env: dict[str, Any], options: falcon.RequestOptions | None = None) -> None:
+        if options is None or options.auto_parse_qs_csv or not env["PATH_INFO"].isascii():
+            super().__init__(env, options)
+            return
+        self.is_websocket = False
+        self.env = env
+        self.options = options
+        self._wsgierrors = env["wsgi.errors"]
+        self.method = env["REQUEST_METHOD"]
+        self.uri_template = None
+        self._media = _UNSET
+        self._media_error = None
+        self.path = env["PATH_INFO"] or "/"
+        self.query_string = query = env["QUERY_STRING"]
+        self._params = parse_query_string(query, keep_blank=options.keep_blank_qs_values) if query else {}
+        self._cached_access_route = self._cached_forwarded = self._cached_forwarded_prefix = None
+        self._cached_forwarded_uri = self._cached_headers = self._cached_headers_lower = None
+        self._cached_prefix = self._cached_relative_uri = self._cached_uri = None
+        self.content_type = env.get("CONTENT_TYPE")
+        self.stream = env["wsgi.input"]
+        self._bounded_stream = None
+        self.context = self.context_type()
+
+
+class Application(falcon.App[Request, falcon.Response]):
+    """A falcon.App with one way through it.
+
+    Every middleware method is independent of the others, the router finds something or raises, and its responders
+    cover the method asked for.
+    """
+
+    def __call__(self, env: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """WSGI."""
+        req = Request(env, self.req_options)
+        resp = falcon.Response(self.resp_options)
+        resource: object = None
+        params: dict[str, Any] = {}
+        succeeded = True
+        before, between, after = cast("Steps", self._middleware)
+        find: Callable[..., Any] = self._router_search
+        try:
+            for process in before:
+                process(req, resp)
+                if resp.complete:
+                    break
+            else:
+                resource, responders, params, req.uri_template = find(req.path, req=req)
+                for process in between:
+                    process(req, resp, resource, params)
+                    if resp.complete:
+                        break
+                else:
+                    responders[req.method](req, resp, **params)
+        except Exception as error:
+            succeeded = False
+            if not self._handle_exception(req, resp, error, params):
+                raise
+        for process in after:
+            try:
+                process(req, resp, resource, succeeded)
+            except Exception as error:
+                succeeded = False
+                if not self._handle_exception(req, resp, error, params):
+                    raise
+        return self._finish(req, resp, start_response)
+
+    def _finish(self, req: Request, resp: falcon.Response, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Head and body as Falcon makes them of a response."""
+        body: Iterable[bytes]
+        length: int | None
+        data = resp.data
+        if data is not None and resp.text is None:
+            body, length = [data], len(data)
+        else:
+            try:
+                body, length = self._get_body(resp, req.env.get("wsgi.file_wrapper"))
+            except Exception as error:
+                if not self._handle_exception(req, resp, error, {}):
+                    raise
+                body, length = [], 0
+        status = code_to_http_status(resp.status)
+        media_type: str | None = self.resp_options.default_media_type
+        if req.method == "HEAD" or status in _BODILESS:
+            body = []
+            if status in _TYPELESS:
+                media_type = None
+            elif length is not None and status not in _BODILESS and "content-length" not in resp._headers:
+                resp._headers["content-length"] = str(length)
+        elif length is not None:
+            resp._headers["content-length"] = str(length)
+        start_response(status, resp._wsgi_headers(media_type))
+        return body

@@ -1,0 +1,66 @@
+"""One JSON line a request, made when lines are written, with the time at which the request ended."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+
+import pytest
+
+from gateway import accesslog
+from gateway.accesslog import AccessLog
+from gateway.context import RequestContext
+from gateway.errors import TokenMissing
+
+
+@pytest.fixture
+def lines(tmp_path):
+    """An access log, and what it has written so far."""
+    path = tmp_path / "log"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    yield AccessLog(descriptor, 41), lambda: [json.loads(line) for line in path.read_text().splitlines()]
+    os.close(descriptor)
+
+
+def test_a_line_says_when_the_request_ended(lines):
+    log, written = lines
+    before = datetime.now(UTC)
+    log.write(RequestContext(id="r-1", started_ns=0, method="GET", rule="allowed"), 200, 0.0123456)
+    after = datetime.now(UTC)
+    assert written() == []
+    log.flush()
+    (line,) = written()
+    assert before <= datetime.fromisoformat(line.pop("time")) <= after
+    assert line == {
+        "event": "request", "request_id": "r-1", "method": "GET", "route": None, "template": None, "status": 200,
+        "ms": 12.346, "worker": 41, "rule": "allowed",
+    }  # fmt: skip
+
+
+def test_an_error_is_named(lines):
+    log, written = lines
+    log.write(RequestContext(id="r-1", started_ns=0, method="M" * 17, error=TokenMissing()), 401, 0.0)
+    log.stop()
+    (line,) = written()
+    assert (line["method"], line["error"], line["origin"]) == ("other", "token-missing", "client")
+
+
+def test_many_lines_are_written_without_waiting(lines):
+    log, written = lines
+    for n in range(1000):
+        log.write(RequestContext(id=str(n), started_ns=0), 200, 0.0)
+    assert [line["request_id"] for line in written()] == [str(n) for n in range(512)]
+
+
+@pytest.mark.parametrize(
+    ("moment_s", "text"),
+    [
+        pytest.param(0.0, "1970-01-01T00:00:00.000000Z", id="the first"),
+        pytest.param(1_700_000_000.000001, "2023-11-14T22:13:20.000001Z", id="a microsecond"),
+        pytest.param(1_700_000_000.999999, "2023-11-14T22:13:20.999999Z", id="the last of the same second"),
+        pytest.param(1_700_000_001.5, "2023-11-14T22:13:21.500000Z", id="the next second"),
+    ],
+)
+def test_timestamp(moment_s, text):
+    assert accesslog._timestamp(moment_s) == text
