@@ -152,7 +152,7 @@ class Platform:
 
         Raises: DemoError naming what failed and the log to read.
         """
-        for folder in (self.directory, self.logs, self.directory / "run"):
+        for folder in (self.directory, self.logs, self.directory / "run", self.directory / "units"):
             # 0711: started by root, PostgreSQL runs as another account and must pass through.
             folder.mkdir(parents=True, exist_ok=True, mode=0o711 if folder == self.directory else 0o700)
         self._tell("keys and configuration")
@@ -235,6 +235,7 @@ class Platform:
             self._spawn(
                 f"{unit}-service", "-m", "gateway.demo.unit_service",
                 "--unit", unit, "--port", str(port), "--context-key", context_key,
+                "--journal", str(self.directory / "units" / f"{unit}.ndjson"),
             )  # fmt: skip
             self.start_agent(unit)
         self._wait("terminology", lambda: _answers(self.ports.upstream, "/health"), 20)

@@ -4,7 +4,7 @@ It stands for the software that a unit already has, and listens on loopback for 
 `gevent.pywsgi` is good enough here, with no second server to configure and one process a unit; it must not face a
 network (its documentation says so, and its parser accepts what smugglers send).
 
-Run: `python -m gateway.demo.unit_service --unit linden-clinic --port 9102 [--context-key FILE]`
+Run: `python -m gateway.demo.unit_service --unit linden-clinic --port 9102 [--context-key FILE] [--journal FILE]`
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from gevent import pywsgi
 
 from gateway.agent.context_token import ContextRefused, ContextVerifier
 from gateway.demo.fhir_data import DEMO_UNITS, KINDS, Records, Resource, generate_records
+from gateway.demo.journal import Journal
 
 FHIR_JSON = "application/fhir+json; charset=utf-8"
 MAX_COUNT = 200
@@ -92,10 +93,13 @@ def hold_to_patient(req: falcon.Request, patient: str | None) -> None:
 class Kind:
     """`/fhir/{kind}`: search; POST for Observation."""
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, journal: Journal) -> None:
         self._records = records
+        self._journal = journal
         self._written: list[str] = []
         self._base = f"https://{records.unit}.example/fhir"
+        for observation in journal.read(MAX_WRITTEN):
+            self._keep(observation)
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, kind: str) -> None:
         _known(kind)
@@ -108,6 +112,7 @@ class Kind:
             raise FhirError(falcon.HTTP_405, "not-supported", "Only Observation can be created")
         observation = self._validated(req)
         observation = {**observation, "id": str(uuid.uuid4())}
+        self._journal.append(observation)
         self._keep(observation)
         resp.set_header("Location", f"/fhir/Observation/{observation['id']}")
         _answer(resp, observation, falcon.HTTP_201)
@@ -272,7 +277,7 @@ class Echo:
     on_post = on_put = on_patch = on_delete = on_get
 
 
-def create_app(records: Records, verifier: ContextVerifier | None = None) -> falcon.App:  # type: ignore[type-arg]
+def create_app(records: Records, verifier: ContextVerifier | None = None, journal: Path | None = None) -> falcon.App:  # type: ignore[type-arg]
     app = falcon.App(middleware=[ContextCheck(verifier)])
     app.req_options.auto_parse_qs_csv = False
     app.add_error_handler(FhirError, _on_fhir_error)
@@ -282,7 +287,7 @@ def create_app(records: Records, verifier: ContextVerifier | None = None) -> fal
     app.add_route("/bytes", Bytes())
     app.add_route("/echo", Echo())
     app.add_route("/fhir/metadata", Metadata(records.unit))
-    app.add_route("/fhir/{kind}", Kind(records))
+    app.add_route("/fhir/{kind}", Kind(records, Journal(journal)))
     app.add_route("/fhir/{kind}/{resource_id}", Instance(records))
     return app
 
@@ -293,7 +298,7 @@ def main(arguments: list[str] | None = None) -> int:
     verifier = None
     if options.context_key is not None:
         verifier = ContextVerifier(options.unit, Path(options.context_key).read_bytes().rstrip(b"\r\n"))
-    app = create_app(generate_records(DEMO_UNITS[options.unit]), verifier)
+    app = create_app(generate_records(DEMO_UNITS[options.unit]), verifier, options.journal)
     server = pywsgi.WSGIServer((options.host, options.port), app, log=None, error_log=sys.stderr)
     server.start()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -309,6 +314,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", required=True, type=int, help="0: a free one, printed on stdout")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--context-key", metavar="FILE", help="check x-caregate-context with this key")
+    parser.add_argument("--journal", type=Path, metavar="FILE", help="keep what callers write; default: forget it")
     return parser.parse_args(arguments)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.demo.keys import prepare_config, write_keys
-from gateway.demo.platform import DemoError, Platform
+from gateway.demo.platform import DemoError, Platform, _free
 
 
 def silent(directory: Path, port: int) -> Platform:
@@ -17,11 +17,13 @@ def silent(directory: Path, port: int) -> Platform:
 
 
 @pytest.fixture
-def taken_port() -> Iterator[int]:
+def taken_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        yield taken.getsockname()[1]
+        port: int = taken.getsockname()[1]
+        monkeypatch.setattr("gateway.demo.platform._free", lambda asked: asked != port or _free(asked))
+        yield port
 
 
 @pytest.mark.parametrize(
