@@ -6,10 +6,11 @@ PORT ?= 8080
 SECONDS ?= 60
 UNITS ?= 500
 BENCH_SECONDS ?= $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),5)
+SOAK_SECONDS ?= $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),600)
 STAMP := $(VENV)/.installed
 KERNELS := $(VENV)/.built
 
-.PHONY: run test lint build bench bench-fastpath profile load fuzz annotate debug lock clean
+.PHONY: run test lint build bench bench-fastpath profile load soak fuzz annotate debug lock clean
 .DELETE_ON_ERROR:
 
 run: build
@@ -49,6 +50,9 @@ profile: build
 
 load: build
 	@$(BIN)/python -m loadtests.run --seconds $(SECONDS) --units $(UNITS)
+
+soak: build
+	@$(BIN)/python -m loadtests.soak --seconds $(SOAK_SECONDS)
 
 fuzz: build
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check atheris

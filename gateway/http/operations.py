@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from typing import Any
 
 import falcon
 import orjson
+from greenlet import greenlet
 
 from gateway.config.snapshot import SnapshotHolder
 from gateway.metrics import Metrics
@@ -44,6 +46,14 @@ class _Ready:
         resp.data = orjson.dumps({"status": "ready" if ready else "not ready", **state})
 
 
+def count_greenlets() -> int:
+    """Greenlets of this process that have not ended.
+
+    NOTE: looks at every object, some milliseconds: for one who asks, not for a scrape.
+    """
+    return sum(1 for one in gc.get_objects() if issubclass(type(one), greenlet) and not one.dead)
+
+
 class _Status:
     def __init__(self, holder: SnapshotHolder, state: Callable[[], dict[str, Any]], units: Callable[[], Any]) -> None:
         self._holder = holder
@@ -58,6 +68,7 @@ class _Status:
                 "worker": os.getpid(),
                 "config": {"version": snapshot.version, "digest": snapshot.digest},
                 **self._state(),
+                "greenlets": count_greenlets(),
                 "units": self._units(),
             },
             default=str,

@@ -1,0 +1,1 @@
+"""A long mixed load that watches what must not grow."""
