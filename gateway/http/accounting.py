@@ -8,7 +8,7 @@ from typing import Protocol, cast
 
 import falcon
 
-from fastpath.routes import canonical_path
+from fastpath.target import canonical_path, decode_segment
 from gateway.accesslog import AccessLog
 from gateway.audit.event import AuditEvent, build_event
 from gateway.bodies import Body
@@ -27,6 +27,7 @@ from gateway.errors import (
 from gateway.http import problems
 from gateway.http.address import client_address
 from gateway.metrics import Metrics
+from gateway.routing.model import RESERVED_PREFIXES
 
 
 class Audit(Protocol):
@@ -142,7 +143,8 @@ class Accounting:
             resp.stream = iter(())
 
     def _record_audit(self, ctx: RequestContext, resp: falcon.Response) -> None:
-        if ctx.route is None and ctx.principal is None and not ctx.rule.startswith("token:"):
+        # SEC: whom an address limit refuses may come in floods; the limit is what the trail is guarded by.
+        if ctx.principal is None and not ctx.rule.startswith("token:"):
             return
         if ctx.route is None or not ctx.route.phi:
             if resp.stream is None:
@@ -207,6 +209,8 @@ def _target(env: dict[str, str]) -> tuple[str, str]:
 def answer_error(resp: falcon.Response, ctx: RequestContext, error: GatewayError) -> None:
     """Turn a response into the answer of an error."""
     ctx.error = error
+    if ctx.route is None:
+        _locate(ctx)
     row = problems.row_of(error)
     resp.status = f"{row.status} {problems.reason(row.status)}"
     resp.content_type = problems.MEDIA_TYPE
@@ -219,3 +223,13 @@ def answer_error(resp: falcon.Response, ctx: RequestContext, error: GatewayError
     realm = ctx.snapshot.realm if ctx.snapshot is not None else "caregate"
     for name, value in problems.fields(error, realm):
         resp.set_header(name, value)
+
+
+def _locate(ctx: RequestContext) -> None:
+    """Find the route of a request that was refused before routing, for audit, metrics and the page that reads the answer."""
+    if ctx.snapshot is None or not ctx.path or ctx.path.startswith(RESERVED_PREFIXES):
+        return
+    found = ctx.snapshot.routes.match(ctx.method, ctx.path)
+    if found is not None:
+        ctx.route, raw = found
+        ctx.params = {name: decode_segment(value) for name, value in raw.items()}

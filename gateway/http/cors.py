@@ -8,6 +8,7 @@ from gateway.config.model import Cors as CorsRule
 from gateway.config.snapshot import Snapshot
 from gateway.context import RequestContext
 from gateway.errors import NotFound
+from gateway.rbac.decide import is_hidden_from
 from gateway.routing.model import Route
 
 EXPOSED = "Retry-After, RateLimit, RateLimit-Policy, Relay-Source, X-Request-Id, WWW-Authenticate"
@@ -26,17 +27,16 @@ class Cors:
             return
         ctx: RequestContext = req.context.gateway
         snapshot: Snapshot = ctx.snapshot
+        methods = _methods(snapshot, ctx.path, origin)
+        if not methods:
+            raise NotFound()
         match = snapshot.routes.match(method, ctx.path)
-        if match is None and not snapshot.routes.allowed(ctx.path):
-            raise NotFound()
         rule = _rule(snapshot, match[0], origin) if match else None
-        if rule is None and match is not None and match[0].hidden:
-            raise NotFound()
         resp.status = 204
         resp.complete = True
-        if rule is not None and match is not None:
+        if rule is not None:
             _allow(resp, origin, rule)
-            resp.set_header("Access-Control-Allow-Methods", ", ".join(snapshot.routes.allowed(ctx.path)))
+            resp.set_header("Access-Control-Allow-Methods", ", ".join(methods))
             resp.set_header("Access-Control-Allow-Headers", ", ".join(rule.headers))
             resp.set_header("Access-Control-Max-Age", str(rule.max_age_s))
         ctx.rule = "cors:preflight"
@@ -49,13 +49,24 @@ class Cors:
         if not origin or resp.status_code == 101:
             return
         ctx: RequestContext = req.context.gateway
-        if ctx.route is None:
+        if ctx.route is None or is_hidden_from(ctx.principal, ctx.route):
+            return
+        rule = _rule(ctx.snapshot, ctx.route, origin)
+        if rule is None and ctx.route.hidden:
             return
         resp.append_header("Vary", "Origin")
-        rule = _rule(ctx.snapshot, ctx.route, origin)
         if rule is not None:
             _allow(resp, origin, rule)
             resp.set_header("Access-Control-Expose-Headers", EXPOSED)
+
+
+def _methods(snapshot: Snapshot, path: str, origin: str) -> list[str]:
+    """Methods of a path that a page of this origin may know of."""
+    return [
+        method
+        for method in snapshot.routes.allowed(path)
+        if (found := snapshot.routes.match(method, path)) and (not found[0].hidden or _rule(snapshot, found[0], origin))
+    ]
 
 
 def _rule(snapshot: Snapshot, route: Route, origin: str) -> CorsRule | None:

@@ -19,6 +19,8 @@ from gateway.metrics import Metrics
 
 UNIT_LINKS = "/relay/"
 """Where units dial in: their tokens have another audience and are verified by the resource itself."""
+_REFUSED_UNREAD = {TokenAmbiguous: "ambiguous", TokenInvalid: "malformed"}
+"""Rules of what is refused before the token itself is looked at."""
 
 
 class Identity:
@@ -34,7 +36,11 @@ class Identity:
         Raises: TokenAmbiguous, TokenInvalid.
         """
         ctx: RequestContext = req.context.gateway
-        token = bearer_token(req.env)
+        try:
+            token = bearer_token(req.env)
+        except (TokenAmbiguous, TokenInvalid) as error:
+            ctx.rule = f"token:{_REFUSED_UNREAD[type(error)]}"
+            raise
         if token is None or ctx.path.startswith(UNIT_LINKS):
             return
         snapshot: Snapshot = ctx.snapshot

@@ -38,8 +38,10 @@ def decide(principal: Principal, route: Route, params: Mapping[str, str]) -> Dec
 
     Shapes: `params` are the path parameters, percent-decoded.
     """
+    if is_hidden_from(principal, route):
+        return WRONG_AUDIENCE_HIDDEN
     if principal.audience not in route.audiences:
-        return WRONG_AUDIENCE_HIDDEN if route.hidden else WRONG_AUDIENCE
+        return WRONG_AUDIENCE
     if principal.role not in route.roles:
         return WRONG_ROLE
     if route.permission is not None and route.permission not in principal.permissions:
@@ -47,6 +49,11 @@ def decide(principal: Principal, route: Route, params: Mapping[str, str]) -> Dec
     if route.bindings:
         return _bound(principal, route, params)
     return ALLOWED
+
+
+def is_hidden_from(principal: Principal | None, route: Route) -> bool:
+    """Is this a principal to whom the route must look as if it did not exist?"""
+    return route.hidden and principal is not None and principal.audience not in route.audiences
 
 
 def _bound(principal: Principal, route: Route, params: Mapping[str, str]) -> Decision:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fastpath.routes import RouteConflict, RouteTable
 from fastpath.target import decode_segment
 from gateway.errors import InternalError, MethodNotMapped, NotFound
+from gateway.rbac.decide import WRONG_AUDIENCE_HIDDEN, is_hidden_from
 from gateway.routing.kinds import Endpoint, ResourceTable, Responder, endpoint
 from gateway.routing.model import RESERVED_PREFIXES, Route
 
@@ -60,15 +61,18 @@ class Router:
         if found is None:
             return self._find_own(req.method, ctx, snapshot)
         route, raw = found
+        params = {name: decode_segment(value) for name, value in raw.items()} if raw else {}
+        if route.hidden and is_hidden_from(ctx.principal, route):
+            # SEC: refused here, so that no limit of the route or the role shows in the answer's fields.
+            ctx.route, ctx.params, ctx.rule = route, params, WRONG_AUDIENCE_HIDDEN.rule
+            raise NotFound()
         target = self._targets.get(route.name) if snapshot is self._targets_of else None
         if target is None:
             target = self._endpoint(route, snapshot)
         if req.method not in target.responders:
             raise _not_mapped([method for method in route.methods if method in target.responders])
-        ctx.route = route
-        if raw:
-            ctx.params = {name: decode_segment(value) for name, value in raw.items()}
-        return target.resource, target.responders, ctx.params if target.takes_fields else {}, route.template
+        ctx.route, ctx.params = route, params
+        return target.resource, target.responders, params if target.takes_fields else {}, route.template
 
     def _endpoint(self, route: Route, snapshot: Snapshot) -> Endpoint:
         """A route's endpoint, remembered as long as its snapshot is the one in use."""

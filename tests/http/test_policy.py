@@ -241,3 +241,78 @@ def test_what_an_unrecorded_outcome_says_of_the_delivery(error, intent, code, de
     ctx = RequestContext(id="x", started_ns=0, error=error, intent_recorded=intent)
     unrecorded = _unrecorded(ctx)
     assert (unrecorded.code, unrecorded.members["delivery"]) == (code, delivery)
+
+
+PREFLIGHT = {"Access-Control-Request-Method": "GET"}
+HIDDEN_PROBES = [
+    pytest.param("member", "GET", {}, id="a token of another audience"),
+    pytest.param("member", "GET", {"Origin": "https://app.test"}, id="... from a page"),
+    pytest.param("member", "POST", {}, id="another method"),
+    pytest.param(None, "OPTIONS", {"Origin": "https://app.test", **PREFLIGHT}, id="preflight"),
+    pytest.param(
+        None,
+        "OPTIONS",
+        {"Origin": "https://app.test", "Access-Control-Request-Method": "POST"},
+        id="preflight, another method",
+    ),
+]
+
+
+@pytest.mark.parametrize(("role", "method", "fields"), HIDDEN_PROBES)
+def test_hidden_and_missing_have_the_same_fields(ask, role, method, fields):
+    answers = [ask(path, role, method, headers=fields) for path in ("/v1/secret", "/v1/nothing")]
+    assert [a.status_code for a in answers] == [404, 404]
+    # Only the request's own figures differ.
+    own = {"x-request-id", "ratelimit"}
+    hidden, missing = [{k: v for k, v in a.headers.items() if k not in own} for a in answers]
+    assert hidden == missing
+    assert [a.headers["RateLimit"].count(";r=") for a in answers] == [1, 1]
+
+
+def test_preflight_of_a_hidden_route_from_its_own_page(client):
+    answer = client.simulate_options("/v1/secret", headers={"Origin": "https://staff.test", **PREFLIGHT})
+    assert answer.status_code == 204
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://staff.test"
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        pytest.param({"Authorization": "Bearer x.y.z"}, 401, id="a bad token"),
+        pytest.param({"Authorization": "Bearer a b"}, 401, id="not one word"),
+        pytest.param({"Authorization": "Bearer a, Bearer b"}, 400, id="two tokens"),
+    ],
+)
+def test_page_may_read_a_refusal_before_routing(client, fields, status):
+    answer = client.simulate_get("/v1/who", headers={"Origin": "https://app.test", **fields})
+    assert answer.status_code == status
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://app.test"
+
+
+def test_page_may_read_the_refusal_of_an_address_limit(ask):
+    answers = [ask("/v1/who", headers={"Origin": "https://app.test"}) for _ in range(55)]
+    limited = next(a for a in answers if a.status_code == 429)
+    assert limited.headers["Access-Control-Allow-Origin"] == "https://app.test"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "query", "route", "rule"),
+    [
+        pytest.param("/v1/record", {"Authorization": "Bearer x.y.z"}, "", "record", "token:malformed", id="bad token"),
+        pytest.param("/v1/record", {"Authorization": "Bearer a b"}, "", "record", "token:malformed", id="not one word"),
+        pytest.param("/v1/who", {"Authorization": "Bearer a,b"}, "", "who", "token:ambiguous", id="two tokens"),
+        pytest.param("/v1/who", {}, "access_token=x", "who", "token:ambiguous", id="in the query"),
+        pytest.param("/v1/nothing", {"Authorization": "Bearer x.y.z"}, "", "", "token:malformed", id="no such route"),
+        pytest.param("/v1/record", {}, "", "record", "token:missing", id="no token"),
+    ],
+)
+def test_refusals_before_routing_are_recorded_with_their_route(
+    gateway, client, monkeypatch, path, fields, query, route, rule
+):
+    waited, queued = [], []
+    monkeypatch.setattr(gateway.audit, "record", waited.append)
+    monkeypatch.setattr(gateway.audit, "enqueue", queued.append)
+    client.simulate_get(path, headers=fields, query_string=query)
+    (event,) = waited + queued
+    assert (event.route, event.rule, event.outcome) == (route, rule, "refused")
+    assert bool(waited) == (route == "record"), "on a phi route the row is there before the answer"
