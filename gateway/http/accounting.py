@@ -226,7 +226,7 @@ def answer_error(resp: falcon.Response, ctx: RequestContext, error: GatewayError
 
 
 def _locate(ctx: RequestContext) -> None:
-    """Find the route of a request that was refused before routing, for audit, metrics and the page that reads the answer."""
+    """Find the route of a request that was refused before routing, for audit, metrics and CORS."""
     if ctx.snapshot is None or not ctx.path or ctx.path.startswith(RESERVED_PREFIXES):
         return
     found = ctx.snapshot.routes.match(ctx.method, ctx.path)

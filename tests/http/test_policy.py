@@ -7,6 +7,7 @@ import time
 import jwt
 import pytest
 
+from gateway.audit.event import build_event
 from gateway.context import RequestContext
 from gateway.demo.resources import Ping
 from gateway.errors import (
@@ -311,7 +312,9 @@ def test_refusals_before_routing_are_recorded_with_their_route(
 ):
     waited, queued = [], []
     monkeypatch.setattr(gateway.audit, "record", waited.append)
-    monkeypatch.setattr(gateway.audit, "enqueue", queued.append)
+    monkeypatch.setattr(
+        gateway.audit, "enqueue_finished", lambda ctx, status: queued.append(build_event(ctx, status=status))
+    )
     client.simulate_get(path, headers=fields, query_string=query)
     (event,) = waited + queued
     assert (event.route, event.rule, event.outcome) == (route, rule, "refused")
