@@ -10,6 +10,7 @@ from fastpath.responses import RequestIds
 
 if TYPE_CHECKING:
     from gateway.errors import GatewayError
+    from gateway.http.grant import Grant
     from gateway.routing.model import Route
 
 
@@ -62,6 +63,8 @@ class RequestContext:
     delivery: str | None = None
     relay_source: str | None = None
     upstream_ns: int = 0
+    grant: Grant | None = None
+    """What principal and route alone decide, once both are known."""
     rule: str = ""
     """Which rule decided, for log and audit: `token:expired`, `role`, `binding:patient`, `limit:partner`."""
     intent_recorded: bool = False

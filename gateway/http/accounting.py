@@ -85,9 +85,11 @@ class Accounting:
     ) -> None:
         """Record the access, then let the answer go."""
         ctx: RequestContext = req.context.gateway
-        resp.set_header("X-Request-Id", ctx.id)
+        # PERF: Falcon keeps names in lower case; set_header checks what is a constant here.
+        headers = resp._headers
+        headers["x-request-id"] = ctx.id
         for name, value in ctx.limit_headers:
-            resp.set_header(name, value)
+            headers[name.lower()] = value
         if ctx.route is not None and ctx.route.phi:
             resp.set_header("Cache-Control", "no-store")
         self._record_audit(ctx, resp)

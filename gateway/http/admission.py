@@ -86,7 +86,7 @@ class Admission:
         if principal is None:
             charges = self._charges(_applying(route.limits, route, None), ctx)
         else:
-            grant = grant_of(principal, route)
+            ctx.grant = grant = grant_of(principal, route)
             charges = grant.charges if grant.charges is not None else self._grant(grant, principal, ctx)
         if charges:
             self._admit(ctx, charges)
@@ -112,6 +112,19 @@ class Admission:
         now_ns = self._clock_ns()
         take = self._table.take
         taken: list[_Take] = ctx.limits_taken
+        if len(charges) == 1 and not taken:
+            # PERF: `policy_rs256` of `make bench`: the common case by itself is twice as fast as the general one.
+            rule, kept = charges[0]
+            key = kept if kept is not None else self._key(rule, ctx)
+            ok, left, wait_ns, reset_ns = take(key, rule.interval_ns, rule.burst, now_ns, rule.number)
+            if not ok:
+                raise self._refusal(ctx, rule, wait_ns)
+            taken.append((rule, key, now_ns, left, reset_ns))
+            ctx.limit_headers = (
+                ("RateLimit", f"{rule.opening}{left};t={-(-reset_ns // 1_000_000_000)}"),
+                rule.policy_field,
+            )
+            return
         for rule, kept in charges:
             key = kept if kept is not None else self._key(rule, ctx)
             if taken and any(earlier[1] == key for earlier in taken):
@@ -214,9 +227,6 @@ def _fields(rows: list[_Row]) -> tuple[tuple[str, str], ...]:
 
     Source: draft-ietf-httpapi-ratelimit-headers-10.
     """
-    if len(rows) == 1:
-        rule, left, wait_ns = rows[0]
-        return ("RateLimit", f"{rule.opening}{left};t={-(-wait_ns // 1_000_000_000)}"), rule.policy_field
     if not rows:
         return ()
     states = [f"{rule.opening}{left};t={_seconds(wait_ns)}" for rule, left, wait_ns in rows]

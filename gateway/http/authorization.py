@@ -31,7 +31,8 @@ class Authorization:
         if ctx.principal is None:
             ctx.rule = "token:missing"
             raise TokenMissing()
-        decision = grant_of(ctx.principal, route).decision or decide(ctx.principal, route, ctx.params)
+        grant = ctx.grant if ctx.grant is not None else grant_of(ctx.principal, route)
+        decision = grant.decision or decide(ctx.principal, route, ctx.params)
         ctx.rule = decision.rule
         if not decision.allowed:
             raise (decision.error or Forbidden)()

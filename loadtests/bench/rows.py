@@ -30,7 +30,7 @@ _SMALL_CACHE = 50_000
 class Contender:
     """One server of a row: how it starts, what it is asked with which tokens, what it must answer.
 
-    Shapes: `body` None: any. Units: `warm_s` seconds of load before the first round.
+    Shapes: `body` None: any; `warm_requests` at least are answered before the first round.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Contender:
     body: bytes | None = POLICY_BODY
     ready: Callable[[Server], None] | None = None
     tokens: str = ""
-    warm_s: int = 1
+    warm_requests: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class Rows:
             Contender("caregate", lambda: ours.start("caregate-few", routes=10, bare=True, cache=_CACHE), "/policy"),
             Contender("caregate-10k-100k",
                       lambda: ours.start("caregate-many", routes=10_000, bare=True, cache=_CACHE), "/policy",
-                      tokens="hs256_100k", warm_s=15),
+                      tokens="hs256_100k", warm_requests=100_000),
         ))  # fmt: skip
 
     def _workers(self) -> Row:

@@ -14,6 +14,7 @@ from loadtests.bench.servers import LOAD_CPU, Missing, Server, answer
 
 CONNECTIONS = 32
 _PATIENCE_S = 20.0
+_WARM_S = 120.0
 
 
 class WrongAnswer(RuntimeError):
@@ -38,7 +39,7 @@ def measure(rows: Rows, row: Row, seconds: float, rounds: int) -> list[Figure]:
                 running.append(_Runner(rows, row, contender, server))
         for runner in running:
             tell(f"{row.name}: {runner.name} warms up")
-            runner.load(runner.contender.warm_s)
+            runner.warm_up()
         for turn in range(rounds):
             for runner in running:
                 tell(f"{row.name}: round {turn + 1}/{rounds} {runner.name}")
@@ -56,6 +57,16 @@ class _Runner:
         self._server = server
         self._tokens = rows.tokens(contender.tokens or row.tokens)
         self._used = 0
+
+    def warm_up(self) -> None:
+        """Load until every token that is to be remembered has been seen.
+
+        Raises: WrongAnswer.
+        """
+        until = time.monotonic() + _WARM_S
+        self.load(1)
+        while self._used < self.contender.warm_requests and time.monotonic() < until:
+            self.load(3)
 
     def load(self, seconds: float) -> Sample:
         """Raises: WrongAnswer if a single request failed."""

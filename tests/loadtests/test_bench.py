@@ -1,0 +1,124 @@
+"""The bench: what it reports, and one short run of it against the baseline. Nothing here judges a figure."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from loadtests.bench import __main__ as bench
+from loadtests.bench import run, servers
+from loadtests.bench.policy import Portal
+from loadtests.bench.report import LIMITS, Figure, as_document, judge, plot, remarks, table
+from loadtests.bench.rows import Contender, Row, Rows
+
+ROOT = Path(__file__).resolve().parents[2]
+FIGURE = ("row", "server", "cpu_us", "rps", "p50_ms", "p99_ms")
+BAR = ("bar", "ratio", "limit", "met")
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rows:
+    """The rows of a run that nothing has been started for."""
+    monkeypatch.chdir(tmp_path)
+    return Rows(tmp_path, Portal("", "postgresql://postgres@/caregate?host=%2Ftmp%2Fpg", 1))
+
+
+def _figure(row: str, server: str, cpu_us: float = 10.0, rps: float = 100.0) -> Figure:
+    return Figure(row, server, cpu_us, rps, 1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "ratio", "met"),
+    [(6.0, 10.0, 0.6, True), (6.1, 10.0, 0.61, False), (5.9, 10.0, 0.59, True)],
+    ids=["at the limit", "above", "below"],
+)
+def test_cpu_must_be_at_most_the_limit(ours, theirs, ratio, met):
+    row = "policy_rs256_unique"
+    (bar,) = judge([_figure(row, "caregate", ours), _figure(row, "envoy-cached", theirs)])
+    assert (bar.ratio, bar.limit, bar.met) == (ratio, 0.6, met)
+
+
+@pytest.mark.parametrize(("many", "met"), [(90.0, True), (89.0, False)], ids=["at the limit", "below"])
+def test_throughput_must_be_at_least_the_limit(many, met):
+    (bar,) = judge([_figure("scale", "caregate", rps=100.0), _figure("scale", "caregate-10k-100k", rps=many)])
+    assert bar.met is met
+
+
+def test_a_bar_needs_both_of_its_figures():
+    assert judge([_figure("policy_rs256", "caregate")]) == []
+
+
+def test_every_bar_has_its_contenders(rows):
+    names = {(row.name, contender.name) for row in rows.all() for contender in row.contenders}
+    missing = [(row, server) for row, ours, peer, *_ in LIMITS for server in (ours, peer) if (row, server) not in names]
+    assert missing == []
+
+
+def test_the_document_is_a_flat_list_and_the_plot_well_formed():
+    figures = [_figure("scale", "caregate"), _figure("scale", "caregate-10k-100k"), _figure("workers_2", "caregate-2")]
+    document = json.loads(json.dumps(as_document(figures, judge(figures))))
+    assert [sorted(entry) for entry in document] == [sorted(FIGURE)] * 3 + [sorted(BAR)]
+    assert ElementTree.fromstring(plot(figures)).tag.endswith("svg")
+    assert "caregate-10k-100k" in table(figures, judge(figures))
+    assert "the second worker had what was left" in remarks(figures)[0]
+
+
+def test_a_row_that_there_is_not_is_named(rows):
+    with pytest.raises(LookupError, match="no such row: nothing; there are policy_rs256, "):
+        bench._chosen(rows.all(), ["nothing", "scale"])
+    assert [row.name for row in bench._chosen(rows.all(), ["scale", "policy_hs256"])] == ["policy_hs256", "scale"]
+
+
+def test_a_peer_that_cannot_be_had_is_left_out_and_named(rows, capsys):
+    def missing() -> servers.Server:
+        raise servers.Missing("no such package")
+
+    row = Row("row", "rs256", (Contender("peer", missing, "/policy"),))
+    assert run.measure(rows, row, 1, 1) == []
+    assert "row: left out: peer: no such package" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+@pytest.mark.parametrize("wrong", [False, True], ids=["right answers", "wrong answers"])
+def test_a_short_run(tmp_path, wrong):
+    """The gateway beside the baseline, which needs nothing that has to be installed."""
+    code = SCRIPT.replace("WRONG", repr(wrong))
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    if wrong:
+        assert "WrongAnswer: policy: stock-gunicorn answers" in result.stderr
+        return
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(result.stdout)
+    assert [figure["server"] for figure in figures] == ["caregate", "caregate-logged", "stock-gunicorn"]
+    assert all(figure["cpu_us"] > 0 and figure["rps"] > 0 and figure["p50_ms"] > 0 for figure in figures)
+
+
+SCRIPT = """
+import dataclasses, json, os, sys
+from pathlib import Path
+from loadtests.bench.database import portal_database
+from loadtests.bench.report import as_document
+from loadtests.bench.rows import Contender, Row, Rows
+from loadtests.bench.run import measure
+run = Path(sys.argv[1])
+with portal_database(run / "postgres") as portal:
+    rows = Rows(run, portal)
+    path = "/policy"
+    row = Row("policy", "rs256", (
+        Contender("caregate", lambda: rows.ours.start("caregate", bare=True), path),
+        Contender("caregate-logged", lambda: rows.ours.start("caregate-logged"), path),
+        Contender("stock-gunicorn", lambda: rows.peers.stock("RS256", "stock-gunicorn"), path),
+    ))
+    if WRONG:
+        rows.wrong_role = lambda contender, kind: rows.tokens(kind).open().readline().strip()
+        row = dataclasses.replace(row, contenders=row.contenders[2:])
+    print(json.dumps(as_document(measure(rows, row, 1, 1), [])))
+"""
