@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import json
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -20,49 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
-from gateway.demo.platform import DemoError, Platform
-from loadtests.document import for_load
+from gateway.demo.platform import DemoError
+from loadtests.demo import DemoUnderLoad
 from loadtests.soak.callers import Callers
 from loadtests.soak.samples import ALLOWANCES, Growth, Sample, growth_of
 
+DEADLINES = {f"CAREGATE_{name}_TIMEOUT_S": "2" for name in ("HEAD", "BODY", "WRITE")}
+"""Short enough to pass many times."""
 _ASKS = 200
 """How often the operations listener is asked for one sample: the kernel chooses the worker that answers."""
-
-
-class SoakPlatform(Platform):
-    """The demo with limits that no load reaches, and deadlines short enough to pass many times."""
-
-    def __init__(self, directory: Path, port: int, workers: int, seconds: int) -> None:
-        super().__init__(directory, port, workers, tell=_tell)
-        self._seconds = seconds
-        deadlines = {f"CAREGATE_{name}_TIMEOUT_S": "2" for name in ("HEAD", "BODY", "WRITE")}
-        self._env.update(deadlines, CAREGATE_KEEPALIVE_S="5")
-
-    def write_documents(self) -> Path:
-        path = super().write_documents()
-        document = for_load(yaml.safe_load(path.read_text()), [], self._seconds)
-        path.write_text(yaml.dump(document, Dumper=_Plain, sort_keys=False))
-        return path
-
-    def worker_pids(self) -> list[int]:
-        arbiter = self.children["gateway"].process
-        assert arbiter is not None
-        return sorted(child.pid for child in psutil.Process(arbiter.pid).children())
-
-
-class _Plain(yaml.SafeDumper):
-    """Writes no anchors and aliases: the gateway refuses them."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        return True
 
 
 class Watch:
     """Samples the workers beside the load."""
 
-    def __init__(self, platform: SoakPlatform) -> None:
+    def __init__(self, platform: DemoUnderLoad) -> None:
         self._platform = platform
         self.workers = platform.worker_pids()
         self.samples: list[Sample] = []
@@ -93,7 +65,7 @@ class Watch:
         raise DemoError(f"of the workers {self.workers} only {sorted(found)} answer on the operations listener")
 
 
-async def soak(platform: SoakPlatform, seconds: int, each: int, every_s: float) -> tuple[Callers, list[Sample]]:
+async def soak(platform: DemoUnderLoad, seconds: int, each: int, every_s: float) -> tuple[Callers, list[Sample]]:
     """Run `each` callers of every kind, and sample. Raises: DemoError."""
     callers = Callers(platform.ports.gateway, platform.tokens, 0.02)
     clock = asyncio.get_running_loop().time
@@ -152,24 +124,6 @@ def table(callers: Callers, grown: Sequence[Growth]) -> list[str]:
     return lines
 
 
-def free_base_port() -> int:
-    """A port with all of a platform's other ports free beside it. Raises: DemoError."""
-    for base in range(12_200, 31_000, 40):
-        if all(_free(base + offset) for offset in (0, 11, 12, 13, 14, 15, 1010)):
-            return base
-    raise DemoError("no free ports between 12200 and 31000")
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
 def _tell(text: str) -> None:
     print(text, flush=True)
 
@@ -186,7 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the soak; returns the exit status."""
     options = _parse(argv)
     directory = Path(tempfile.mkdtemp(prefix="caregate-soak-"))
-    platform = SoakPlatform(directory, free_base_port(), options.workers, options.seconds)
+    platform = DemoUnderLoad(
+        directory, options.workers, options.seconds, tell=_tell, CAREGATE_KEEPALIVE_S="5", **DEADLINES
+    )
     started_s = time.monotonic()
     try:
         platform.start()

@@ -130,6 +130,15 @@ class TestVersions:
             assert sock.recv(100)[-1] != 70
 
 
+def test_http_2_is_not_offered(tls: Any, certificate: tuple[str, str]) -> None:
+    context = ssl.create_default_context(cafile=certificate[1])
+    context.set_alpn_protocols(["h2"])
+    with context.wrap_socket(tls.connect(), server_hostname="gw.example") as sock:
+        assert sock.selected_alpn_protocol() is None
+        sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        assert sock.recv(100).startswith(b"HTTP/1.1 505 ")
+
+
 class TestAnswers:
     def test_large_and_generated(self, tls: Any, wrap: Any, answers: Any) -> None:
         with wrap(tls) as sock:
