@@ -28,14 +28,14 @@ build: $(KERNELS)
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || $(PYTHON) -m virtualenv $(VENV) || { echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
+	@$(BIN)/python -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) || $(PYTHON) -m virtualenv $(VENV) || { rm -rf $(VENV); echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
 	@echo "installing the locked dependencies into $(VENV)/ ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@touch $@
 
 $(KERNELS): $(STAMP) setup.py pyproject.toml $(wildcard fastpath/*.pyx fastpath/*.pxd fastpath/*.h)
 	@echo "compiling the kernels ..."
-	@$(BIN)/python setup.py --quiet build_ext --inplace --parallel 4
+	@$(BIN)/python setup.py --quiet build_ext --inplace --parallel 4 || { echo "a C compiler and Python's headers are needed: apt-get install gcc python3-dev"; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
