@@ -61,6 +61,7 @@ def wrap(certificate: tuple[str, str]) -> Callable[..., ssl.SSLSocket]:
     def shake(server: Any, version: ssl.TLSVersion | None = None, before: bytes = b"") -> ssl.SSLSocket:
         context = ssl.create_default_context(cafile=certificate[1])
         context.set_alpn_protocols(["h2", "http/1.1"])
+        context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # NOTE: older Pythons (Debian's 3.11.2) set it
         if version is not None:
             context.minimum_version = context.maximum_version = version
         sock = server.connect()
