@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from gateway.demo.platform import Platform
+from loadtests.demo import free_base_port
 
 
 @dataclass
@@ -70,20 +71,6 @@ class Client:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.platform.ports.ops}{path}", timeout=5) as answer:
             data = answer.read()
             return json.loads(data) if answer.headers["Content-Type"].startswith("application/json") else data.decode()
-
-
-def free_base_port() -> int:
-    """A port with all of a platform's other ports free beside it."""
-    for base in range(12_000 + os.getpid() % 400 * 40, 31_000, 40):  # below the ports the kernel gives out
-        try:
-            for offset in (0, 11, 12, 13, 14, 15, 1010):
-                with socket.socket() as probe:
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    probe.bind(("127.0.0.1", base + offset))
-        except OSError:
-            continue
-        return base
-    raise RuntimeError("no free ports")
 
 
 @pytest.fixture(scope="session")
