@@ -220,6 +220,13 @@ class Draining(GatewayError):
     retry = Retry.ANY
 
 
+class GraceEnded(GatewayError):
+    """The request still ran when the worker had to leave."""
+
+    code = "grace-ended"
+    retry = Retry.IDEMPOTENT
+
+
 class Overloaded(GatewayError):
     code = "overloaded"
     retry = Retry.ANY

@@ -30,6 +30,7 @@ import fastpath
 from fastpath.http import HeadReader
 from fastpath.responses import RequestIds
 from fastpath.routes import canonical_path
+from gateway.errors import GraceEnded
 from gateway.http1.connection import Connection
 from gateway.http1.deadlines import TICK_NS, DeadlinePassed, Deadlines
 from gateway.http1.limits import SECOND_NS, Limits
@@ -42,6 +43,8 @@ fastpath.require("http", "chunks", "responses", "routes")
 
 _NOTIFY_S = 1.0
 _POLL_S = 0.1
+_CUT_S = 1.5
+"""The last part of the grace: for accounting and answering what is cut off."""
 _IDLE_LINGER_S = 2.0
 """How long an idle connection of a draining worker is kept, so that a request on its way gets an answer."""
 
@@ -122,7 +125,9 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
 
     def _drain(self, servers: list[StreamServer]) -> None:
         """Stop accepting, let the application say goodbye, wait for what runs, then end the rest."""
-        end = time.monotonic() + self.cfg.graceful_timeout
+        grace_s = self.cfg.graceful_timeout
+        # NOTE: the arbiter kills at the end of the grace; what is cut off must be accounted for before that.
+        end = time.monotonic() + grace_s - min(_CUT_S, grace_s / 3)
         idle_end = time.monotonic() + min(_IDLE_LINGER_S, self.cfg.graceful_timeout)
         for server in servers:
             server.close()
@@ -143,11 +148,24 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             gevent.sleep(_POLL_S)
         if self.connections:
             self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
+            self._interrupt(grace_s)
         stop = getattr(self.wsgi, "stop", None)
         if stop is not None:
             stop()
         for server in servers:
             server.stop(timeout=1)
+
+    def _interrupt(self, grace_s: float) -> None:
+        """Have what still runs end with an error that is accounted for.
+
+        Yields to the hub: until that is done, within half of the time that is left.
+        """
+        running = [connection for connection in self.connections if not connection.upgraded]
+        for connection in running:
+            connection.interrupt()
+        end = time.monotonic() + min(_CUT_S, grace_s / 3) / 2
+        while any(connection in self.connections for connection in running) and time.monotonic() < end:
+            gevent.sleep(_POLL_S / 10)
 
     def _say_goodbye(self) -> None:
         """Let the application begin to leave, beside what it still serves."""
@@ -170,7 +188,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         """
         try:
             self._serve(listener, dict(base), sock, address)
-        except (OSError, DeadlinePassed, gevent.GreenletExit):
+        except (OSError, DeadlinePassed, GraceEnded, gevent.GreenletExit):
             pass
         except Exception:
             self.log.exception("Error on a connection")

@@ -55,6 +55,7 @@ TABLE: dict[type[e.GatewayError], Row] = {
     e.RateLimited: Row(429, "Rate limit exceeded"),
     e.InternalError: Row(500, "Internal error"),
     e.Draining: Row(503, "Gateway draining"),
+    e.GraceEnded: Row(503, "Gateway left before the answer"),
     e.Overloaded: Row(503, "Gateway overloaded"),
     e.DatabaseUnavailable: Row(503, "Database unavailable"),
     e.DatabaseInterrupted: Row(503, "Database connection lost"),
@@ -85,6 +86,7 @@ TABLE: dict[type[e.GatewayError], Row] = {
 
 _RETRY_AFTER_S: dict[type[e.GatewayError], int] = {
     e.Draining: 1,
+    e.GraceEnded: 1,
     e.Overloaded: 1,
     e.DatabaseUnavailable: 1,
     e.DatabaseInterrupted: 1,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from gevent import get_hub, getcurrent
+from gevent import get_hub, getcurrent, kill
 
 from fastpath.http import Head, HeadError, HeadReader
 from fastpath.responses import BODY_TO_CLOSE, RequestIds, encode_response
@@ -378,6 +378,11 @@ class Connection:
         """Called from the hub when the deadline has passed."""
         if self._waiting:
             self._greenlet.throw(DeadlinePassed)
+
+    def interrupt(self) -> None:
+        """Have the request that still runs end with GraceEnded, which the application accounts for and answers."""
+        if not self.upgraded:
+            kill(self._greenlet, e.GraceEnded(close=True, delivery="unknown"))
 
     def receive_body(self, received_bytes: int) -> bytes:
         """See gateway.http1.body.Source."""

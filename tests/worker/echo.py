@@ -27,6 +27,8 @@ class Echo:
         return answer(environ, start_response)
 
     def refused(self, environ: dict[str, Any], error: GatewayError, status: int) -> None:
+        if error.code == "grace-ended":
+            self._note(error.code)
         REFUSALS.append([environ["caregate.request_id"], error.code, status, environ["caregate.peer"]])
 
     def drain(self) -> None:
@@ -136,6 +138,20 @@ class Echo:
     def path_slow(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         gevent.sleep(0.5)
         return whole(start, b"slow")
+
+    def path_hangs(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+        self._note("hangs")
+        gevent.sleep(60)
+        return []
+
+    def path_hangs_inside(self, environ: dict[str, Any], start: Start) -> Iterator[bytes]:
+        start("200 OK", [])
+        yield b"some"
+        try:
+            gevent.sleep(60)
+        except GatewayError as error:
+            self._note(error.code)
+            raise
 
     def path_watched(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         gone = gevent.event.Event()

@@ -78,6 +78,34 @@ class TestDrain:
             assert read_until(unit, b"") == b""
         assert server.process.wait(10) == 0
 
+    def test_what_runs_at_the_end_of_the_grace_is_answered_and_accounted_for(
+        self, start_server: Start, answers: Any
+    ) -> None:
+        server = start_server("--graceful-timeout", "2")
+        with server.connect() as before, server.connect() as inside, server.connect() as slow:
+            before.sendall(b"GET /hangs HTTP/1.1\r\nHost: g\r\n\r\n")
+            inside.sendall(b"GET /hangs-inside HTTP/1.1\r\nHost: g\r\n\r\n")
+            slow.sendall(b"GET / HT")
+            read_until(inside, b"4\r\nsome\r\n")
+            eventually(lambda: "hangs" in server.notes.read_text())
+            os.kill(server.process.pid, signal.SIGTERM)
+            refused, cut, unread = (answers(read_until(sock, b"")) for sock in (before, inside, slow))
+        assert (refused.statuses, cut.statuses, unread.statuses) == ([503], [], [503])
+        assert refused.heads[0]["connection"] == "close"
+        assert b"grace-ended" in refused.bodies[0]
+        assert cut.rest == b"", "no last chunk"
+        assert server.process.wait(10) == 0
+        assert server.notes.read_text().split() == ["hangs", "drain", *["grace-ended"] * 3, "stop"]
+
+    def test_an_upgraded_connection_is_not_interrupted_by_it(self, start_server: Start) -> None:
+        server = start_server("--graceful-timeout", "1")
+        with server.connect() as unit:
+            unit.sendall(b"GET /upgrade HTTP/1.1\r\nHost: g\r\n\r\nx")
+            read_until(unit, b"X")
+            os.kill(server.process.pid, signal.SIGTERM)
+            assert read_until(unit, b"") == b""
+        assert "grace-ended" not in server.notes.read_text()
+
 
 def test_a_worker_told_to_stop_while_it_boots_stops(start_server: Start) -> None:
     server = start_server("--graceful-timeout", "30")
