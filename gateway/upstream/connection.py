@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket as stdlib_socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gevent
@@ -45,15 +45,21 @@ class Wheel:
 class UpstreamConnection:
     """A connection lent to one exchange at a time.
 
+    PERF: `upstream_small` of `make bench`: the read watcher stays armed from exchange to exchange, and the first bytes
+    of an answer are waited for before they are asked for.
     Units: `deadline_ns` arguments are monotonic nanoseconds; `idle_since_ns` too.
     Shapes: `written` says whether a byte of the request under way has left.
     """
 
     __slots__ = (
+        "_answer_is_due",
+        "_armed",
         "_greenlet",
+        "_hub",
         "_raw",
         "_sock",
         "_waiting",
+        "_watcher",
         "_wheel",
         "deadline_ns",
         "idle_since_ns",
@@ -66,6 +72,10 @@ class UpstreamConnection:
         self._sock = sock
         self._raw = sock._sock
         self._wheel = wheel
+        self._hub = get_hub()
+        self._watcher = self._hub.loop.io(sock.fileno(), 1)
+        self._armed = False
+        self._answer_is_due = False
         self._greenlet: Any = None
         self._waiting = False
         self.deadline_ns = 0
@@ -98,8 +108,9 @@ class UpstreamConnection:
 
     def send(self, pieces: Sequence[bytes], deadline_ns: int) -> None:
         """Raises: OSError, UpstreamTimeout, ClientDisconnected. Yields to the hub: if the socket's buffer is full."""
+        self._answer_is_due = True
         try:
-            sent = self._raw.sendmsg(pieces)
+            sent = self._raw.sendmsg(pieces) if len(pieces) > 1 else self._raw.send(pieces[0])
         except BlockingIOError:
             sent = 0
         self.written = self.written or sent > 0
@@ -110,7 +121,7 @@ class UpstreamConnection:
             rest = memoryview(piece)[sent:]
             sent = 0
             while rest:
-                self._wait(self._sock._write_event, deadline_ns)
+                self._wait(self._wait_writable, deadline_ns)
                 try:
                     rest = rest[self._raw.send(rest) :]
                     self.written = True
@@ -119,20 +130,24 @@ class UpstreamConnection:
 
     def receive(self, deadline_ns: int) -> bytes:
         """Bytes, empty at the end. Raises: OSError, UpstreamTimeout, ClientDisconnected. Yields to the hub: yes."""
+        if self._answer_is_due:
+            self._answer_is_due = False
+            self._wait(self._wait_readable, deadline_ns)
         while True:
             try:
                 return self._raw.recv(RECEIVE_BYTES)  # type: ignore[no-any-return]
             except BlockingIOError:
-                self._wait(self._sock._read_event, deadline_ns)
+                self._wait(self._wait_readable, deadline_ns)
 
-    def _wait(self, event: Any, deadline_ns: int) -> None:
+    def _wait(self, for_event: Callable[[], None], deadline_ns: int) -> None:
+        """Raises: UpstreamTimeout, ClientDisconnected."""
         if deadline_ns <= time.monotonic_ns():
             raise UpstreamTimeout("The upstream did not answer in time")
         self._wheel.deadlines.arm(self, deadline_ns)
         self._greenlet = getcurrent()
         self._waiting = True
         try:
-            get_hub().wait(event)
+            for_event()
         except _Expired:
             raise UpstreamTimeout("The upstream did not answer in time") from None
         except CallerGone:
@@ -140,6 +155,29 @@ class UpstreamConnection:
         finally:
             self._waiting = False
             self._greenlet = None
+
+    def _wait_readable(self) -> None:
+        if not self._armed:
+            self._armed = True
+            self._watcher.start(self._readable)
+        self._hub.switch()
+
+    def _wait_writable(self) -> None:
+        # NOTE: an answer that comes before the request is out must not wake who waits to write.
+        self._disarm()
+        self._hub.wait(self._sock._write_event)
+
+    def _readable(self) -> None:
+        """Called from the hub. Bytes that nobody waits for stop the watcher until somebody does."""
+        if self._waiting:
+            self._greenlet.switch()
+        else:
+            self._disarm()
+
+    def _disarm(self) -> None:
+        if self._armed:
+            self._armed = False
+            self._watcher.stop()
 
     def expire(self) -> None:
         """Called from the hub when the deadline has passed."""
@@ -153,4 +191,7 @@ class UpstreamConnection:
 
     def close(self) -> None:
         self._wheel.deadlines.forget(self)
+        self._armed = False
+        self._watcher.stop()
+        self._watcher.close()
         self._sock.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from gateway.context import RequestContext
@@ -77,9 +78,14 @@ def _pass_on(environ: dict[str, Any], lines: list[str]) -> None:
     for key, value in environ.items():
         if key[:5] != "HTTP_" or key in _DROPPED_KEYS or key.startswith(_CAREGATE_KEY):
             continue
-        name = key[5:].replace("_", "-").lower()
+        name = _field_name(key)
         if name not in extra:
             lines.append(f"{name}: {value}")
+
+
+@lru_cache(maxsize=1024)
+def _field_name(key: str) -> str:
+    return key[5:].replace("_", "-").lower()
 
 
 def _forwarded(address: str, scheme: str) -> str:
