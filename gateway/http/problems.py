@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http
 from dataclasses import dataclass
+from functools import lru_cache
 
 import orjson
 
@@ -175,6 +176,7 @@ def _challenge(error: e.GatewayError, realm: str) -> str | None:
     return None
 
 
+@lru_cache(maxsize=1024)
 def reason(status: int) -> str:
     """The reason phrase of a status code."""
     if status == 499:

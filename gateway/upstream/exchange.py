@@ -25,6 +25,8 @@ HELD_BYTES = 65_536
 SENT_WHOLE_BYTES = 65_536
 _PIECE_BYTES = 65_536
 _MS_NS = 1_000_000
+_NOTHING_READ = ResponseReader(False)
+"""The reader of an exchange that has not sent anything; never fed."""
 
 
 @dataclass(slots=True)
@@ -71,7 +73,7 @@ class Exchange:
         self._watch = watch
         self._connection: UpstreamConnection | None = None
         self._endpoint: Endpoint | None = None
-        self._reader = ResponseReader(False)
+        self._reader: ResponseReader = _NOTHING_READ
         self._held = b""
         self._received = 0
 

@@ -149,4 +149,4 @@ class ResponseReader:
     def _closes(self) -> bool:
         if self._parser.get_http_version() == "1.0":
             return True
-        return any(name == "connection" and "close" in value.lower() for name, value in self.fields)
+        return any("close" in value.lower() for name, value in self.fields if name == "connection")
