@@ -26,6 +26,8 @@ NO_BODY = NoBody()
 TCP_CLOSING = frozenset({7, 8, 9, 11})
 """TCP_CLOSE, TCP_CLOSE_WAIT, TCP_LAST_ACK, TCP_CLOSING of tcpi_state."""
 
+_LOOK_AGAIN_S = 0.1
+
 _REFUSALS: dict[str, type[e.ClientError]] = {
     "bad-request": e.BadRequest,
     "bad-framing": e.BadFraming,
@@ -73,9 +75,9 @@ class Connection:
     """
 
     __slots__ = (
-        "_armed", "_base", "_body", "_body_left_ns", "_continue", "_ended", "_gone", "_greenlet", "_hub", "_raw",
-        "_service", "_sock", "_started_ns", "_unread", "_waiting", "_watcher", "deadline_ns", "idle", "response",
-        "slot", "upgraded",
+        "_armed", "_base", "_body", "_body_left_ns", "_continue", "_ended", "_gone", "_greenlet", "_hub", "_later",
+        "_raw", "_service", "_sock", "_started_ns", "_unread", "_waiting", "_watcher", "deadline_ns", "idle",
+        "response", "slot", "upgraded",
     )  # fmt: skip
 
     def __init__(self, service: Service, sock: Any, base: dict[str, Any]) -> None:
@@ -93,6 +95,7 @@ class Connection:
         self._body_left_ns = 0
         self._continue = False
         self._gone: Callable[[], None] | None = None
+        self._later: Any = None
         self._started_ns = 0
         self.deadline_ns = 0
         self.slot = NEVER
@@ -125,6 +128,9 @@ class Connection:
             self._service.deadlines.forget(self)
             self._watcher.stop()
             self._watcher.close()
+            if self._later is not None:
+                self._later.stop()
+                self._later.close()
             self._base = {}
             self.response.detach()
 
@@ -409,7 +415,8 @@ class Connection:
     def watch(self, gone: Callable[[], None] | None) -> None:
         """Call `gone` once, from the hub, if the peer closes before the response is complete; None stops that.
 
-        A client that only half-closes counts as gone. Pipelined bytes blind the watch.
+        A client that only half-closes counts as gone. Behind pipelined bytes it is noticed a tenth of a second later,
+        on a unix socket not at all.
         """
         self._gone = gone
         if gone is not None and not self._armed:
@@ -417,10 +424,23 @@ class Connection:
             self._watcher.start(self._readable)
 
     def _notice_gone(self) -> None:
+        """Called from the hub. Behind bytes that nobody reads yet, the end of the stream is looked for by the clock."""
         gone = self._gone
-        if gone is not None and self._peer_closed():
+        if gone is None:
+            return
+        if self._peer_closed():
             self._gone = None
             gone()
+            return
+        if self._later is None:
+            self._later = self._hub.loop.timer(_LOOK_AGAIN_S, _LOOK_AGAIN_S)
+        self._later.start(self._look_again)
+
+    def _look_again(self) -> None:
+        if self._gone is None:
+            self._later.stop()
+        else:
+            self._notice_gone()
 
     def _peer_closed(self) -> bool:
         try:

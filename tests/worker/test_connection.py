@@ -234,6 +234,23 @@ class TestGone:
                 break
         assert seen[before:] == ["gone"]
 
+    def test_also_behind_pipelined_bytes(self, server: Any, exchange: Exchange) -> None:
+        before = len(json.loads(exchange(get("/gone")).bodies[0]))
+        with server.connect() as sock:
+            sock.sendall(get("/watched") + get("/"))
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            seen = json.loads(exchange(get("/gone")).bodies[0])
+            if len(seen) > before:
+                break
+        assert seen[before:] == ["gone"]
+
+    def test_one_that_pipelines_and_stays_is_not_gone(self, server: Any, answers: Any) -> None:
+        with server.connect() as sock:
+            sock.sendall(get("/watched") + get("/watched") + get("/"))
+            got = answers(read_some(sock, lambda d: d.endswith(b"\r\n\r\n/")))
+        assert got.bodies == [b"stayed", b"stayed", b"/"]
+
     def test_a_caller_that_stays_is_not_gone(self, server: Any, answers: Any) -> None:
         with server.connect() as sock:
             sock.sendall(get("/watched"))
