@@ -148,18 +148,22 @@ class _Session:
 
     def _prepare(self) -> Answer:
         self._prepared = None
-        try:
-            # PERF: a large document takes a second; in a thread the hub gets its turn every few milliseconds.
-            loaded = gevent.get_hub().threadpool.apply(self._in_force.load_file)
-            faults = self._check_catalog(loaded)
-        except Refused as error:
-            faults = error.places
-        except OSError as error:
-            faults = [Fault(WHOLE, f"cannot be read: {error.strerror}")]
-        if faults:
+        # PERF: a large document takes a second; in a thread the hub gets its turn every few milliseconds.
+        loaded = gevent.get_hub().threadpool.apply(self._load_file)
+        faults = self._check_catalog(loaded) if isinstance(loaded, Loaded) else loaded
+        if faults or not isinstance(loaded, Loaded):
             return {"ok": False, "faults": [[f.path, f.reason, f.line] for f in faults]}
         self._prepared = loaded
         return {"ok": True, "digest": loaded.snapshot.digest, "keys_digest": loaded.snapshot.keys_digest}
+
+    def _load_file(self) -> Loaded | list[Fault]:
+        """NOTE: what leaves a function of gevent's thread pool as an exception is printed with its traceback."""
+        try:
+            return self._in_force.load_file()
+        except Refused as error:
+            return error.places
+        except OSError as error:
+            return [Fault(WHOLE, f"cannot be read: {error.strerror}")]
 
     def _check_catalog(self, loaded: Loaded) -> list[Fault]:
         if self._catalog_check is None:

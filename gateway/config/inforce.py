@@ -17,6 +17,7 @@ from pathlib import Path
 import structlog
 
 from gateway.config.check import CatalogCheck
+from gateway.config.fault import WHOLE, Fault
 from gateway.config.load import Loaded, Refused, load_text, read_text
 from gateway.config.snapshot import Snapshot
 from gateway.errors import GatewayError
@@ -73,7 +74,7 @@ class InForce:
         Yields to the hub: in `catalog_check`.
         """
         state = self.state()
-        loaded = self._boot_first(catalog_check) if state is None else self._boot_again(state)
+        loaded = self._boot_first(catalog_check) if state is None else self._boot_again(state, catalog_check)
         version = 1 if state is None else state.version
         if state is not None and state.reconsider and loaded.snapshot.digest != state.digest:
             version += 1
@@ -88,7 +89,8 @@ class InForce:
             return None
         if state.digest == current.digest:
             return replace(current, version=state.version)
-        return replace(self._boot_again(state).snapshot, version=state.version)
+        in_force = replace(state, reconsider=False)
+        return replace(self._boot_again(in_force, None).snapshot, version=state.version)
 
     def record(self, snapshot: Snapshot, raw: bytes) -> None:
         """Note that a configuration is in force. Blocks: fsync.
@@ -119,9 +121,11 @@ class InForce:
             raise Refused(faults)
         return loaded
 
-    def _boot_again(self, state: State) -> Loaded:
+    def _boot_again(self, state: State, catalog_check: CatalogCheck | None) -> Loaded:
         try:
             loaded = self.load_file()
+            if state.reconsider and loaded.snapshot.digest != state.digest:
+                _check_edited(loaded, catalog_check)
         except (Refused, OSError) as error:
             log.error("the configuration file is refused; starting with the last good one", faults=_faults(error))
             return self._load(self._last_good)
@@ -139,6 +143,22 @@ class InForce:
     def _load(self, path: Path) -> Loaded:
         # NOTE: references of the last good text are relative to the document's own directory, not to the copy's.
         return load_text(read_text(path), self._path.parent, self._environ, token_cache_size=self._token_cache_size)
+
+
+def _check_edited(loaded: Loaded, catalog_check: CatalogCheck | None) -> None:
+    """Check an edited document against the portal database.
+
+    Raises: Refused, also where the database does not answer: what is in force was checked, so it stays.
+    Yields to the hub: in `catalog_check`.
+    """
+    if catalog_check is None:
+        return
+    try:
+        faults = catalog_check(loaded.snapshot.document)
+    except GatewayError as error:
+        faults = [Fault(WHOLE, f"the functions cannot be checked: {error.code}")]
+    if faults:
+        raise Refused(faults)
 
 
 def _faults(error: Refused | OSError) -> list[str]:

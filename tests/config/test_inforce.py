@@ -100,6 +100,32 @@ def test_hup_with_a_bad_file_keeps_what_was(make: Callable[..., InForce], config
     assert [(s.version, s.digest) for s in (make().boot(), make().boot())] == [(1, first.digest)] * 2
 
 
+def _no_function(document: object) -> list[Fault]:
+    return [Fault("controllers.me.function.name", "no such function")]
+
+
+def _away(document: object) -> list[Fault]:
+    raise DatabaseUnavailable
+
+
+@pytest.mark.parametrize("catalog_check", [_no_function, _away], ids=["no-such-function", "database-away"])
+def test_hup_with_unchecked_functions_keeps_what_was(
+    make: Callable[..., InForce], config: Path, catalog_check: Callable[[object], list[Fault]]
+) -> None:
+    first = make().boot()
+    edit(config, "realm: caregate", "realm: edited")
+    make().reconsider()
+    taken = [make().boot(catalog_check) for _ in range(2)]
+    assert [(s.version, s.digest) for s in taken] == [(1, first.digest)] * 2
+
+
+def test_hup_without_an_edit_needs_no_database(make: Callable[..., InForce]) -> None:
+    first = make().boot()
+    make().reconsider()
+    again = make().boot(_away)
+    assert (again.version, again.digest) == (first.version, first.digest)
+
+
 def test_catch_up(make: Callable[..., InForce], config: Path) -> None:
     started = make().boot()
     assert make().catch_up(started) is None

@@ -93,13 +93,16 @@ def test_every_worker_swaps(settings: Settings, start: Callable[..., ControlServ
     assert InForce(settings, arbiter=1).state().version == 3  # type: ignore[union-attr]
 
 
-def test_bad_document_changes_nothing(settings: Settings, start: Callable[..., ControlServer]) -> None:
+def test_bad_document_changes_nothing(
+    settings: Settings, start: Callable[..., ControlServer], capfd: pytest.CaptureFixture[str]
+) -> None:
     servers = [start(n) for n in range(2)]
     edit(settings, "roles: [patient]", "roles: [nobody]")
     edit(settings, "realm: caregate", "realm: caregate\n  colour: red")
     outcome: Outcome = in_thread(reload, settings.run_dir)
     assert [fault.path for fault in outcome.faults] == ["gateway.colour", "controllers.me.roles[0]"]
     assert [version(server) for server in servers] == [(1, "caregate")] * 2
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_one_worker_that_refuses_is_enough(settings: Settings, start: Callable[..., ControlServer]) -> None:
