@@ -9,6 +9,7 @@ BENCH_SECONDS ?= $(if $(filter command line environment,$(origin SECONDS)),$(SEC
 SOAK_SECONDS ?= $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),600)
 STAMP := $(VENV)/.installed
 KERNELS := $(VENV)/.built
+DEBUG_BUILT := $(VENV)/.debug-built
 
 .PHONY: run test lint build bench bench-fastpath profile load soak fuzz annotate debug lock clean
 .DELETE_ON_ERROR:
@@ -35,9 +36,9 @@ $(STAMP): requirements.lock pyproject.toml
 
 $(KERNELS): $(STAMP) setup.py pyproject.toml $(wildcard fastpath/*.pyx fastpath/*.pxd fastpath/*.h)
 	@echo "compiling the kernels ..."
-	@$(BIN)/python setup.py --quiet build_ext --inplace --parallel 4 || { echo "a C compiler and Python's headers are needed: apt-get install gcc python3-dev"; exit 1; }
+	@$(BIN)/python setup.py --quiet build_ext --inplace --parallel 4 $(if $(wildcard $(DEBUG_BUILT)),--force) || { echo "a C compiler and Python's headers are needed: apt-get install gcc python3-dev"; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@touch $@
+	@rm -f $(DEBUG_BUILT) && touch $@
 
 bench-fastpath: build
 	$(BIN)/python -m loadtests.bench_fastpath
@@ -64,7 +65,7 @@ annotate: $(STAMP)
 
 debug: $(STAMP)
 	CAREGATE_DEBUG_BUILD=1 $(BIN)/python setup.py --quiet build_ext --inplace --force
-	@touch $(KERNELS)
+	@touch $(DEBUG_BUILT) && rm -f $(KERNELS)
 
 # Exact versions of everything, from the lower bounds in pyproject.toml.
 lock:
@@ -74,4 +75,4 @@ lock:
 	@rm -rf $(VENV)/lock
 
 clean:
-	rm -rf build dist *.egg-info $(STAMP) $(KERNELS) fastpath/*.c fastpath/*.so fastpath/*.html .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info $(STAMP) $(KERNELS) $(DEBUG_BUILT) fastpath/*.c fastpath/*.so fastpath/*.html .pytest_cache .mypy_cache .ruff_cache .hypothesis
