@@ -17,7 +17,7 @@ from loadtests.bench.progress import say, tell
 from loadtests.bench.report import Figure, as_document, judge, plot, remarks, table
 from loadtests.bench.rows import Row, Rows
 from loadtests.bench.run import measure
-from loadtests.bench.servers import Missing
+from loadtests.bench.servers import Missing, debian_binary
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -44,6 +44,7 @@ def main() -> int:
 def _measured(wanted: list[str], seconds: float, rounds: int) -> list[Figure]:
     """Raises: Missing, EmbeddedError if nothing can be measured here; LookupError for a row that there is not."""
     figures: list[Figure] = []
+    debian_binary("wrk", "wrk")
     with tempfile.TemporaryDirectory(prefix="caregate-bench-") as folder:
         run = Path(folder)
         tell("starting PostgreSQL")
