@@ -83,7 +83,7 @@ class Settings:
         values = {
             field.name: _read(name, environ[name], _READERS[str(field.type)])
             for name, field in known.items()
-            if environ.get(name, "") != ""
+            if environ.get(name, "") != "" or (name in environ and field.name in _MAY_BE_EMPTY)
         }
         settings = cls(**values)  # type: ignore[arg-type]
         settings._validate()
@@ -108,6 +108,8 @@ class Settings:
 _LEVELS = ("debug", "info", "warning", "error")
 _AT_MOST = {"max_head_bytes": 65_535, "max_header_fields": 250}
 """What the request parser can count."""
+_MAY_BE_EMPTY = frozenset({"ops_bind"})
+"""Settings of which an empty value is one; of all others it means that nothing was set."""
 _MAY_BE_ZERO = frozenset({"max_requests"})
 
 
