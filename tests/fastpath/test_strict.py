@@ -72,9 +72,10 @@ def model_object(text: bytes) -> Any:
             text.decode("utf-8", "strict"), object_pairs_hook=unique, parse_int=small, parse_constant=refuse
         )
         json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate has no UTF-8
+        too_deep = depth(value) > 64
     except (ValueError, RecursionError):
         raise Refused from None
-    if not isinstance(value, dict) or depth(value) > 64 or has_nul(value) or has_infinity(value):
+    if not isinstance(value, dict) or too_deep or has_nul(value) or has_infinity(value):
         raise Refused
     return value
 
