@@ -10,7 +10,11 @@ from gateway.context import RequestContext
 from gateway.errors import Forbidden, TokenMissing
 from gateway.http.grant import grant_of
 from gateway.rbac.decide import decide
+from gateway.routing.model import RouteKind
 from gateway.routing.query import check_query
+from gateway.routing.upgrade import refuse_upgrade
+
+_FORWARDED = frozenset({RouteKind.UNIT, RouteKind.UPSTREAM})
 
 
 class Authorization:
@@ -23,7 +27,9 @@ class Authorization:
     def process_resource(
         self, req: falcon.Request, resp: falcon.Response, resource: object, params: dict[str, object]
     ) -> None:
-        """Raises: TokenMissing, TokenInvalid, Forbidden, NotFound, QueryRefused, AuditUnavailable."""
+        """Raises: TokenMissing, TokenInvalid, Forbidden, NotFound, QueryRefused, NotImplementedHere,
+        AuditUnavailable.
+        """
         ctx: RequestContext = req.context.gateway
         route = ctx.route
         if route is None:
@@ -38,5 +44,7 @@ class Authorization:
             raise (decision.error or Forbidden)()
         if ctx.query:
             check_query(ctx.query, route.query)
+        if "HTTP_UPGRADE" in req.env and route.kind in _FORWARDED:
+            refuse_upgrade(req.env)
         if route.phi:
             self._intent(ctx)
