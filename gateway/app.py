@@ -21,7 +21,18 @@ from gateway.config.inforce import InForce
 from gateway.config.model import Document
 from gateway.config.snapshot import Snapshot, SnapshotHolder
 from gateway.context import RequestContext, new_request_id
-from gateway.errors import ClientDisconnected, GatewayError, InternalError, MethodNotMapped, NotFound
+from gateway.errors import (
+    BadRequest,
+    BodyTooLarge,
+    ClientDisconnected,
+    Conflict,
+    Forbidden,
+    GatewayError,
+    InternalError,
+    MethodNotMapped,
+    NotFound,
+    Unprocessable,
+)
 from gateway.http.accounting import Accounting, BareAccounting, answer_error
 from gateway.http.admission import Admission
 from gateway.http.application import Application
@@ -72,7 +83,7 @@ class Gateway:
         accounting = BareAccounting if self._is_bare() else Accounting
         self.accounting = accounting(self.holder, self.metrics, self.access_log, self.audit)
         self.public = self._public(memory)
-        self.operations = create_operations(self.holder, self.metrics, self._state, self.relay.units)
+        self.operations = create_operations(self.holder, self.metrics, self._state, self.relay.units, self._on_error)
 
     def _check_functions(self, document: Document) -> list[Fault]:
         """The configuration's check against the database; what it found is how the functions are called.
@@ -115,7 +126,8 @@ class Gateway:
         )
         app.req_options.strip_url_path_trailing_slash = False
         app.add_route("/relay/v1/connect", self.relay.connect_resource)
-        app.add_error_handler(Exception, self._on_error)
+        # NOTE: Falcon's own handler of its errors would be nearer to them than one of Exception.
+        app.add_error_handler((Exception, falcon.HTTPError), self._on_error)
         return app
 
     def _on_error(self, req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, Any]) -> None:
@@ -128,10 +140,8 @@ class Gateway:
     def _known(self, error: Exception, ctx: RequestContext) -> GatewayError:
         if isinstance(error, GatewayError):
             return error
-        if isinstance(error, falcon.HTTPNotFound):
-            return NotFound()
-        if isinstance(error, falcon.HTTPMethodNotAllowed):
-            return MethodNotMapped(headers=tuple(dict(error.headers or {}).items()))
+        if isinstance(error, falcon.HTTPError) and 400 <= error.status_code < 500:
+            return _of_falcon(error)
         self.log.error("request failed", request_id=ctx.id, route=ctx.route and ctx.route.name, exc_info=error)
         return InternalError()
 
@@ -195,6 +205,22 @@ class Gateway:
             "draining": self.accounting.draining,
             "database": "up" if self.database.available else "down",
         }
+
+
+_OF_STATUS: dict[int, type[GatewayError]] = {
+    403: Forbidden,
+    404: NotFound,
+    405: MethodNotMapped,
+    409: Conflict,
+    413: BodyTooLarge,
+    422: Unprocessable,
+}
+
+
+def _of_falcon(error: falcon.HTTPError) -> GatewayError:
+    """What a Falcon resource of somebody else refuses, in our words: its own may quote what was sent."""
+    headers = tuple(dict(error.headers or {}).items()) if isinstance(error, falcon.HTTPMethodNotAllowed) else ()
+    return _OF_STATUS.get(error.status_code, BadRequest)(headers=headers)
 
 
 def _database(settings: Settings) -> Database:

@@ -215,16 +215,31 @@ def answer_error(resp: falcon.Response, ctx: RequestContext, error: GatewayError
         _locate(ctx)
     row = problems.row_of(error)
     resp.status = f"{row.status} {problems.reason(row.status)}"
-    resp.content_type = problems.MEDIA_TYPE
     stream, resp.stream = resp.stream, None
     close = getattr(stream, "close", None)
     if close is not None:
         close()
+    _withdraw(resp, ctx)
+    resp.content_type = problems.MEDIA_TYPE
     resp.data = problems.body(error, ctx.id, ctx.method)
     resp.set_header("Cache-Control", "no-store")
     realm = ctx.snapshot.realm if ctx.snapshot is not None else "caregate"
     for name, value in problems.fields(error, realm):
         resp.set_header(name, value)
+
+
+_OWN_FIELDS = frozenset({"ratelimit", "ratelimit-policy", "vary", "x-request-id"})
+
+
+def _withdraw(resp: falcon.Response, ctx: RequestContext) -> None:
+    """Take back the fields of an answer that is not given: they speak of another body, and may be of a record."""
+    forwarded = "relay-source" in resp._headers
+    for name in [n for n in resp._headers if n not in _OWN_FIELDS and not n.startswith("access-control-")]:
+        del resp._headers[name]
+    resp._extra_headers = None
+    if forwarded:
+        ctx.relay_source = "gateway"
+        resp.set_header("Relay-Source", "gateway")
 
 
 def _locate(ctx: RequestContext) -> None:

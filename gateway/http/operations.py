@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,27 @@ import orjson
 from greenlet import greenlet
 
 from gateway.config.snapshot import SnapshotHolder
+from gateway.context import RequestContext, new_request_id
 from gateway.metrics import Metrics
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+OnError = Callable[[falcon.Request, falcon.Response, Exception, dict[str, Any]], None]
+
+
+class _Identified:
+    """Middleware: a request id, here as on the public listener."""
+
+    def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        env = req.env
+        ctx = RequestContext(
+            id=env.get("caregate.request_id") or new_request_id(),
+            started_ns=env.get("caregate.started_ns") or time.monotonic_ns(),
+            method=req.method,
+        )
+        req.context.gateway = ctx
+        resp.set_header("X-Request-Id", ctx.id)
 
 
 class _Metrics:
@@ -80,12 +99,16 @@ def create_operations(
     metrics: Metrics,
     state: Callable[[], dict[str, Any]],
     units: Callable[[], Any],
+    on_error: OnError,
 ) -> falcon.App[falcon.Request, falcon.Response]:
     """The operations application.
 
     Shapes: `state()` -> {config_version, draining, database}; `units()` -> list of unit connections, JSON values.
+    `on_error` answers what went wrong, as on the public listener.
     """
-    app = falcon.App()
+    app = falcon.App(middleware=[_Identified()])
+    app.add_error_handler(Exception, on_error)
+    app.add_error_handler(falcon.HTTPError, on_error)
     app.add_route("/metrics", _Metrics(metrics))
     app.add_route("/livez", _Live())
     app.add_route("/readyz", _Ready(state))

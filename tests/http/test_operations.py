@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import falcon.testing
 import gevent
+import pytest
 
 from gateway.http.operations import count_greenlets
 
@@ -15,3 +17,41 @@ def test_greenlets_that_have_not_ended_are_counted():
     assert count_greenlets() == before + 7
     gevent.killall(waiting)
     assert count_greenlets() == before
+
+
+@pytest.fixture
+def operations(gateway):
+    return falcon.testing.TestClient(gateway.operations)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        pytest.param("GET", "/nothing", 404, "not-found", id="no such page"),
+        pytest.param("POST", "/metrics", 405, "method-not-allowed", id="method"),
+        pytest.param("FOO", "/metrics", 400, "bad-request", id="no method Falcon knows"),
+    ],
+)
+def test_refusals_are_problems_here_too(operations, method, path, status, code):
+    answer = operations.simulate_request(method, path)
+    assert answer.status_code == status
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.json["type"] == f"urn:caregate:problem:{code}"
+    assert answer.json["request_id"] == answer.headers["X-Request-Id"]
+    assert ("Allow" in answer.headers) == (status == 405)
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/status", "/metrics"])
+def test_every_answer_has_a_request_id(operations, path):
+    assert operations.simulate_get(path).headers["X-Request-Id"]
+
+
+def test_a_failure_says_nothing(gateway, operations, monkeypatch):
+    def fail():
+        raise RuntimeError("host=db.internal")
+
+    monkeypatch.setattr(gateway.metrics, "render", fail)
+    answer = operations.simulate_get("/metrics")
+    assert answer.status_code == 500
+    assert answer.json["type"] == "urn:caregate:problem:internal"
+    assert "db.internal" not in answer.text

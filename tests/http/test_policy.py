@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import falcon
 import jwt
 import pytest
 
@@ -11,6 +12,7 @@ from gateway.audit.event import build_event
 from gateway.context import RequestContext
 from gateway.demo.resources import Ping
 from gateway.errors import (
+    AuditUnavailable,
     DatabaseTimeout,
     RoleRefused,
     UnitAcceptTimeout,
@@ -20,6 +22,7 @@ from gateway.errors import (
 )
 from gateway.http.accounting import _unrecorded
 from gateway.routing.kinds import endpoint
+from gateway.routing.model import RouteKind
 
 
 @pytest.mark.parametrize(
@@ -319,3 +322,95 @@ def test_refusals_before_routing_are_recorded_with_their_route(
     (event,) = waited + queued
     assert (event.route, event.rule, event.outcome) == (route, rule, "refused")
     assert bool(waited) == (route == "record"), "on a phi route the row is there before the answer"
+
+
+class _Leaky(Ping):
+    """Answers as a unit might: with fields that speak of its body."""
+
+    def on_request(self, req, resp):
+        resp.data = b"a record"
+        for name in (
+            "Location",
+            "ETag",
+            "Content-Encoding",
+            "X-Patient",
+            "Access-Control-Allow-Origin",
+            "Relay-Source",
+        ):
+            resp.set_header(name, "of-the-unit")
+        resp.append_header("Set-Cookie", "record=1")
+
+
+def test_a_withheld_answer_leaves_none_of_its_fields(ask, gateway, monkeypatch):
+    monkeypatch.setattr(gateway.public._router._resources, "of", lambda route: endpoint(_Leaky()))
+    monkeypatch.setattr(gateway.audit, "record", unless_outcome)
+    answer = ask("/v1/record", "nurse", headers={"Origin": "https://staff.test"})
+    assert answer.json["type"] == "urn:caregate:problem:audit-outcome-unavailable"
+    assert answer.headers["Relay-Source"] == "gateway"
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://staff.test"
+    assert "of-the-unit" not in answer.headers.values()
+    assert not answer.cookies
+
+
+def test_what_cannot_be_recorded_has_the_fields_of_its_own_answer_alone(ask, gateway, monkeypatch):
+    unrecorded = ask("/v1/record")
+    assert unrecorded.status_code == 503
+    assert "WWW-Authenticate" not in unrecorded.headers
+
+
+def test_no_retry_is_invited_when_the_database_froze_under_a_request(ask, gateway, monkeypatch):
+    def freeze(self, req, resp):
+        raise DatabaseTimeout()
+
+    monkeypatch.setattr("gateway.demo.resources.Ping.on_request", freeze)
+    monkeypatch.setattr(gateway.public._router._resources, "of", lambda route: endpoint(Ping()))
+    monkeypatch.setattr(gateway.audit, "record", unless_outcome)
+    answer = ask("/v1/record", "nurse")
+    assert answer.json["type"] == "urn:caregate:problem:audit-outcome-unavailable"
+    assert "Retry-After" not in answer.headers
+
+
+def unless_outcome(event):
+    """An audit trail that was lost between the intent and the outcome."""
+    if event.phase == "outcome":
+        raise AuditUnavailable()
+
+
+@pytest.mark.parametrize("origin", ["https://elsewhere.test", None])
+def test_only_the_audience_says_who_may_read(ask, gateway, monkeypatch, origin):
+    monkeypatch.setattr(gateway.public._router._resources, "of", lambda route: endpoint(_Leaky()))
+    answer = ask("/v1/list", "partner", headers={"Origin": origin} if origin else {})
+    assert answer.status_code == 200
+    assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        pytest.param(falcon.HTTPConflict(description="Smith"), 409, "conflict", id="409"),
+        pytest.param(falcon.HTTPNotFound(), 404, "not-found", id="404"),
+        pytest.param(falcon.HTTPMissingHeader("Smith"), 400, "bad-request", id="400"),
+        pytest.param(falcon.HTTPUnsupportedMediaType(description="Smith"), 400, "bad-request", id="no class of ours"),
+        pytest.param(falcon.HTTPInternalServerError(description="Smith"), 500, "internal", id="500"),
+    ],
+)
+def test_errors_of_a_falcon_resource(ask, gateway, monkeypatch, error, status, code):
+    def refuse(self, req, resp):
+        raise error
+
+    monkeypatch.setattr("gateway.demo.resources.Ping.on_request", refuse)
+    monkeypatch.setattr(gateway.public._router._resources, "of", lambda route: endpoint(Ping()))
+    answer = ask("/v1/list", "partner")
+    assert (answer.status_code, answer.json["type"]) == (status, f"urn:caregate:problem:{code}")
+    assert "Smith" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"), [(RouteKind.UNIT, 501), (RouteKind.UPSTREAM, 501), (RouteKind.RESOURCE, 200)]
+)
+def test_upgrade_of_a_forwarded_route(ask, gateway, monkeypatch, kind, status):
+    monkeypatch.setattr(gateway.public._router._resources, "of", lambda route: endpoint(Ping()))
+    route = gateway.holder.current.controllers["list"]
+    object.__setattr__(route, "kind", kind)
+    answer = ask("/v1/list", "partner", headers={"Connection": "Upgrade", "Upgrade": "websocket"})
+    assert answer.status_code == status
