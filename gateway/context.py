@@ -65,6 +65,8 @@ class RequestContext:
     upstream_ns: int = 0
     grant: Grant | None = None
     """What principal and route alone decide, once both are known."""
+    keyed: bool = False
+    """It carries an idempotency key, and all agents of its unit keep a ledger."""
     rule: str = ""
     """Which rule decided, for log and audit: `token:expired`, `role`, `binding:patient`, `limit:partner`."""
     intent_recorded: bool = False

@@ -416,3 +416,52 @@ class UnitResponseTooLarge(RelayError):
     code = "unit-response-too-large"
     origin = Origin.UNIT
     delivery = Delivery.DISPATCHED
+
+
+class UnitRequestTooLarge(RelayError):
+    """The body is larger than the unit takes for this service."""
+
+    code = "unit-request-too-large"
+    origin = Origin.CLIENT
+
+
+# --- idempotency keys, kept by the unit's agent
+
+
+class IdempotencyKeyReused(RelayError):
+    """The key was used for another method, target or body."""
+
+    code = "idempotency-key-reused"
+    origin = Origin.CLIENT
+
+
+class IdempotencyInProgress(RelayError):
+    """The first request with this key still runs; its answer will be given for the key."""
+
+    code = "idempotency-in-progress"
+    origin = Origin.CLIENT
+    retry = Retry.ANY
+
+
+class OutcomeUnknown(RelayError):
+    """A request with this key was sent to the local service and its answer is not known; it is not run again."""
+
+    code = "outcome-unknown"
+    origin = Origin.UNIT
+    delivery = Delivery.UNKNOWN
+
+
+class IdempotencyAnswerNotKept(RelayError):
+    """The request with this key ran and was answered, but the answer was too large to keep; it is not run again."""
+
+    code = "idempotency-answer-not-kept"
+    origin = Origin.UNIT
+    delivery = Delivery.DISPATCHED
+
+
+class IdempotencyUnavailable(RelayError):
+    """The agent cannot write its ledger now: a request with a key is not run, one without would be."""
+
+    code = "idempotency-unavailable"
+    origin = Origin.UNIT
+    retry = Retry.ANY

@@ -221,7 +221,7 @@ def answer_error(resp: falcon.Response, ctx: RequestContext, error: GatewayError
         close()
     _withdraw(resp, ctx)
     resp.content_type = problems.MEDIA_TYPE
-    resp.data = problems.body(error, ctx.id, ctx.method)
+    resp.data = problems.body(error, ctx.id, ctx.method, keyed=ctx.keyed)
     resp.set_header("Cache-Control", "no-store")
     realm = ctx.snapshot.realm if ctx.snapshot is not None else "caregate"
     for name, value in problems.fields(error, realm):

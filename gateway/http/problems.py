@@ -83,6 +83,12 @@ TABLE: dict[type[e.GatewayError], Row] = {
     e.UnitTruncated: Row(502, "Unit disconnected during the answer"),
     e.UnitBadResponse: Row(502, "Unit gave no valid answer"),
     e.UnitResponseTooLarge: Row(502, "Unit's answer too large"),
+    e.UnitRequestTooLarge: Row(413, "Body too large for this unit"),
+    e.IdempotencyKeyReused: Row(422, "Idempotency key was used for another request"),
+    e.IdempotencyInProgress: Row(409, "Request with this idempotency key still runs"),
+    e.OutcomeUnknown: Row(409, "Outcome of the request with this idempotency key is not known"),
+    e.IdempotencyAnswerNotKept: Row(409, "Answer for this idempotency key was not kept"),
+    e.IdempotencyUnavailable: Row(503, "Idempotency ledger unavailable"),
 }
 
 _RETRY_AFTER_S: dict[type[e.GatewayError], int] = {
@@ -99,6 +105,8 @@ _RETRY_AFTER_S: dict[type[e.GatewayError], int] = {
     e.UnitNotConnected: 5,
     e.UnitOverloaded: 1,
     e.UnitRefused: 1,
+    e.IdempotencyInProgress: 1,
+    e.IdempotencyUnavailable: 5,
 }
 _FALLBACK = Row(500, "Internal error")
 

@@ -11,7 +11,7 @@ from gevent.event import Event as Wake
 
 from gateway.relay import events as ev
 from gateway.relay.core import Limits
-from gateway.relay.frames import GoAwayCode, Ping, Welcome, encode
+from gateway.relay.frames import LEDGER, GoAwayCode, Ping, Welcome, encode
 from gateway.relay.link import Link
 from gateway.relay.registry import Registry
 from gateway.relay.session import GatewaySession
@@ -56,6 +56,7 @@ class UnitConnection(Link):
         self.epoch = 0
         self.seat = ("", -1)
         self.agent = ""
+        self.keeps_keys = False
         self.connected_at_s = time.time()
         self._max_connections = max_connections
         self._token_exp_s = token_exp_s
@@ -69,6 +70,7 @@ class UnitConnection(Link):
         hello, session = event.hello, self.session
         self.seat = (hello.instance, hello.index)
         self.agent = hello.agent
+        self.keeps_keys = LEDGER in hello.caps
         if self._is_one_too_many():
             session.close(GoAwayCode.OVERLOAD, "connections", retry_ms=60_000, jitter_ms=10_000)
             self.close(1013, "connections")
@@ -79,6 +81,7 @@ class UnitConnection(Link):
             conn=self.conn,
             epoch=self.epoch,
             worker=os.getpid(),
+            caps=[LEDGER],
             max_streams=limits.max_streams,
             stream_window=limits.stream_window,
             conn_window=limits.conn_window,
@@ -175,6 +178,7 @@ class UnitConnection(Link):
             "instance": self.seat[0],
             "index": self.seat[1],
             "agent": self.agent,
+            "ledger": self.keeps_keys,
             "state": self.session.state.value,
             "streams": len(self.session.streams),
             "rtt_ms": None if rtt_s is None else round(rtt_s * 1000, 2),

@@ -56,6 +56,7 @@ class Stream:
         "bodyless",
         "deadline_s",
         "expected",
+        "go_due",
         "held",
         "id",
         "missing",
@@ -81,7 +82,15 @@ class Stream:
         self.sent_end = False
         self.response_ended = False
         self.held = False
+        self.go_due = False
         self.missing = False
+
+    @property
+    def delivery(self) -> Delivery:
+        """What is known of the unit having executed the request; nobody runs a held one."""
+        if self.held and self.state is StreamState.SENT:
+            return Delivery.NOT_DISPATCHED
+        return DELIVERY[self.state]
 
 
 class Session:
@@ -238,7 +247,7 @@ class Session:
         record = self.streams.get(stream)
         if record is None:
             return None
-        delivery = DELIVERY[record.state]
+        delivery = record.delivery
         if record.state is not StreamState.QUEUED and self.state is not State.CLOSED:
             self._control(fr.Reset(stream, code, reason, dispatched))
         self._finish(record, StreamState.ABORTED)
@@ -267,7 +276,7 @@ class Session:
 
     def fail_all(self) -> list[tuple[int, Delivery]]:
         """The connection is lost: the outcome of every open stream, each once."""
-        failed = [(record.id, DELIVERY[record.state]) for record in self.streams.values() if not record.response_ended]
+        failed = [(record.id, record.delivery) for record in self.streams.values() if not record.response_ended]
         if self.state is not State.CLOSED:
             self._shut("lost")
         self.streams.clear()

@@ -29,6 +29,10 @@ from gateway.relay.states import State
 
 LARGE_BYTES: Final = 65_536
 
+HELD_BYTES: Final = 196_608
+"""A request whose shorter body is still arriving is held at the unit (HOLD) and released with its last byte (GO): a
+caller that breaks off its upload has certainly not been executed. Less than a stream's window, so it always fits."""
+
 RETRY_AFTER_S: Final = 5
 """What a caller of an absent unit is told; agents dial again within 30 s, most within a few."""
 
@@ -104,7 +108,8 @@ class Dispatcher:
 
     def _attempt(self, call: Call, avoid: Link | None) -> tuple[Exchange, Failure | None, Link]:
         piece, end = call.body.first()
-        exchange = Exchange(call.watch)
+        call.request.hold = not end and (call.request.length or HELD_BYTES) < HELD_BYTES
+        exchange = Exchange(call.watch, held=call.request.hold)
         link = self._start(call, exchange, piece, end, avoid)
         try:
             while not end and not exchange.over:
@@ -168,6 +173,10 @@ class Dispatcher:
         if full:
             return UnitOverloaded(unit, retry_after_s=1)
         return self.not_connected(unit)
+
+    def keeps_keys(self, unit: str) -> bool:
+        """Do all agents of the unit keep a ledger of idempotency keys?"""
+        return self._registry.keeps_keys(unit)
 
     def not_connected(self, unit: str, why: str | None = None) -> UnitNotConnected:
         """Says since when and why, as far as this machine knows."""

@@ -34,6 +34,7 @@ class Exchange:
     __slots__ = (
         "_caller_gone",
         "_early",
+        "_held",
         "_sending",
         "_wake",
         "_watch",
@@ -47,8 +48,11 @@ class Exchange:
         "stream",
     )
 
-    def __init__(self, watch: Watch | None = None) -> None:
-        """`watch` has a callback called when the caller goes away, None stops that; used while waiting long."""
+    def __init__(self, watch: Watch | None = None, *, held: bool = False) -> None:
+        """`watch` has a callback called when the caller goes away, None stops that; used while waiting long.
+
+        `held`: the unit waits for GO, which follows the last byte of the request's body.
+        """
         self.link: Link | None = None
         self.stream = 0
         self.acked = False
@@ -60,6 +64,7 @@ class Exchange:
         self._watching = False
         self._caller_gone = False
         self._sending = False
+        self._held = held
         self._early = 0
         self._wake = Wake()
 
@@ -103,6 +108,11 @@ class Exchange:
         if link is None or self.over or not link.send_data(self.stream, data, end):
             return
         self._sending = not end
+        if self._held:
+            # All of it fits the stream's window, and before GO nobody makes room there.
+            if end:
+                link.go(self.stream)
+            return
         self._wait(lambda: self.over or link.session.queued_bytes(self.stream) < HIGH_WATER_BYTES)
 
     def wait_for_head(self) -> None:

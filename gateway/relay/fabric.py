@@ -7,6 +7,7 @@ import os
 import socket as plain
 import struct
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -148,13 +149,14 @@ class Fabric:
             "name": self.name,
             "up": [_row(connection) for connection in self._registry.all_local() if not connection.retired],
             "down": [],
+            "ledger": _ledgers(self._registry.all_local()),
             "past": [(unit, f.at_s, f.why) for unit, f in self._registry.farewells().items()],
             "used": self._used.rows(),
         }
 
     def _announce(self, connection: UnitConnection, up: bool, why: str) -> None:
         if up:
-            record: dict[str, Any] = {"up": [_row(connection)]}
+            record: dict[str, Any] = {"up": [_row(connection)], "ledger": _ledgers([connection])}
         else:
             record = {"down": [(connection.unit, connection.conn, why, time.time())]}
         self._tell(record)
@@ -166,6 +168,10 @@ class Fabric:
 
 def _row(connection: UnitConnection) -> tuple[str, str, int, str, int]:
     return connection.unit, connection.conn, connection.epoch, *connection.seat
+
+
+def _ledgers(connections: Iterable[UnitConnection]) -> list[str]:
+    return [connection.conn for connection in connections if connection.keeps_keys]
 
 
 def _is_alive(name: str) -> bool:

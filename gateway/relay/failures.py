@@ -6,6 +6,11 @@ from typing import Final
 
 from gateway.errors import (
     Delivery,
+    IdempotencyAnswerNotKept,
+    IdempotencyInProgress,
+    IdempotencyKeyReused,
+    IdempotencyUnavailable,
+    OutcomeUnknown,
     RelayError,
     UnitAcceptTimeout,
     UnitBadResponse,
@@ -13,12 +18,13 @@ from gateway.errors import (
     UnitOverloaded,
     UnitQueueTimeout,
     UnitRefused,
+    UnitRequestTooLarge,
     UnitResponseTimeout,
     UnitResponseTooLarge,
     UnitUpstreamTimeout,
     UnitUpstreamUnreachable,
 )
-from gateway.relay.frames import ResetCode
+from gateway.relay.frames import RefusalReason, ResetCode
 from gateway.relay.link import LOST, Failure
 
 _TIMEOUTS: Final[dict[Delivery, type[RelayError]]] = {
@@ -42,6 +48,16 @@ _CODES: Final[dict[int, tuple[type[RelayError], type[RelayError]]]] = {
     ResetCode.SHED: (UnitOverloaded, UnitBadResponse),
 }
 
+_REASONS: Final[dict[tuple[int, str], type[RelayError]]] = {
+    (ResetCode.REFUSED, RefusalReason.KEY_REUSED): IdempotencyKeyReused,
+    (ResetCode.REFUSED, RefusalReason.KEY_IN_PROGRESS): IdempotencyInProgress,
+    (ResetCode.REFUSED, RefusalReason.OUTCOME_UNKNOWN): OutcomeUnknown,
+    (ResetCode.REFUSED, RefusalReason.ANSWER_NOT_KEPT): IdempotencyAnswerNotKept,
+    (ResetCode.REFUSED, RefusalReason.LEDGER_UNAVAILABLE): IdempotencyUnavailable,
+    (ResetCode.TOO_LARGE, RefusalReason.REQUEST_TOO_LARGE): UnitRequestTooLarge,
+}
+"""Refusals that say more than their code."""
+
 NOT_CONNECTED: Final = "not-connected"
 STREAMS: Final = "streams"
 DRAINING: Final = "draining"
@@ -53,6 +69,9 @@ def error_of(unit: str, failure: Failure) -> RelayError:
     delivery = failure.delivery
     if failure.code in (ResetCode.DEADLINE, ResetCode.FLOW_CONTROL):
         return _TIMEOUTS[delivery](unit)
+    named = _REASONS.get((failure.code, failure.reason))
+    if named is not None:
+        return _named(named, unit, delivery)
     if failure.code == ResetCode.REFUSED and failure.reason == STREAMS:
         return UnitOverloaded(unit, retry_after_s=1)
     certain, otherwise = _CODES.get(failure.code, (UnitRefused, UnitBadResponse))
@@ -62,6 +81,11 @@ def error_of(unit: str, failure: Failure) -> RelayError:
     if kind is UnitOverloaded:
         return kind(unit, retry_after_s=1)
     return kind(unit)
+
+
+def _named(kind: type[RelayError], unit: str, delivery: Delivery) -> RelayError:
+    """What a reason says of the key's first request outweighs what is known of this one."""
+    return kind(unit, delivery=delivery) if kind.delivery is Delivery.NOT_DISPATCHED else kind(unit)
 
 
 def may_go_elsewhere(failure: Failure) -> bool:

@@ -36,6 +36,9 @@ MAX_CREDIT: Final = 0x7FFFFFFF
 MAX_STREAM: Final = 0xFFFFFFFF
 MAX_DEADLINE_MS: Final = 300_000
 
+LEDGER: Final = "ledger"
+"""A capability in HELLO and WELCOME: `idem` of REQ is kept, and the answer to its first request given again."""
+
 Fields = list[tuple[str, str]]
 """Repeated fields survive: pairs of a lower-case name and a value, each character one byte (latin-1)."""
 
@@ -72,6 +75,17 @@ class ResetCode(enum.IntEnum):
     PROTOCOL = 9
     INTERNAL = 10
     SHED = 11
+
+
+class RefusalReason(enum.StrEnum):
+    """Reasons in RESET that the caller's answer depends on; every other reason is for the log."""
+
+    KEY_REUSED = "idempotency-key-reused"
+    KEY_IN_PROGRESS = "idempotency-in-progress"
+    OUTCOME_UNKNOWN = "outcome-unknown"
+    ANSWER_NOT_KEPT = "idempotency-answer-not-kept"
+    LEDGER_UNAVAILABLE = "idempotency-unavailable"
+    REQUEST_TOO_LARGE = "request-too-large"
 
 
 class GoAwayCode(enum.IntEnum):
@@ -138,7 +152,8 @@ class Welcome:
 class Request:
     """Units: `length` bytes of body or None if not known, `deadline_ms` what is left.
 
-    `target` is origin-form, ASCII; `idempotency` the ledger's key; `unit` is sent between workers alone.
+    `target` is origin-form, ASCII; `idempotency` the ledger's key, a digest of (issuer, subject, route, key);
+    `unit` is sent between workers alone.
     """
 
     id: str

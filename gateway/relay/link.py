@@ -243,6 +243,12 @@ class Link:
         self._wake.set()
         return sent
 
+    def go(self, stream: int) -> None:
+        """Release a held request."""
+        if isinstance(self.session, GatewaySession):
+            self.session.send_go(stream)
+            self.poke()
+
     def consumed(self, stream: int, size: int) -> None:
         """`size` body bytes of the stream left this process."""
         self.session.consumed(stream, size)

@@ -4,7 +4,8 @@
  u32 length of the rest | u8 kind (0 relay frame, 1 membership) | payload
 ```
 Membership is a JSON object {name, up: [[unit, conn, epoch, instance, index]…], down: [[unit, conn, why, at_s]…],
-past: [[unit, at_s, why]…], used: [[mark of a unit token, its end]…]}. A worker that holds units dials its siblings and
+past: [[unit, at_s, why]…], used: [[mark of a unit token, its end]…],
+ledger: [conn of `up` whose agent keeps idempotency keys…]}. A worker that holds units dials its siblings and
 says HELLO as a unit would: to them it is all of its units at once. What crosses are relay frames with the same credits;
 only the stream id is another one, and REQ names the unit.
 """
@@ -57,6 +58,7 @@ class MembershipRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     up: list[tuple[str, str, int, str, int]] = []
     down: list[tuple[str, str, str, _Moment]] = []
     past: list[tuple[str, _Moment, str]] = []
+    ledger: list[str] = []
     used: list[tuple[str, _Moment]] = []
 
 
@@ -175,7 +177,7 @@ class AskingLink(Link):
         for unit, at_s, why in record.past:
             self._registry.recall(unit, at_s, why)
         for unit, conn, epoch, instance, index in record.up:
-            self._registry.add_remote(self, Membership(unit, conn, epoch, instance, index))
+            self._registry.add_remote(self, Membership(unit, conn, epoch, instance, index, conn in record.ledger))
         for unit, conn, why, at_s in record.down:
             self._registry.remove_remote(self, unit, conn, why, at_s)
         for mark, expires_s in record.used:
@@ -233,9 +235,8 @@ class HoldingLink(Link):
 
     def _on_go(self, event: ev.GoReceived) -> None:
         forward = self._forwards.get(event.stream)
-        if forward is not None and forward.onward is not None and isinstance(forward.onward.session, GatewaySession):
-            forward.onward.session.send_go(forward.onward_stream)
-            forward.onward.poke()
+        if forward is not None and forward.onward is not None:
+            forward.onward.go(forward.onward_stream)
 
     def _on_aborted(self, event: ev.StreamAborted) -> None:
         forward = self._forwards.pop(event.stream, None)

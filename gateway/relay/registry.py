@@ -37,6 +37,8 @@ class Membership:
     epoch: int
     instance: str
     index: int
+    keeps_keys: bool = False
+    """Its agent keeps a ledger of idempotency keys."""
 
 
 @dataclass(slots=True)
@@ -186,6 +188,13 @@ class Registry:
     def buffered_bytes(self) -> int:
         """Body bytes that this worker's unit connections hold in memory."""
         return sum(connection.session.buffered_bytes for connection in self.all_local())
+
+    def keeps_keys(self, unit: str) -> bool:
+        """Do all agents of the unit keep a ledger of idempotency keys?"""
+        record = self._units.get(unit)
+        if record is None:
+            return False
+        return all(c.keeps_keys for c in record.local.values()) and all(m.keeps_keys for m in record.remote.values())
 
     def connected(self, unit: str) -> bool:
         return unit in self._units

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from typing import Any, Final
+
+import orjson
 
 from gateway.config.snapshot import CompiledUnit
 from gateway.context import RequestContext
@@ -53,6 +56,9 @@ _REMOVED: Final = HOP_BY_HOP | {
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z").match
 """Source: W3C Trace Context, 3.2."""
 
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}\Z").match
+_NEVER_KEYED: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
 _NAMES: dict[str, str] = {}
 """PERF: environ keys to field names, filled as they come (bench relay); bounded by `_name`."""
 
@@ -62,7 +68,7 @@ def build_request(
 ) -> Request:
     """What the unit is asked.
 
-    Raises: QueryRefused; BadRequest for a field that cannot travel.
+    Raises: QueryRefused; BadRequest for a field that cannot travel or a malformed Idempotency-Key.
     """
     check_query(ctx.query, route.query)
     fields = build_fields(env, action.cookies)
@@ -79,12 +85,32 @@ def build_request(
         fields=fields,
         length=content_length(env),
         traceparent=_traceparent(env),
+        idempotency=_idempotency(ctx, route, env),
     )
 
 
 def _traceparent(env: dict[str, Any]) -> str | None:
     value: str | None = env.get("HTTP_TRACEPARENT")
     return value if value is not None and _TRACEPARENT(value) is not None else None
+
+
+def _idempotency(ctx: RequestContext, route: Route, env: dict[str, Any]) -> str | None:
+    """What the unit's ledger knows the request by; None without a key, and for methods that change nothing.
+
+    SEC: the issuer and subject are part of it, so no caller is given another's answer; a digest, so that the unit's
+    disk holds neither them nor the key.
+    Source: draft-ietf-httpapi-idempotency-key-header. Raises: BadRequest.
+    """
+    key: str | None = env.get("HTTP_IDEMPOTENCY_KEY")
+    if key is None:
+        return None
+    if _IDEMPOTENCY_KEY(key) is None or "idempotency-key" in env.get("caregate.duplicate", ()):
+        raise BadRequest("Idempotency-Key must be 1 to 255 visible ASCII characters, given once")
+    principal = ctx.principal
+    if principal is None or ctx.method in _NEVER_KEYED:
+        return None
+    parts = orjson.dumps([principal.issuer, principal.subject, route.name, key])
+    return hashlib.sha256(parts).hexdigest()
 
 
 def build_fields(env: dict[str, Any], cookies: bool) -> Fields:

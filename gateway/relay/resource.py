@@ -60,6 +60,8 @@ class UnitResource:
             raise TypeError("a route that no unit answers")
         unit = self._unit(ctx, route.action)
         request = build_request(ctx, route, route.action, unit, env)
+        if request.idempotency is not None:
+            ctx.keyed = self._dispatcher.keeps_keys(unit.id)
         body = RequestBody(env["wsgi.input"], content_length(env), route.body_max_bytes)
         begun_ns = time.monotonic_ns()
         call = Call(unit.id, request, body, _deadline_s(ctx, route), env.get("caregate.watch"))

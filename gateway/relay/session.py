@@ -17,7 +17,7 @@ from gateway.relay import frames as fr
 from gateway.relay.core import NEVER, WRITE_BYTES, Limits, NotSendable, Session, Stream
 from gateway.relay.events import Event
 from gateway.relay.frames import ProtocolViolation, ResetCode
-from gateway.relay.states import DELIVERY, Role, State, StreamState
+from gateway.relay.states import Role, State, StreamState
 
 __all__ = [
     "NEVER",
@@ -80,8 +80,13 @@ class GatewaySession(Session):
     def send_go(self, stream: int) -> None:
         """Release a held request."""
         record = self.streams.get(stream)
-        if record is not None and record.state in (StreamState.QUEUED, StreamState.SENT):
-            record.held = False
+        if record is None or not record.held:
+            return
+        record.held = False
+        if record.state is StreamState.QUEUED:
+            # Control frames overtake: GO would arrive before its request.
+            record.go_due = True
+        else:
             self._control(fr.Go(stream))
 
     def accept_token(self, exp: int, expires_s: float) -> None:
@@ -93,6 +98,8 @@ class GatewaySession(Session):
         record = self.streams.get(stream)
         if record is not None and record.state is StreamState.QUEUED:
             record.state = StreamState.SENT
+            if record.go_due:
+                self._control(fr.Go(stream))
 
     def _end_sent(self, stream: int) -> None:
         record = self.streams.get(stream)
@@ -143,8 +150,8 @@ class GatewaySession(Session):
         record = self._advance(frame)
         if record is None:
             return
-        delivery = DELIVERY[record.state]
-        if delivery is Delivery.UNKNOWN:
+        delivery = record.delivery
+        if delivery is Delivery.UNKNOWN or (record.held and frame.dispatched):
             delivery = _told_delivery(frame)
         elif delivery is Delivery.DISPATCHED and frame.dispatched is False and frame.code in _BEFORE_DISPATCH:
             # ACK says that the service may see the request; by now the unit knows that it took no byte of it.
@@ -279,7 +286,7 @@ class UnitSession(Session):
             return
         dispatched = record.state is not StreamState.SENT
         if not record.response_ended:
-            delivery = DELIVERY[record.state]
+            delivery = record.delivery
             events.append(ev.StreamAborted(frame.stream, frame.code, frame.reason, delivery, remote=True))
         self._finish(record, StreamState.ABORTED)
         self._answer(fr.ResetAck(frame.stream, dispatched))

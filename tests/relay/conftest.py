@@ -221,6 +221,7 @@ class Unit:
         self.aborted: list[ev.StreamAborted] = []
         self.bodies: dict[int, bytearray] = {}
         self.ended: set[int] = set()
+        self.released: set[int] = set()
         self.goaway: ev.GoAwayReceived | None = None
         self.close: tuple[int, str] | None = None
         self.welcomed = gevent.event.Event()
@@ -267,14 +268,21 @@ class Unit:
                 self.welcomed.set()
             case ev.RequestReceived(stream, _, body, end):
                 self.bodies[stream] = bytearray()
-                gevent.spawn(self.script, self, event)
+                gevent.spawn(self._run, event)
                 self._body(stream, body, end)
             case ev.DataReceived(stream, body, end):
                 self._body(stream, body, end)
+            case ev.GoReceived(stream):
+                self.released.add(stream)
             case ev.StreamAborted():
                 self.aborted.append(event)
             case ev.GoAwayReceived():
                 self.goaway = event
+
+    def _run(self, event: ev.RequestReceived) -> None:
+        if event.request.hold:
+            until(lambda: event.stream in self.released)
+        self.script(self, event)
 
     def _body(self, stream: int, body: bytes, end: bool) -> None:
         self.bodies[stream] += body

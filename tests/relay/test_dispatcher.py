@@ -10,6 +10,7 @@ import pytest
 from gateway import errors as e
 from gateway.errors import Delivery
 from gateway.relay import frames as fr
+from gateway.relay.decoding import decode
 from gateway.relay.dispatcher import Call, Dispatcher
 from gateway.relay.failures import error_of, may_go_elsewhere
 from gateway.relay.frames import ResetCode
@@ -37,7 +38,7 @@ class Local(Link):
         session.welcome(fr.Welcome(conn, 1), time.monotonic(), hello.hello)
         super().__init__(session, Dead())
         self.unit, self.conn, self.seat, self.epoch = unit, conn, (conn, 0), registry.next_epoch()
-        self.registry = registry
+        self.registry, self.keeps_keys = registry, False
         registry.register(self)
 
     def on_ended(self):
@@ -73,9 +74,9 @@ def registry():
     return Registry()
 
 
-def call(registry, body=None, deadline_s=5.0):
+def call(registry, body=None, deadline_s=5.0, length=None):
     """A greenlet that dispatches, run until it waits."""
-    request = fr.Request("id", "GET", "/", [])
+    request = fr.Request("id", "GET", "/", [], length)
     made = Call("u", request, body or Body(), time.monotonic() + deadline_s)
     greenlet = gevent.spawn(Dispatcher(registry).dispatch, made)
     gevent.sleep(0)
@@ -181,6 +182,80 @@ def test_a_body_that_is_gone_is_not_repeated(registry):
     assert body.firsts == 1
 
 
+class Slow(Body):
+    """Its second piece comes when the test says so."""
+
+    def __init__(self, *pieces):
+        super().__init__(*pieces)
+        self.more = gevent.event.Event()
+
+    def next(self):
+        self.more.wait(3)
+        return super().next()
+
+
+def sent(link):
+    """Kinds of frames that leave in one write, the link's first WELCOME aside."""
+    frames = map(decode, link.session.data_to_send(time.monotonic()))
+    return [type(frame) for frame in frames if not isinstance(frame, fr.Welcome)]
+
+
+def test_a_body_that_is_still_arriving_is_held(registry):
+    link, body = Local(registry, "1"), Slow(b"one", b"two")
+    waiting = call(registry, body, length=6)
+    (record,) = link.session.streams.values()
+    assert record.held
+    assert sent(link) == [fr.RequestFrame]
+    body.more.set()
+    gevent.sleep(0.01)
+    assert not record.held
+    assert sent(link) == [fr.Go, fr.Data]
+    waiting.kill()
+
+
+def test_go_never_overtakes_its_request(registry):
+    link = Local(registry, "1")
+    waiting = call(registry, Body(b"one", b"two"), length=6)
+    assert sent(link) == [fr.RequestFrame]
+    assert sent(link) == [fr.Go]
+    waiting.kill()
+
+
+@pytest.mark.parametrize("length", [None, 196_608, 1_000_000], ids=str)
+def test_a_long_or_endless_body_is_not_held(registry, length):
+    link = Local(registry, "1")
+    waiting = call(registry, Slow(b"one", b"two"), length=length)
+    (record,) = link.session.streams.values()
+    assert not record.held
+    waiting.kill()
+
+
+def test_a_held_request_whose_caller_left_was_not_dispatched(registry):
+    link, body = Local(registry, "1"), Slow(b"one", b"two")
+
+    def gone():
+        raise e.ClientDisconnected
+
+    body.next = gone
+    error = outcome(call(registry, body, length=6))
+    assert error.members["delivery"] == "not_dispatched"
+    assert fr.Go not in sent(link)
+
+
+def test_a_held_request_of_a_lost_link_goes_elsewhere(registry):
+    links, body = [Local(registry, str(n)) for n in range(2)], Slow(b"one", b"two")
+    waiting = call(registry, body, length=6)
+    (first,) = [link for link in links if started(link)]
+    assert sent(first) == [fr.RequestFrame]
+    first._end("lost")
+    body.more.set()
+    gevent.sleep(0.01)
+    (second,) = [link for link in links if started(link)]
+    assert second is not first
+    assert body.firsts == 2
+    waiting.kill()
+
+
 ND, UN, DI, RS = Delivery.NOT_DISPATCHED, Delivery.UNKNOWN, Delivery.DISPATCHED, Delivery.RESPONSE_STARTED
 ERRORS = [
     (LOST, "", ND, e.UnitDisconnected, ND),
@@ -202,6 +277,13 @@ ERRORS = [
     (ResetCode.TOO_LARGE, "", DI, e.UnitResponseTooLarge, DI),
     (ResetCode.INTERNAL, "", DI, e.UnitBadResponse, DI),
     (ResetCode.INTERNAL, "", UN, e.UnitBadResponse, UN),
+    (ResetCode.REFUSED, "idempotency-key-reused", ND, e.IdempotencyKeyReused, ND),
+    (ResetCode.REFUSED, "idempotency-in-progress", ND, e.IdempotencyInProgress, ND),
+    (ResetCode.REFUSED, "outcome-unknown", ND, e.OutcomeUnknown, UN),
+    (ResetCode.REFUSED, "idempotency-answer-not-kept", ND, e.IdempotencyAnswerNotKept, DI),
+    (ResetCode.REFUSED, "idempotency-unavailable", ND, e.IdempotencyUnavailable, ND),
+    (ResetCode.TOO_LARGE, "request-too-large", ND, e.UnitRequestTooLarge, ND),
+    (ResetCode.TOO_LARGE, "request-too-large", DI, e.UnitRequestTooLarge, DI),
     (200, "", DI, e.UnitBadResponse, DI),
     (200, "", ND, e.UnitRefused, ND),
 ]

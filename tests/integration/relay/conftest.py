@@ -123,6 +123,7 @@ class ScriptedUnit:
         self.requests: list[Any] = []
         self.bodies: dict[int, bytearray] = {}
         self.whole: dict[int, threading.Event] = {}
+        self.released: dict[int, threading.Event] = {}
         self.aborted: list[ev.StreamAborted] = []
         self.goaway: ev.GoAwayReceived | None = None
         self.close: tuple[int, str] | None = None
@@ -170,16 +171,21 @@ class ScriptedUnit:
                 self.requests.append(event)
                 self.bodies[stream] = bytearray()
                 self.whole[stream] = threading.Event()
+                self.released[stream] = threading.Event()
                 self._body(stream, body, end)
                 threading.Thread(target=self._run, args=(event,), daemon=True).start()
             case ev.DataReceived(stream, body, end):
                 self._body(stream, body, end)
+            case ev.GoReceived(stream):
+                self.released[stream].set()
             case ev.StreamAborted():
                 self.aborted.append(event)
             case ev.GoAwayReceived():
                 self.goaway = event
 
     def _run(self, event: ev.RequestReceived) -> None:
+        if event.request.hold:
+            self.released[event.stream].wait(20)
         # The gateway may have ended link or stream meanwhile.
         with contextlib.suppress(OSError, RuntimeError):
             self.script(self, event)
