@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
-from gevent.event import Event as Wake
+import gevent
+from gevent import get_hub, getcurrent
 
 from gateway.errors import ClientDisconnected, Delivery
 from gateway.relay.frames import ResetCode, Response
@@ -22,21 +23,24 @@ HIGH_WATER_BYTES: Final = 65_536
 """How much request body may wait in a connection's queue for one stream."""
 
 PATIENCE_S: Final = 0.05
-"""PERF: most answers come sooner; only a longer wait begins to watch the caller's socket (bench relay)."""
+"""How long a caller that half-closed right after its request is waited for: most answers come sooner."""
 
 
 class Exchange:
     """A stream of a link and what has come of it so far. One greenlet waits, the link tells.
 
     `failure` is the outcome without a whole answer; `complete` the whole answer's; one of the two, once.
+    PERF: `relay_small`: the waiting greenlet is switched to from the hub itself; an Event with a timeout cost 15 µs.
     """
 
     __slots__ = (
+        "_asked_s",
         "_caller_gone",
         "_early",
         "_held",
+        "_roused",
         "_sending",
-        "_wake",
+        "_sleeper",
         "_watch",
         "_watching",
         "acked",
@@ -66,7 +70,9 @@ class Exchange:
         self._sending = False
         self._held = held
         self._early = 0
-        self._wake = Wake()
+        self._asked_s = 0.0
+        self._sleeper: Any = None
+        self._roused = False
 
     # --- the link tells
 
@@ -84,14 +90,14 @@ class Exchange:
                 self._early += len(body)
                 self.link.consumed(self.stream, len(body))
         self.complete = end
-        self._wake.set()
+        self._rouse()
 
     def on_failed(self, failure: Failure) -> None:
         self.failure = failure
-        self._wake.set()
+        self._rouse()
 
     def on_flushed(self, size: int) -> None:
-        self._wake.set()
+        self._rouse()
 
     # --- the caller's greenlet
 
@@ -113,26 +119,30 @@ class Exchange:
             if end:
                 link.go(self.stream)
             return
-        self._wait(lambda: self.over or link.session.queued_bytes(self.stream) < HIGH_WATER_BYTES)
+        while not self.over and link.session.queued_bytes(self.stream) >= HIGH_WATER_BYTES:
+            self._sleep()
 
     def wait_for_head(self) -> None:
         """Until the answer's head or a failure is here. Yields to the hub: yes. Raises: ClientDisconnected."""
-        self._wait(lambda: self.response is not None or self.failure is not None)
+        while self.response is None and self.failure is None:
+            self._sleep()
 
     def wait_for_bytes(self, size: int) -> int:
         """Until the answer is over or `size` bytes of it are in hand; how many are. Yields to the hub: yes.
 
         Raises: ClientDisconnected.
         """
-        self._wait(lambda: self.over or sum(map(len, self.chunks)) >= size)
-        return sum(map(len, self.chunks))
+        while (held := sum(map(len, self.chunks))) < size and not self.complete and self.failure is None:
+            self._sleep()
+        return held
 
     def read(self) -> bytes | None:
         """The next body bytes, None when there are no more: look at `complete` then. Yields to the hub: yes.
 
         Raises: ClientDisconnected.
         """
-        self._wait(lambda: bool(self.chunks) or self.over)
+        while not self.chunks and not self.over:
+            self._sleep()
         return self.chunks.popleft() if self.chunks else None
 
     def consumed(self, size: int) -> None:
@@ -154,23 +164,44 @@ class Exchange:
 
     # --- waiting
 
-    def _wait(self, ready: Callable[[], bool]) -> None:
-        if ready():
-            return
-        patient_until_s = time.monotonic() + PATIENCE_S
-        while not ready():
-            self._wake.clear()
-            if self._watch is None or self._watching:
-                self._wake.wait()
-            elif not self._wake.wait(max(0.0, patient_until_s - time.monotonic())):
-                self._watching = True
-                self._watch(self._on_caller_gone)
-            if self._caller_gone:
-                raise ClientDisconnected
+    def _sleep(self) -> None:
+        """Until the link tells something, or the caller is gone. Yields to the hub: yes. Raises: ClientDisconnected."""
+        if not self._watching and self._watch is not None:
+            self._watching = True
+            self._asked_s = time.monotonic()
+            self._watch(self._on_caller_gone)
+        self._sleeper = getcurrent()
+        try:
+            get_hub().switch()
+        finally:
+            self._sleeper = None
+        if self._caller_gone:
+            raise ClientDisconnected
+
+    def _rouse(self) -> None:
+        """Have the waiting greenlet look again, once the link has told everything it read."""
+        if self._sleeper is not None and not self._roused:
+            self._roused = True
+            get_hub().loop.run_callback(self._switch)
+
+    def _switch(self) -> None:
+        # NOTE: whoever slept may have been thrown out by now; it is switched to only where it still waits.
+        self._roused = False
+        sleeper, self._sleeper = self._sleeper, None
+        if sleeper is not None:
+            sleeper.switch()
 
     def _on_caller_gone(self) -> None:
+        """Called from the hub."""
+        left_s = self._asked_s + PATIENCE_S - time.monotonic()
+        if left_s > 0:
+            gevent.spawn_later(left_s, self._give_up)
+        else:
+            self._give_up()
+
+    def _give_up(self) -> None:
         self._caller_gone = True
-        self._wake.set()
+        self._rouse()
 
     def unwatch(self) -> None:
         """Nobody waits any more."""

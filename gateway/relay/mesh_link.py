@@ -13,6 +13,7 @@ only the stream id is another one, and REQ names the unit.
 from __future__ import annotations
 
 import contextlib
+import socket as plain
 import struct
 import time
 from collections.abc import Callable
@@ -73,6 +74,7 @@ class UnixCarrier:
         self._on_membership = on_membership
         self._pending = bytearray()
         self._replies: list[bytes] = []
+        self._rest = b""
 
     def announce(self, membership: dict[str, Any]) -> None:
         """Queue a membership record; it leaves before the next frames."""
@@ -106,14 +108,29 @@ class UnixCarrier:
         return found
 
     def has_replies(self) -> bool:
-        return bool(self._replies)
+        return bool(self._replies or self._rest)
 
     def write(self, messages: list[bytes]) -> None:
-        parts, self._replies = self._replies, []
+        data = self._encode(messages)
+        self._rest = b""
+        self._sock.sendall(data)
+
+    def write_now(self, messages: list[bytes]) -> bool:
+        data = self._encode(messages)
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            sent = self._sock._sock.send(data, plain.MSG_DONTWAIT)
+        self._rest = data[sent:]
+        return sent == len(data)
+
+    def _encode(self, messages: list[bytes]) -> bytes:
+        """What was kept, membership, then the messages."""
+        parts = [self._rest, *self._replies]
+        self._replies = []
         for message in messages:
             parts.append(_HEAD.pack(len(message) + 1, _FRAME))
             parts.append(message)
-        self._sock.sendall(b"".join(parts))
+        return b"".join(parts)
 
     def say_goodbye(self, code: int, reason: str) -> None:
         self._sock.shutdown(1)

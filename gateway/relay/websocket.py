@@ -7,8 +7,10 @@ for the writer.
 from __future__ import annotations
 
 import contextlib
+import socket
 from typing import Any, Final
 
+from gevent.socket import socket as PlainSocket
 from geventwebsocket.exceptions import WebSocketError
 from geventwebsocket.websocket import WebSocket
 
@@ -44,11 +46,14 @@ class UnitSocket(WebSocket):  # type: ignore[misc]
     """The server's side of a WebSocket: peer frames must be masked, ours are not."""
 
     closed: bool
-    __slots__ = ("_decoder", "_events", "_replies", "_sock", "_unread", "close_received", "close_sent")
+    __slots__ = ("_decoder", "_events", "_raw", "_replies", "_rest", "_sock", "_unread", "close_received", "close_sent")
 
     def __init__(self, sock: Any, unread: bytes, max_bytes: int, environ: dict[str, Any] | None = None) -> None:
         super().__init__(environ or {}, _Stream(sock), None)
         self._sock = sock
+        # TLS may have to read before it writes: that is left to the greenlets.
+        self._raw = sock._sock if type(sock) is PlainSocket else None
+        self._rest = b""
         self._unread = unread
         self._decoder = Decoder(masked=True, max_bytes=max_bytes)
         self._replies: list[bytes] = []
@@ -99,15 +104,31 @@ class UnitSocket(WebSocket):  # type: ignore[misc]
         return None
 
     def has_replies(self) -> bool:
-        return bool(self._replies)
+        return bool(self._replies or self._rest)
 
     def write(self, messages: list[bytes]) -> None:
         """All messages in one write, answers to pings first."""
-        parts, self._replies = self._replies, []
+        data = self._encode(messages)
+        self._rest = b""
+        self._sock.sendall(data)
+
+    def write_now(self, messages: list[bytes]) -> bool:
+        data = self._encode(messages)
+        sent = 0
+        if self._raw is not None:
+            with contextlib.suppress(BlockingIOError):
+                sent = self._raw.send(data, socket.MSG_DONTWAIT)
+        self._rest = data[sent:]
+        return sent == len(data)
+
+    def _encode(self, messages: list[bytes]) -> bytes:
+        """What was kept, answers to pings, then the messages."""
+        parts = [self._rest, *self._replies]
+        self._replies = []
         for message in messages:
             parts.append(encode_head(OP_BINARY, len(message)))
             parts.append(message)
-        self._sock.sendall(b"".join(parts))
+        return b"".join(parts)
 
     def say_goodbye(self, code: int, reason: str) -> None:
         """A close frame, once, then the end of our direction."""

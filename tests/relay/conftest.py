@@ -188,7 +188,7 @@ def _watch(sock: Any, gone: Callable[[], None] | None) -> None:
 
         def look() -> None:
             with contextlib.suppress(OSError):
-                if not sock.recv(1):
+                if not sock.recv(1, socket.MSG_PEEK):
                     gone()
 
         gevent.spawn(look)
