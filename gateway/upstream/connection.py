@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import select
 import socket as stdlib_socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gevent
-from gevent import get_hub, getcurrent, socket
+from gevent import get_hub, getcurrent, monkey, socket
 
 from gateway.errors import ClientDisconnected, UpstreamTimeout, UpstreamUnreachable
 from gateway.http1.deadlines import NEVER, TICK_NS, Deadlines
 
 RECEIVE_BYTES = 65_536
+_FIRST_RECEIVE_BYTES = 16_384
+"""Asked for at first: most answers are short, and bytes that are asked for are memory taken."""
 _SECOND_NS = 1_000_000_000
+_poll = monkey.get_original("select", "poll")
 
 
 class CallerGone(Exception):
@@ -52,12 +56,13 @@ class UpstreamConnection:
     """
 
     __slots__ = (
-        "_answer_is_due",
         "_armed",
         "_greenlet",
         "_hub",
+        "_look",
         "_raw",
         "_sock",
+        "_unanswered",
         "_waiting",
         "_watcher",
         "_wheel",
@@ -74,8 +79,11 @@ class UpstreamConnection:
         self._wheel = wheel
         self._hub = get_hub()
         self._watcher = self._hub.loop.io(sock.fileno(), 1)
+        poll = _poll()
+        poll.register(sock.fileno(), select.POLLIN)
+        self._look = poll.poll
         self._armed = False
-        self._answer_is_due = False
+        self._unanswered = False
         self._greenlet: Any = None
         self._waiting = False
         self.deadline_ns = 0
@@ -97,75 +105,84 @@ class UpstreamConnection:
         return cls(sock, wheel)
 
     def alive(self) -> bool:
-        """Is an idle connection still open and silent? Bytes nobody asked for count as dead."""
-        try:
-            self._raw.recv(1, stdlib_socket.MSG_PEEK | stdlib_socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        """Is an idle connection still open and silent? Bytes nobody asked for count as dead.
+
+        PERF: `upstream_small` of `make bench`: poll(2) has nothing to raise where recv(2) would say EAGAIN.
+        """
+        return not self._look(0)
 
     def send(self, pieces: Sequence[bytes], deadline_ns: int) -> None:
         """Raises: OSError, UpstreamTimeout, ClientDisconnected. Yields to the hub: if the socket's buffer is full."""
-        self._answer_is_due = True
+        self._unanswered = True
         try:
             sent = self._raw.sendmsg(pieces) if len(pieces) > 1 else self._raw.send(pieces[0])
         except BlockingIOError:
             sent = 0
-        self.written = self.written or sent > 0
+        if sent:
+            self.written = True
         for piece in pieces:
             if sent >= len(piece):
                 sent -= len(piece)
-                continue
-            rest = memoryview(piece)[sent:]
-            sent = 0
-            while rest:
-                self._wait(self._wait_writable, deadline_ns)
-                try:
-                    rest = rest[self._raw.send(rest) :]
-                    self.written = True
-                except BlockingIOError:
-                    pass
+            else:
+                self._send_on(memoryview(piece)[sent:], deadline_ns)
+                sent = 0
+
+    def _send_on(self, rest: memoryview, deadline_ns: int) -> None:
+        while rest:
+            self._wait_writable(deadline_ns)
+            try:
+                rest = rest[self._raw.send(rest) :]
+                self.written = True
+            except BlockingIOError:
+                pass
 
     def receive(self, deadline_ns: int) -> bytes:
         """Bytes, empty at the end. Raises: OSError, UpstreamTimeout, ClientDisconnected. Yields to the hub: yes."""
-        if self._answer_is_due:
-            self._answer_is_due = False
-            self._wait(self._wait_readable, deadline_ns)
+        if self._unanswered:
+            self._unanswered = False
+            self._wait_readable(deadline_ns)
+            size = _FIRST_RECEIVE_BYTES
+        else:
+            size = RECEIVE_BYTES
         while True:
             try:
-                return self._raw.recv(RECEIVE_BYTES)  # type: ignore[no-any-return]
+                return self._raw.recv(size)  # type: ignore[no-any-return]
             except BlockingIOError:
-                self._wait(self._wait_readable, deadline_ns)
+                self._wait_readable(deadline_ns)
 
-    def _wait(self, for_event: Callable[[], None], deadline_ns: int) -> None:
+    def _wait_readable(self, deadline_ns: int) -> None:
         """Raises: UpstreamTimeout, ClientDisconnected."""
-        if deadline_ns <= time.monotonic_ns():
-            raise UpstreamTimeout("The upstream did not answer in time")
-        self._wheel.deadlines.arm(self, deadline_ns)
+        if deadline_ns != self.deadline_ns:
+            self._wheel.deadlines.arm(self, deadline_ns)
+        if not self._armed:
+            self._armed = True
+            self._watcher.start(self._readable)
         self._greenlet = getcurrent()
         self._waiting = True
         try:
-            for_event()
+            self._hub.switch()
         except _Expired:
             raise UpstreamTimeout("The upstream did not answer in time") from None
         except CallerGone:
             raise ClientDisconnected("The caller went away") from None
         finally:
             self._waiting = False
-            self._greenlet = None
 
-    def _wait_readable(self) -> None:
-        if not self._armed:
-            self._armed = True
-            self._watcher.start(self._readable)
-        self._hub.switch()
-
-    def _wait_writable(self) -> None:
+    def _wait_writable(self, deadline_ns: int) -> None:
+        """Raises: UpstreamTimeout, ClientDisconnected."""
         # NOTE: an answer that comes before the request is out must not wake who waits to write.
         self._disarm()
-        self._hub.wait(self._sock._write_event)
+        self._wheel.deadlines.arm(self, deadline_ns)
+        self._greenlet = getcurrent()
+        self._waiting = True
+        try:
+            self._hub.wait(self._sock._write_event)
+        except _Expired:
+            raise UpstreamTimeout("The upstream did not answer in time") from None
+        except CallerGone:
+            raise ClientDisconnected("The caller went away") from None
+        finally:
+            self._waiting = False
 
     def _readable(self) -> None:
         """Called from the hub. Bytes that nobody waits for stop the watcher until somebody does."""
@@ -191,6 +208,7 @@ class UpstreamConnection:
 
     def close(self) -> None:
         self._wheel.deadlines.forget(self)
+        self._greenlet = None
         self._armed = False
         self._watcher.stop()
         self._watcher.close()

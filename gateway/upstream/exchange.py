@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from fastpath.upstream import AnswerError, AnswerNames, AnswerReader
 from gateway.errors import (
     ClientDisconnected,
     GatewayError,
@@ -17,15 +18,15 @@ from gateway.errors import (
 )
 from gateway.upstream.connection import UpstreamConnection
 from gateway.upstream.pool import Endpoint, Pool
-from gateway.upstream.response import ResponseReader
+from gateway.upstream.request import HOP_BY_HOP
 
 REPEATABLE = frozenset({"GET", "HEAD", "OPTIONS"})
 HELD_BYTES = 65_536
 """A response is held back until it is whole or so much of it is in hand: most failures are still a clean 502."""
 SENT_WHOLE_BYTES = 65_536
 _PIECE_BYTES = 65_536
-_MS_NS = 1_000_000
-_NOTHING_READ = ResponseReader(False)
+_names = AnswerNames(HOP_BY_HOP | {"content-length", "x-request-id", "relay-source"})
+_NOTHING_READ = AnswerReader(_names, False)
 """The reader of an exchange that has not sent anything; never fed."""
 
 
@@ -51,7 +52,7 @@ class Outgoing:
 class Exchange:
     """Holds a borrowed connection from the first byte out to the last byte in.
 
-    Units: `deadline_ns` ends everything. `max_bytes` bounds the response's content.
+    Units: `deadline_ns` ends everything; `max_bytes` bounds the response's content; `ended_ns` is when `run` returned.
     """
 
     __slots__ = (
@@ -64,6 +65,7 @@ class Exchange:
         "_reader",
         "_received",
         "_watch",
+        "ended_ns",
     )
 
     def __init__(self, pool: Pool, deadline_ns: int, max_bytes: int, watch: Callable[..., None] | None) -> None:
@@ -73,26 +75,28 @@ class Exchange:
         self._watch = watch
         self._connection: UpstreamConnection | None = None
         self._endpoint: Endpoint | None = None
-        self._reader: ResponseReader = _NOTHING_READ
+        self._reader: AnswerReader = _NOTHING_READ
         self._held = b""
         self._received = 0
+        self.ended_ns = 0
 
-    def run(self, outgoing: Outgoing) -> ResponseReader:
+    def run(self, outgoing: Outgoing, now_ns: int) -> AnswerReader:
         """Send, and return with the head of the response and its first content.
 
+        Units: `now_ns` is the monotonic time.
         Raises: UpstreamUnavailable, UpstreamUnreachable, UpstreamTimeout, UpstreamBroken; errors of the caller's body.
         Yields to the hub: yes.
         """
         pool = self._pool
-        pool.admit(time.monotonic_ns())
+        pool.admit(now_ns)
         pool.budget.first_try()
         try:
             try:
-                self._try(outgoing, None)
+                self._try(outgoing, None, now_ns)
             except (UpstreamUnreachable, UpstreamBroken) as error:
                 if not self._may_repeat(error, outgoing):
                     raise
-                self._try(outgoing, self._endpoint)
+                self._try(outgoing, self._endpoint, time.monotonic_ns())
         except (UpstreamUnreachable, UpstreamBroken, UpstreamTimeout):
             pool.breaker.failed(time.monotonic_ns())
             raise
@@ -108,29 +112,32 @@ class Exchange:
             return False
         return time.monotonic_ns() < self._deadline_ns and self._pool.budget.take()
 
-    def _try(self, outgoing: Outgoing, avoid: Endpoint | None) -> None:
+    def _try(self, outgoing: Outgoing, avoid: Endpoint | None, now_ns: int) -> None:
         self._endpoint = None
-        self._endpoint, self._connection = self._pool.borrow(self._deadline_ns, avoid)
-        self._reader = ResponseReader(outgoing.method == "HEAD")
+        self._endpoint, connection = endpoint, self._connection = self._pool.borrow(now_ns, self._deadline_ns, avoid)
+        self._reader = AnswerReader(_names, outgoing.method == "HEAD")
         self._received = 0
-        connection = self._connection
         if self._watch is not None:
             self._watch(connection.cancel)
         try:
-            self._send(outgoing, self._endpoint.host, connection)
+            self._send(outgoing, endpoint.host, connection)
             self._read_head(connection)
         except BaseException as error:
             self._fail(error)
             raise
-        self._endpoint.answered()
-        self._finish_if_done()
+        self.ended_ns = time.monotonic_ns()
+        if endpoint.resting_until_ns:
+            endpoint.answered()
+        if self._reader.done:
+            self._release(self._reader.reusable, self.ended_ns)
 
     def _send(self, outgoing: Outgoing, host: str, connection: UpstreamConnection) -> None:
         """Raises: UpstreamUnreachable if not a byte left, UpstreamTimeout, errors of the caller's body."""
         head = outgoing.head(host)
+        body = outgoing.body
         try:
-            if isinstance(outgoing.body, bytes):
-                connection.send((head, outgoing.body) if outgoing.body else (head,), self._deadline_ns)
+            if isinstance(body, bytes):
+                connection.send((head, body) if body else (head,), self._deadline_ns)
             else:
                 connection.send((head,), self._deadline_ns)
                 self._send_body(outgoing, connection)
@@ -150,30 +157,39 @@ class Exchange:
     def _read_head(self, connection: UpstreamConnection) -> None:
         """Read until the response is whole or enough of it is held."""
         reader = self._reader
-        timeout_ns = time.monotonic_ns() + self._pool.upstream.response_timeout_ms * _MS_NS
-        deadline_ns = min(self._deadline_ns, timeout_ns)
-        held: list[bytes] = []
-        size = 0
+        deadline_ns = min(self._deadline_ns, time.monotonic_ns() + self._pool.response_ns)
+        self._receive(connection, deadline_ns)
+        self._held = reader.take()
+        if not reader.done:
+            self._hold(connection, deadline_ns)
+        self._check_size(len(self._held))
+
+    def _hold(self, connection: UpstreamConnection, deadline_ns: int) -> None:
+        reader = self._reader
+        held = [self._held]
+        size = len(self._held)
         while not reader.done and not (reader.status and size >= HELD_BYTES):
+            self._check_size(size)
             self._receive(connection, deadline_ns)
             piece = reader.take()
             if piece:
                 held.append(piece)
                 size += len(piece)
-            self._check_size(size)
-        self._held = held[0] if len(held) == 1 else b"".join(held)
+        self._held = b"".join(held)
 
     def _receive(self, connection: UpstreamConnection, deadline_ns: int) -> None:
         """Raises: UpstreamBroken, UpstreamTimeout, ClientDisconnected."""
         try:
             data = connection.receive(deadline_ns)
+            if data:
+                self._received += len(data)
+                self._reader.feed(data)
+            else:
+                self._reader.end()
         except OSError as error:
             raise UpstreamBroken("The upstream broke the connection") from error
-        if data:
-            self._received += len(data)
-            self._reader.feed(data)
-        else:
-            self._reader.end()
+        except AnswerError as error:
+            raise UpstreamBroken(str(error)) from error
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes or (self._reader.content_length or 0) > self._max_bytes:
@@ -218,29 +234,29 @@ class Exchange:
 
     def abandon(self) -> None:
         """Give up a response that is not read to its end: its connection is closed."""
-        self._release(keep=False)
+        self._release(False)
 
     def _finish_if_done(self) -> None:
         if self._reader.done:
-            self._release(keep=self._reader.reusable)
+            self._release(self._reader.reusable, time.monotonic_ns())
 
     def _fail(self, error: BaseException) -> None:
         """Account for a failure and close the connection."""
         endpoint, connection = self._endpoint, self._connection
-        self._release(keep=False)
+        self._release(False)
         if endpoint is None or connection is None or not isinstance(error, (UpstreamBroken, UpstreamTimeout)):
             return
         if connection.served and not self._received and isinstance(error, UpstreamBroken):
             return  # a kept connection that was closed just now says nothing about the endpoint
         endpoint.failed(time.monotonic_ns())
 
-    def _release(self, *, keep: bool) -> None:
+    def _release(self, keep: bool, now_ns: int = 0) -> None:
         connection, self._connection = self._connection, None
         if connection is None or self._endpoint is None:
             return
         if self._watch is not None:
             self._watch(None)
-        self._pool.give_back(self._endpoint, connection, keep=keep)
+        self._pool.give_back(self._endpoint, connection, keep, now_ns)
 
 
 def outcome(error: GatewayError | None) -> str:

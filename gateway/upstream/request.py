@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+from fastpath.upstream import RequestHeads
 from gateway.context import RequestContext
 
 HOP_BY_HOP = frozenset(
@@ -35,8 +36,8 @@ _OURS = frozenset(
         "x-request-id",
     }
 )
-_DROPPED_KEYS = frozenset("HTTP_" + name.upper().replace("-", "_") for name in HOP_BY_HOP | _OURS)
-_CAREGATE_KEY = "HTTP_X_CAREGATE_"
+_PLAIN_CONNECTION = frozenset({"keep-alive", "close"})
+_heads = RequestHeads(HOP_BY_HOP | _OURS, "x-caregate-")
 
 
 def nominated(connection: str) -> frozenset[str]:
@@ -52,42 +53,18 @@ def request_head(
     Shapes: field values are latin-1 text without control characters, as the worker admitted them.
     """
     address = ctx.client_address
-    lines = [
-        f"{ctx.method} {target} HTTP/1.1",
-        f"host: {host}",
-        f"x-request-id: {ctx.id}",
-        f"x-forwarded-proto: {environ['wsgi.url_scheme']}",
-        f"forwarded: {_forwarded(address, environ['wsgi.url_scheme'])}",
-    ]
+    scheme = environ["wsgi.url_scheme"]
+    own = [
+        "host", host, "x-request-id", ctx.id, "x-forwarded-proto", scheme, "forwarded", _forwarded(address, scheme),
+    ]  # fmt: skip
     if address:
-        lines.append(f"x-forwarded-for: {address}")
-    if content_length is None:
-        lines.append("transfer-encoding: chunked")
-    elif content_length or ctx.method in ("POST", "PUT", "PATCH"):
-        lines.append(f"content-length: {content_length}")
-    content_type = environ.get("CONTENT_TYPE")
-    if content_type:
-        lines.append(f"content-type: {content_type}")
-    _pass_on(environ, lines)
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
-
-
-def _pass_on(environ: dict[str, Any], lines: list[str]) -> None:
+        own += ("x-forwarded-for", address)
     connection = environ.get("HTTP_CONNECTION")
-    extra = nominated(connection) if connection else frozenset()
-    for key, value in environ.items():
-        if key[:5] != "HTTP_" or key in _DROPPED_KEYS or key.startswith(_CAREGATE_KEY):
-            continue
-        name = _field_name(key)
-        if name not in extra:
-            lines.append(f"{name}: {value}")
+    extra = None if connection is None or connection in _PLAIN_CONNECTION else nominated(connection)
+    return _heads.encode(ctx.method, target, own, environ, extra, -1 if content_length is None else content_length)
 
 
-@lru_cache(maxsize=1024)
-def _field_name(key: str) -> str:
-    return key[5:].replace("_", "-").lower()
-
-
+@lru_cache(maxsize=4096)
 def _forwarded(address: str, scheme: str) -> str:
     """RFC 7239; an IPv6 address is quoted and in brackets."""
     if not address:

@@ -413,7 +413,7 @@ class TestFailures:
         from gateway.upstream.exchange import Exchange, Outgoing
 
         exchange = Exchange(pool, time.monotonic_ns() + 10**9, 10**9, None)
-        exchange.run(Outgoing("GET", lambda host: b"GET / HTTP/1.1\r\n\r\n", b"", False))
+        exchange.run(Outgoing("GET", lambda host: b"GET / HTTP/1.1\r\n\r\n", b"", False), time.monotonic_ns())
         pieces = exchange.pieces()
         next(pieces)
         assert pool.endpoints[0].in_use == 1
