@@ -5,7 +5,20 @@ A kernel that is not built makes its import fail with the command that builds it
 
 import importlib.util
 
-_KERNELS = ("token", "target", "routes", "bucket", "frames", "http", "chunks", "responses", "upstream")
+_KERNELS = (
+    "token",
+    "target",
+    "routes",
+    "bucket",
+    "frames",
+    "http",
+    "chunks",
+    "responses",
+    "upstream",
+    "context",
+    "cells",
+    "lane",
+)
 
 
 def require(*names: str) -> None:

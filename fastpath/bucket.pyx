@@ -15,74 +15,21 @@ bucket has lent is kept when it moves to and from the overflow, and when its slo
 Source: ITU-T I.371, generic cell rate algorithm; Azar et al., Balanced Allocations (two choices).
 """
 
+cimport cython
+
 import hashlib
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
 
-cdef extern from "bucket.h" nogil:
-    ctypedef struct bucket_slot:
-        uint64_t key
-        uint64_t full_at
-    ctypedef struct bucket_stripe:
-        pass
-    int bucket_swap(bucket_slot* slot, uint64_t key, uint64_t full_at, uint64_t new_key, uint64_t new_full_at)
-    uint64_t bucket_load(const uint64_t* word)
-    int bucket_swap_word(uint64_t* word, uint64_t expected, uint64_t next)
-    void bucket_raise(uint64_t* word, uint64_t floor)
-    void bucket_count(uint64_t* word)
-    int bucket_stripe_init(bucket_stripe* stripe)
-    int bucket_lock(bucket_stripe* stripe)
-    void bucket_unlock(bucket_stripe* stripe)
-
-cdef enum:
-    WAYS = 8
-    STRIPES = 64
-    OVERFLOWS = 1024
-    ALIGNMENT = 64
-    MAX_CAPACITY = 1 << 28
-
 cdef uint64_t MAGIC = 0x6361726567627431ULL
 cdef int64_t MAX_NS = 1LL << 62
 cdef int64_t MAX_SPAN_NS = 1LL << 61
 cdef uint64_t GOLDEN = 0x9E3779B97F4A7C15ULL
-
-
-cdef struct Header:
-    uint64_t magic
-    uint64_t capacity
-    uint64_t sets
-    # No bucket whose slot was given away would have been full later than this.
-    uint64_t floor
-    uint64_t evictions
-    uint64_t overflow_takes
-    uint64_t contended
-    uint64_t reserved
-
-
-cdef struct Segment:
-    Header header
-    bucket_stripe stripes[STRIPES]
-    uint64_t overflow[OVERFLOWS]
-
-
-cdef struct Rule:
-    # A take's rule and time. `span` is how long an empty bucket takes to fill.
-    uint64_t interval
-    uint64_t span
-    uint64_t now
-    uint64_t* overflow
-
-
-cdef struct Taken:
-    # `full_at` is the bucket's time after the take, `wait` is 0 if it was admitted.
-    uint64_t full_at
-    uint64_t wait
 
 
 cdef inline uint64_t later(uint64_t a, uint64_t b) noexcept nogil:
@@ -114,18 +61,13 @@ def segment_bytes(Py_ssize_t capacity):
     return <Py_ssize_t>sizeof(Segment) + sets_for(capacity) * WAYS * <Py_ssize_t>sizeof(bucket_slot)
 
 
+@cython.final
 cdef class BucketTable:
     """Token buckets by key, over a writable buffer that is shared by all processes that fork after it was made.
 
     Holds: the buffer. Stripe locks while a key gets its first slot: under a microsecond; a process that keeps one for
     5 ms without dying makes the takes that need it refuse.
     """
-
-    cdef Py_buffer view
-    cdef Segment* segment
-    cdef bucket_slot* slots
-    cdef uint64_t sets
-    cdef uint64_t secret[2]
 
     def __cinit__(self, buffer, Py_ssize_t capacity, bytes secret not None, *, bint create):
         """Units: `secret` at least 16 bytes. `create` clears the buffer, otherwise it must hold a table already.
@@ -197,19 +139,25 @@ cdef class BucketTable:
 
         Raises: ValueError for a rule or a time out of range.
         """
-        cdef Rule asked
         cdef Taken taken
         cdef uint64_t left = 0
+        if self.take_into(key, interval_ns, burst, now_ns, rule, &taken):
+            left = tokens_left(&taken, interval_ns, burst, now_ns)
+        return taken.wait == 0, left, taken.wait, taken.full_at - <uint64_t>now_ns
+
+    cdef bint take_into(
+        self, uint64_t key, int64_t interval_ns, int64_t burst, int64_t now_ns, uint64_t rule, Taken* taken
+    ) except -1:
+        """`take` for other kernels: was a token there? Raises: ValueError."""
+        cdef Rule asked
         if interval_ns < 1 or burst < 1 or burst > MAX_SPAN_NS // interval_ns or not 0 <= now_ns <= MAX_NS:
             raise ValueError("interval, burst or time is out of range")
         asked.interval = <uint64_t>interval_ns
         asked.span = <uint64_t>(interval_ns * burst)
         asked.now = <uint64_t>now_ns
         asked.overflow = self.overflow_of(rule, asked.interval)
-        self.charge(key or 1, &asked, &taken)
-        if taken.wait == 0:
-            left = (asked.span - (taken.full_at - asked.now)) // asked.interval
-        return taken.wait == 0, left, taken.wait, taken.full_at - asked.now
+        self.charge(key or 1, &asked, taken)
+        return taken.wait == 0
 
     def give_back(self, uint64_t key, int64_t interval_ns, int64_t taken_ns, int64_t reset_ns, uint64_t rule=0):
         """Undo an admitted take that was answered with `reset_ns` at `taken_ns`; False: too late, the token stays taken.
@@ -217,14 +165,16 @@ cdef class BucketTable:
         It is too late once the bucket changed: what it would be without that take is then not known for certain, and a
         token too many is worse than one too few.
         """
-        cdef uint64_t full_at = <uint64_t>(taken_ns + reset_ns)
-        cdef uint64_t interval = <uint64_t>interval_ns
-        cdef bucket_slot* slot = self.find(key or 1)
         if taken_ns < 0 or reset_ns < interval_ns or interval_ns < 1:
             raise ValueError("not what a take answered")
+        return self.undo(key, <uint64_t>interval_ns, <uint64_t>(taken_ns + reset_ns), rule)
+
+    cdef bint undo(self, uint64_t key, uint64_t interval, uint64_t full_at, uint64_t rule) noexcept nogil:
+        """`give_back` for other kernels: `full_at` is what the take left."""
+        cdef bucket_slot* slot = self.find(key or 1)
         if slot is not NULL:
-            return bool(bucket_swap(slot, key or 1, full_at, key or 1, full_at - interval))
-        return bool(bucket_swap_word(self.overflow_of(rule, interval), full_at, full_at - interval))
+            return bucket_swap(slot, key or 1, full_at, key or 1, full_at - interval) != 0
+        return bucket_swap_word(self.overflow_of(rule, interval), full_at, full_at - interval) != 0
 
     def stats(self):
         """Figures since the table was made; `used` counts slots that hold a key, full buckets included."""
@@ -241,13 +191,13 @@ cdef class BucketTable:
             "contended": bucket_load(&header.contended),
         }
 
-    cdef inline bucket_slot* first_set(self, uint64_t key) noexcept nogil:
+    cdef bucket_slot* first_set(self, uint64_t key) noexcept nogil:
         return &self.slots[(<uint64_t><uint32_t>key * self.sets >> 32) * WAYS]
 
-    cdef inline bucket_slot* second_set(self, uint64_t key) noexcept nogil:
+    cdef bucket_slot* second_set(self, uint64_t key) noexcept nogil:
         return &self.slots[((key >> 32) * self.sets >> 32) * WAYS]
 
-    cdef inline uint64_t* overflow_of(self, uint64_t rule, uint64_t interval) noexcept nogil:
+    cdef uint64_t* overflow_of(self, uint64_t rule, uint64_t interval) noexcept nogil:
         # NOTE: two rules that meet in one overflow bucket are held to it together: stricter, never laxer.
         return &self.segment.overflow[(rule ^ interval * GOLDEN) * GOLDEN >> 54]
 

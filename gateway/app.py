@@ -39,6 +39,7 @@ from gateway.http.application import Application
 from gateway.http.authorization import Authorization
 from gateway.http.cors import Cors
 from gateway.http.identity import Identity
+from gateway.http.lane import Lanes
 from gateway.http.operations import create_operations
 from gateway.logs import configure
 from gateway.metrics import Metrics
@@ -114,16 +115,14 @@ class Gateway:
             upstream=UpstreamResource(self.upstreams, self._count_upstream),
             entry_points=entry_points(),
         )
+        router, admission, identity = (
+            Router(self.holder, resources), Admission(memory.buckets), Identity(time.time, self.metrics)
+        )  # fmt: skip
         app = Application(
-            router=cast("Any", Router(self.holder, resources)),  # Falcon's annotation names its own router only
-            middleware=[
-                self.accounting,
-                Admission(memory.buckets),
-                Cors(),
-                Identity(time.time, self.metrics),
-                Authorization(self.accounting.intent),
-            ],
+            router=cast("Any", router),  # Falcon's annotation names its own router only
+            middleware=[self.accounting, admission, Cors(), identity, Authorization(self.accounting.intent)],
         )
+        app.lane = Lanes(self.holder, memory.buckets, self.metrics, admission, identity, router)
         app.req_options.strip_url_path_trailing_slash = False
         app.add_route("/relay/v1/connect", self.relay.connect_resource)
         # NOTE: Falcon's own handler of its errors would be nearer to them than one of Exception.
@@ -170,6 +169,7 @@ class Gateway:
         Yields to the hub: until the relay is empty or the grace has ended.
         """
         self.accounting.draining = True
+        self.public.lane = None
         self.relay.drain()
 
     def stop(self) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from fastpath.responses import RequestIds
 
 if TYPE_CHECKING:
+    from fastpath.lane import Grant
     from gateway.errors import GatewayError
-    from gateway.http.grant import Grant
     from gateway.routing.model import Route
 
 
@@ -35,42 +35,47 @@ class Principal:
     """What the policy steps worked out for this principal, by route; it holds as long as the snapshot does."""
 
 
-@dataclass(slots=True)
-class RequestContext:
-    """One request from its first byte to its audit row; lives on `req.context`.
+if TYPE_CHECKING:
 
-    Units: `started_ns` and `deadline_ns` are monotonic nanoseconds; durations `*_ns` too.
-    """
+    @dataclass(slots=True)
+    class RequestContext:
+        """One request from its first byte to its audit row; lives on `req.context`.
 
-    id: str
-    started_ns: int
-    method: str = ""
-    path: str = ""
-    """The canonical raw path (percent-encoded ASCII): what was matched is what is forwarded."""
-    query: str = ""
-    client_address: str = ""
-    snapshot: Any = None
-    principal: Principal | None = None
-    route: Route | None = None
-    params: dict[str, str] = field(default_factory=dict)
-    """Path parameters, percent-decoded."""
-    deadline_ns: int = 0
-    limit_headers: tuple[tuple[str, str], ...] = ()
-    limits_taken: list[Any] = field(default_factory=list)
-    """What `http.admission` charged for this request, to be given back if a later limit refuses."""
-    error: GatewayError | None = None
-    unit: str | None = None
-    delivery: str | None = None
-    relay_source: str | None = None
-    upstream_ns: int = 0
-    grant: Grant | None = None
-    """What principal and route alone decide, once both are known."""
-    keyed: bool = False
-    """It carries an idempotency key, and all agents of its unit keep a ledger."""
-    rule: str = ""
-    """Which rule decided, for log and audit: `token:expired`, `role`, `binding:patient`, `limit:partner`."""
-    intent_recorded: bool = False
-    """The audit intent is durable: whatever happens now, it happened to a recorded request."""
+        Units: `started_ns` and `deadline_ns` are monotonic nanoseconds; durations `*_ns` too.
+        """
+
+        id: str
+        started_ns: int
+        method: str = ""
+        path: str = ""
+        """The canonical raw path (percent-encoded ASCII): what was matched is what is forwarded."""
+        query: str = ""
+        client_address: str = ""
+        snapshot: Any = None
+        principal: Principal | None = None
+        route: Route | None = None
+        params: dict[str, str] = field(default_factory=dict)
+        """Path parameters, percent-decoded."""
+        deadline_ns: int = 0
+        limit_headers: tuple[tuple[str, str], ...] = ()
+        limits_taken: list[Any] = field(default_factory=list)
+        """What `http.admission` charged for this request, to be given back if a later limit refuses."""
+        error: GatewayError | None = None
+        unit: str | None = None
+        delivery: str | None = None
+        relay_source: str | None = None
+        upstream_ns: int = 0
+        grant: Grant | None = None
+        """What principal and route alone decide, once both are known."""
+        keyed: bool = False
+        """It carries an idempotency key, and all agents of its unit keep a ledger."""
+        rule: str = ""
+        """Which rule decided, for log and audit: `token:expired`, `role`, `binding:patient`, `limit:partner`."""
+        intent_recorded: bool = False
+        """The audit intent is durable: whatever happens now, it happened to a recorded request."""
+
+else:
+    from fastpath.context import RequestContext as RequestContext
 
 
 _ids = RequestIds(os.urandom)

@@ -7,7 +7,6 @@ so a counter never runs backwards when a worker dies: the next worker of the slo
 from __future__ import annotations
 
 import struct
-from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +14,8 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+
+from fastpath.cells import Cells
 
 Kind = Literal["counter", "gauge", "maximum", "histogram"]
 LATENCY_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -62,7 +63,9 @@ class Metrics:
     def __init__(self, region: memoryview, segment: list[memoryview] | None = None) -> None:
         """Shapes: `region` is this worker's bytes, `segment` all regions of the machine (itself included)."""
         self._region = region
-        self._values = region.cast("d")
+        self._cells = Cells(region)
+        self.add = self._cells.add
+        """Add to a counter or gauge by its cell."""
         self._segment = segment if segment is not None else [region]
         self._index: dict[Key, int] = {key: offset // 8 for key, offset, _ in _entries(region)}
         self.dropped = 0
@@ -75,9 +78,7 @@ class Metrics:
 
     def set(self, name: str, labels: tuple[str, ...], value: float) -> None:
         """Set a gauge."""
-        index = self.cell(name, labels)
-        if index >= 0:
-            self._values[index] = value
+        self._cells.put(self.cell(name, labels), value)
 
     def observe(self, name: str, labels: tuple[str, ...], value: float) -> None:
         """Count a value into a histogram."""
@@ -88,17 +89,14 @@ class Metrics:
         index = self._index.get((name, labels))
         return index if index is not None else self._add(name, labels)
 
-    def add(self, cell: int, value: float = 1.0) -> None:
-        """Add to a counter or gauge by its cell."""
-        if cell >= 0:
-            self._values[cell] += value
-
     def observe_at(self, cell: int, name: str, value: float) -> None:
         """Count a value into a histogram by its cell; buckets are not cumulative in memory."""
-        if cell >= 0:
-            values = self._values
-            values[cell] += value
-            values[cell + 1 + bisect_left(_BY_NAME[name].buckets, value)] += 1.0
+        self._cells.observe(cell, _BY_NAME[name].buckets, value)
+
+    @property
+    def cells(self) -> Cells:
+        """The region as compiled code counts into it."""
+        return self._cells
 
     def _add(self, name: str, labels: tuple[str, ...]) -> int:
         declaration = _BY_NAME[name]

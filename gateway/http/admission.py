@@ -9,16 +9,16 @@ from __future__ import annotations
 import ipaddress
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 
 import falcon
 
 from fastpath.bucket import BucketTable
+from fastpath.lane import Charge, Grant, Rule
 from gateway.config.snapshot import Snapshot
 from gateway.context import Principal, RequestContext
 from gateway.errors import RateLimited
-from gateway.http.grant import Grant, grant_of
+from gateway.http.grant import grant_of
 from gateway.routing.model import Limit, LimitKey, Route, UnitAction
 
 _MAX_RULES = 4096
@@ -27,28 +27,9 @@ _OF_GRANT = frozenset({LimitKey.PRINCIPAL, LimitKey.ROLE, LimitKey.ROUTE})
 """Buckets that principal and route alone decide."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """A limit with what is derived from it once.
-
-    Its buckets' keys begin with `prefix`, which names its figures too: a rule that a reload changed starts new buckets.
-    """
-
-    limit: Limit
-    prefix: str
-    number: int
-    interval_ns: int
-    burst: int
-    opening: str
-    policy: str
-    policy_field: tuple[str, str]
-
-
-_Charge = tuple[_Rule, int | None]
-"""A rule and the key of the bucket to take from; None where the key depends on the request."""
-_Take = tuple[_Rule, int, int, int, int]
+_Take = tuple[Rule, int, int, int, int]
 """One token taken for a request, as the bucket answered: rule, key, when (ns), tokens left, ns until it is full."""
-_Row = tuple[_Rule, int, int]
+_Row = tuple[Rule, int, int]
 """A rule, the tokens left, and nanoseconds: until the bucket is full, or after a refusal until the next token."""
 
 
@@ -62,9 +43,9 @@ class Admission:
         """Units: `clock_ns` nanoseconds of a clock that all workers of the machine share."""
         self._table = table
         self._clock_ns = clock_ns
-        self._rules: dict[int, _Rule] = {}
+        self._rules: dict[int, Rule] = {}
         self._address_limits: tuple[Limit, ...] = ()
-        self._address_charges: tuple[_Charge, ...] = ()
+        self._address_charges: tuple[Charge, ...] = ()
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Raises: RateLimited."""
@@ -72,7 +53,7 @@ class Admission:
         limits = ctx.snapshot.address_limits
         if limits:
             if limits is not self._address_limits:
-                self._address_limits, self._address_charges = limits, self._charges(limits, ctx)
+                self._address_limits, self._address_charges = limits, self.charges(limits)
             self._admit(ctx, self._address_charges)
 
     def process_resource(
@@ -84,38 +65,42 @@ class Admission:
         if route is None:
             return
         if principal is None:
-            charges = self._charges(_applying(route.limits, route, None), ctx)
+            charges = self.charges(_applying(route.limits, route, None))
         else:
-            ctx.grant = grant = grant_of(principal, route)
-            charges = grant.charges if grant.charges is not None else self._grant(grant, principal, ctx)
+            ctx.grant = grant = self.grant(ctx, principal, route)
+            charges = grant.charges or ()
         if charges:
             self._admit(ctx, charges)
 
-    def _grant(self, grant: Grant, principal: Principal, ctx: RequestContext) -> tuple[_Charge, ...]:
-        """What a principal is charged on a route, the same at every request."""
-        snapshot: Snapshot = ctx.snapshot
-        role = snapshot.roles.get(principal.role)
-        limits = (role.limits if role is not None else ()) + grant.route.limits
-        grant.charges = charges = self._charges(_applying(limits, grant.route, principal), ctx)
-        return charges
+    def grant(self, ctx: RequestContext, principal: Principal, route: Route) -> Grant:
+        """A principal's grant on the request's route, with what he is charged there, the same at every request."""
+        grant = grant_of(principal, route)
+        if grant.charges is None:
+            snapshot: Snapshot = ctx.snapshot
+            role = snapshot.roles.get(principal.role)
+            limits = (role.limits if role is not None else ()) + route.limits
+            grant.charges = self.charges(_applying(limits, route, principal), ctx)
+        return grant
 
-    def _charges(self, limits: Iterable[Limit], ctx: RequestContext) -> tuple[_Charge, ...]:
+    def charges(self, limits: Iterable[Limit], ctx: RequestContext | None = None) -> tuple[Charge, ...]:
+        """What limits charge; with a request's context, buckets that its caller and route decide are found now."""
         return tuple(
-            (rule, self._key(rule, ctx) if limit.per in _OF_GRANT else None)
+            Charge(rule, self.bucket(rule, ctx) if ctx is not None and limit.per in _OF_GRANT else None)
             for limit, rule in ((limit, self._rule(limit)) for limit in limits)
         )
 
-    def _key(self, rule: _Rule, ctx: RequestContext) -> int:
+    def bucket(self, rule: Rule, ctx: RequestContext) -> int:
+        """The key of the bucket that a request takes from under a rule."""
         return self._table.key(rule.prefix, *_subject(rule.limit.per, ctx))
 
-    def _admit(self, ctx: RequestContext, charges: tuple[_Charge, ...]) -> None:
+    def _admit(self, ctx: RequestContext, charges: tuple[Charge, ...]) -> None:
         now_ns = self._clock_ns()
         take = self._table.take
         taken: list[_Take] = ctx.limits_taken
         if len(charges) == 1 and not taken:
             # PERF: `policy_rs256` of `make bench`: the common case by itself is twice as fast as the general one.
-            rule, kept = charges[0]
-            key = kept if kept is not None else self._key(rule, ctx)
+            rule, kept = charges[0].rule, charges[0].key
+            key = kept if kept is not None else self.bucket(rule, ctx)
             ok, left, wait_ns, reset_ns = take(key, rule.interval_ns, rule.burst, now_ns, rule.number)
             if not ok:
                 raise self._refusal(ctx, rule, wait_ns)
@@ -125,8 +110,9 @@ class Admission:
                 rule.policy_field,
             )
             return
-        for rule, kept in charges:
-            key = kept if kept is not None else self._key(rule, ctx)
+        for charge in charges:
+            rule, kept = charge.rule, charge.key
+            key = kept if kept is not None else self.bucket(rule, ctx)
             if taken and any(earlier[1] == key for earlier in taken):
                 continue
             ok, left, wait_ns, reset_ns = take(key, rule.interval_ns, rule.burst, now_ns, rule.number)
@@ -135,7 +121,7 @@ class Admission:
             taken.append((rule, key, now_ns, left, reset_ns))
         ctx.limit_headers = _fields([(rule, left, reset_ns) for rule, _, _, left, reset_ns in taken])
 
-    def _refusal(self, ctx: RequestContext, rule: _Rule, wait_ns: int) -> RateLimited:
+    def _refusal(self, ctx: RequestContext, rule: Rule, wait_ns: int) -> RateLimited:
         """Give back what the request took, the last take first, and say which limit refused it."""
         taken: list[_Take] = ctx.limits_taken
         rows = [self._given_back(take) for take in reversed(taken)]
@@ -150,7 +136,7 @@ class Admission:
             return rule, left + 1, reset_ns - rule.interval_ns
         return rule, left, reset_ns
 
-    def _rule(self, limit: Limit) -> _Rule:
+    def _rule(self, limit: Limit) -> Rule:
         # PERF: by identity, hashing a Limit costs as much as the take. Its rule keeps a limit alive: no id comes twice.
         rule = self._rules.get(id(limit))
         if rule is None:
@@ -159,13 +145,11 @@ class Admission:
             rule = self._rules[id(limit)] = self._derive(limit)
         return rule
 
-    def _derive(self, limit: Limit) -> _Rule:
+    def _derive(self, limit: Limit) -> Rule:
         prefix = f"{limit.name} {limit.per} {limit.interval_ns} {limit.burst}"
         policy = f'"{limit.name}";q={limit.burst};w={limit.window_s}'
-        return _Rule(
-            limit, prefix, self._table.key(prefix), limit.interval_ns, limit.burst, f'"{limit.name}";r=', policy,
-            ("RateLimit-Policy", policy),
-        )  # fmt: skip
+        opening = f'"{limit.name}";r='
+        return Rule(limit, prefix, self._table.key(prefix), limit.interval_ns, limit.burst, opening, policy)
 
 
 def _applying(limits: Iterable[Limit], route: Route, principal: Principal | None) -> list[Limit]:

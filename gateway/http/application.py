@@ -7,12 +7,17 @@ generality (independent middleware, sinks, older routers, form parsing) that no 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import falcon
 from falcon._typing import _UNSET
 from falcon.util import code_to_http_status
 from falcon.util.uri import parse_query_string
+
+from fastpath.lane import AUTHORIZED, ROUTED
+
+if TYPE_CHECKING:
+    from gateway.http.lane import Lanes
 
 Steps = tuple[tuple[Callable[..., None], ...], ...]
 """The middleware's methods: before routing, between routing and the responder, after everything."""
@@ -56,43 +61,62 @@ class Application(falcon.App[Request, falcon.Response]):
     """A falcon.App with one way through it.
 
     Every middleware method is independent of the others, the router finds something or raises, and its responders
-    cover the method asked for.
+    cover the method asked for. With a `lane` the first steps are done by it, as many as it knows how to.
     """
+
+    lane: Lanes | None = None
 
     def __call__(self, env: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """WSGI."""
         req = Request(env, self.req_options)
         resp = falcon.Response(self.resp_options)
-        resource: object = None
-        params: dict[str, Any] = {}
+        resource: list[object] = [None]
         succeeded = True
-        before, between, after = cast("Steps", self._middleware)
-        find: Callable[..., Any] = self._router_search
         try:
-            for process in before:
-                process(req, resp)
-                if resp.complete:
-                    break
+            lane = self.lane
+            done = lane.enter(env, req.context) if lane is not None and "caregate.path" in env else 0
+            if done == AUTHORIZED:
+                ctx = req.context.gateway
+                grant = ctx.grant
+                resource[0] = grant.resource
+                req.uri_template = ctx.route.template
+                responder = grant.responders[ctx.method]
+                responder(req, resp, **ctx.params) if grant.takes_fields else responder(req, resp)
             else:
-                resource, responders, params, req.uri_template = find(req.path, req=req)
-                for process in between:
-                    process(req, resp, resource, params)
-                    if resp.complete:
-                        break
-                else:
-                    responders[req.method](req, resp, **params)
+                self._go_on(req, resp, done, resource)
         except Exception as error:
             succeeded = False
-            if not self._handle_exception(req, resp, error, params):
+            if not self._handle_exception(req, resp, error, {}):
                 raise
-        for process in after:
+        for process in cast("Steps", self._middleware)[2]:
             try:
-                process(req, resp, resource, succeeded)
+                process(req, resp, resource[0], succeeded)
             except Exception as error:
                 succeeded = False
-                if not self._handle_exception(req, resp, error, params):
+                if not self._handle_exception(req, resp, error, {}):
                     raise
         return self._finish(req, resp, start_response)
+
+    def _go_on(self, req: Request, resp: falcon.Response, done: int, found: list[object]) -> None:
+        """The steps from where the lane stopped, and the responder. Shapes: `found` gets the resource."""
+        before, between, _ = cast("Steps", self._middleware)
+        for process in before[done:]:
+            process(req, resp)
+            if resp.complete:
+                return
+        if done < ROUTED:
+            find: Callable[..., Any] = self._router_search
+            resource, responders, params, req.uri_template = find(req.path, req=req)
+        else:
+            grant = req.context.gateway.grant
+            resource, responders, req.uri_template = grant.resource, grant.responders, grant.route.template
+            params = req.context.gateway.params if grant.takes_fields else {}
+        found[0] = resource
+        for process in between[max(0, done - ROUTED) :]:
+            process(req, resp, resource, params)
+            if resp.complete:
+                return
+        responders[req.method](req, resp, **params)
 
     def _finish(self, req: Request, resp: falcon.Response, start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Head and body as Falcon makes them of a response."""

@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
+from fastpath.lane import Grant
 from gateway.context import Principal
-from gateway.rbac.decide import Decision, decide
+from gateway.rbac.decide import decide
 from gateway.routing.model import Route
-
-
-@dataclass(slots=True)
-class Grant:
-    """A principal's standing on one route.
-
-    Shapes: `decision` is None where path parameters have a say; `charges` belong to `http.admission`, None until it
-    has worked them out.
-    """
-
-    route: Route
-    decision: Decision | None
-    charges: tuple[Any, ...] | None = None
 
 
 def grant_of(principal: Principal, route: Route) -> Grant:

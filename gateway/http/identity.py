@@ -35,9 +35,15 @@ class Identity:
 
         Raises: TokenAmbiguous, TokenInvalid.
         """
-        ctx: RequestContext = req.context.gateway
+        self.identify(req.context.gateway, req.env)
+
+    def identify(self, ctx: RequestContext, env: dict[str, Any]) -> None:
+        """Find the caller of a request.
+
+        Raises: TokenAmbiguous, TokenInvalid.
+        """
         try:
-            token = bearer_token(req.env)
+            token = bearer_token(env)
         except (TokenAmbiguous, TokenInvalid) as error:
             ctx.rule = f"token:{_REFUSED_UNREAD[type(error)]}"
             raise

@@ -66,16 +66,20 @@ class Router:
             # SEC: refused here, so that no limit of the route or the role shows in the answer's fields.
             ctx.route, ctx.params, ctx.rule = route, params, WRONG_AUDIENCE_HIDDEN.rule
             raise NotFound()
-        target = self._targets.get(route.name) if snapshot is self._targets_of else None
-        if target is None:
-            target = self._endpoint(route, snapshot)
+        target = self.endpoint(route, snapshot)
         if req.method not in target.responders:
             raise _not_mapped([method for method in route.methods if method in target.responders])
         ctx.route, ctx.params = route, params
         return target.resource, target.responders, params if target.takes_fields else {}, route.template
 
-    def _endpoint(self, route: Route, snapshot: Snapshot) -> Endpoint:
-        """A route's endpoint, remembered as long as its snapshot is the one in use."""
+    def endpoint(self, route: Route, snapshot: Snapshot) -> Endpoint:
+        """A route's endpoint, remembered as long as its snapshot is the one in use.
+
+        Raises: InternalError if nothing answers it.
+        """
+        target = self._targets.get(route.name) if snapshot is self._targets_of else None
+        if target is not None:
+            return target
         if snapshot is not self._targets_of:
             self._targets, self._targets_of = {}, snapshot
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import jwt
 import pytest
 import yaml
 
+from fastpath.target import canonical_path
 from gateway import shared
 from gateway.app import Gateway
 from gateway.settings import Settings
@@ -73,12 +75,31 @@ def document() -> dict[str, Any]:
 
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[Gateway]:
+    made = _gateway(tmp_path, document())
+    yield made
+    made.database.close()
+
+
+@pytest.fixture
+def twins(tmp_path: Path) -> Iterator[tuple[falcon.testing.TestClient, falcon.testing.TestClient]]:
+    """Clients of two gateways that know nothing of each other: the middleware alone, and with the lane before it."""
+    generous = document()
+    generous["limits"]["address"] = {"per": "address", "rate": 1, "period_s": 3600, "burst": 5_000}
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    one, other = (_gateway(tmp_path / name, generous) for name in ("one", "other"))
+    yield falcon.testing.TestClient(one.public), falcon.testing.TestClient(as_the_worker(other.public))
+    one.database.close()
+    other.database.close()
+
+
+def _gateway(tmp_path: Path, configuration: dict[str, Any]) -> Gateway:
     for name, secret in SECRETS.items():
         path = tmp_path / f"{name}.secret"
         path.touch(mode=0o600)
         path.write_text(secret)
     config = tmp_path / "caregate.yaml"
-    config.write_text(yaml.safe_dump(document()))
+    config.write_text(yaml.safe_dump(configuration))
     (tmp_path / "run").mkdir(mode=0o700)
     settings = replace(
         Settings(),
@@ -89,14 +110,41 @@ def gateway(tmp_path: Path) -> Iterator[Gateway]:
         access_log=False,
         bucket_capacity=1024,
     )
-    made = Gateway(settings, shared.create(settings), 0)
-    yield made
-    made.database.close()
+    return Gateway(settings, shared.create(settings), 0)
+
+
+def as_the_worker(application: Callable[..., Any]) -> Callable[..., Any]:
+    """An application that finds in its environ what the worker puts there for a target it let pass."""
+
+    def call(env: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        with contextlib.suppress(ValueError):
+            query = env["QUERY_STRING"]
+            path = canonical_path(env["RAW_URI"].partition("?")[0] + (f"?{query}" if query else ""))[0]
+            env |= {
+                "caregate.path": path,
+                "caregate.request_id": str(uuid.uuid4()),
+                "caregate.started_ns": time.monotonic_ns(),
+                "caregate.peer": env.get("REMOTE_ADDR", "127.0.0.1"),
+                "caregate.duplicate": frozenset(),
+            }
+        return application(env, start_response)
+
+    return call
+
+
+@pytest.fixture(params=["middleware", "lane"])
+def client(gateway: Gateway, request: pytest.FixtureRequest) -> falcon.testing.TestClient:
+    """Every test of the policy runs over the middleware alone, and with the compiled lane before it."""
+    return falcon.testing.TestClient(gateway.public if request.param == "middleware" else as_the_worker(gateway.public))
 
 
 @pytest.fixture
-def client(gateway: Gateway) -> falcon.testing.TestClient:
-    return falcon.testing.TestClient(gateway.public)
+def both(gateway: Gateway) -> dict[str, falcon.testing.TestClient]:
+    """One gateway, asked by way of the middleware alone (m) and with the lane before it (l)."""
+    return {
+        "m": falcon.testing.TestClient(gateway.public),
+        "l": falcon.testing.TestClient(as_the_worker(gateway.public)),
+    }
 
 
 def _token(of: str, /, *, secret: str | None = None, kid: str | None = None, **claims: Any) -> str:

@@ -1,0 +1,26 @@
+"""The request's context as kernels see it."""
+
+
+cdef class RequestContext:
+    cdef public str id
+    cdef public object started_ns
+    cdef public str method
+    cdef public str path
+    cdef public str query
+    cdef public str client_address
+    cdef public object snapshot
+    cdef public object principal
+    cdef public object route
+    cdef public dict params
+    cdef public object deadline_ns
+    cdef public tuple limit_headers
+    cdef public list limits_taken
+    cdef public object error
+    cdef public str unit
+    cdef public object delivery
+    cdef public object relay_source
+    cdef public object upstream_ns
+    cdef public object grant
+    cdef public str rule
+    cdef public bint intent_recorded
+    cdef public bint keyed
