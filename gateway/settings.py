@@ -65,6 +65,10 @@ class Settings:
     access_log: bool = True
     tls_certificate: str = ""
     tls_key: str = ""
+    http2: bool = False
+    """Offer HTTP/2 to callers over TLS, beside HTTP/1.1."""
+    http2_streams: int = 100
+    """Requests that a client may have open on one connection."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -103,6 +107,8 @@ class Settings:
             raise SettingsError("CAREGATE_POOL_MIN: larger than CAREGATE_POOL_MAX")
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise SettingsError("CAREGATE_TLS_CERTIFICATE and CAREGATE_TLS_KEY: give both or neither")
+        if self.http2 and not self.tls_certificate:
+            raise SettingsError("CAREGATE_HTTP2: is spoken over TLS alone; give CAREGATE_TLS_CERTIFICATE too")
 
 
 _LEVELS = ("debug", "info", "warning", "error")

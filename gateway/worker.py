@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent import get_hub
@@ -38,6 +38,9 @@ from gateway.http1.proxy import ProxyLineError, parse_proxy_line
 from gateway.http1.response import FileWrapper, Response
 from gateway.http1.tls import TlsConnection, harden, shake_hands
 from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    from gateway.http2.connection import Http2Connection
 
 fastpath.require("http", "chunks", "responses", "routes")
 
@@ -65,7 +68,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, self.handle_exit)
-        self.connections: set[Connection] = set()
+        self.connections: set[Connection | Http2Connection] = set()
         self.draining = False
         super().init_process()
 
@@ -94,7 +97,9 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         self._after = _hook(self.cfg, "post_request")
         self._logs_access = _logs_access(self.log)
         self.observed = self._logs_access or self._before is not None or self._after is not None
-        self._tls = harden(gunicorn_sock.ssl_context(self.cfg)) if self.cfg.is_ssl else None
+        self._http2 = _http2(self) if self.cfg.is_ssl and "h2" in self.cfg.http_protocols else None
+        protocols = ("http/1.1",) if self._http2 is None else ("h2", "http/1.1")
+        self._tls = harden(gunicorn_sock.ssl_context(self.cfg), protocols) if self.cfg.is_ssl else None
         self._tick()
         self._timer = get_hub().loop.timer(TICK_NS / SECOND_NS, TICK_NS / SECOND_NS)
         self._timer.start(self._tick)
@@ -131,6 +136,8 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         idle_end = time.monotonic() + min(_IDLE_LINGER_S, self.cfg.graceful_timeout)
         for server in servers:
             server.close()
+        for connection in self.connections:
+            connection.leave()
         # A worker that ends by `max_requests` serves what its kept connections still send, so that no request fails.
         self.draining = self.nr < self.max_requests
         said_goodbye = False
@@ -209,11 +216,14 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             return
         encrypted = shake_hands(self._tls, sock, self.limits.head_ns)
         try:
-            self._converse(TlsConnection(self, encrypted, base), b"")
+            if self._http2 is not None and encrypted.selected_alpn_protocol() == "h2":
+                self._converse(self._http2(encrypted, base), b"")
+            else:
+                self._converse(TlsConnection(self, encrypted, base), b"")
         finally:
             util.close(encrypted)
 
-    def _converse(self, connection: Connection, unread: bytes) -> None:
+    def _converse(self, connection: Connection | Http2Connection, unread: bytes) -> None:
         self.connections.add(connection)
         try:
             connection.serve(unread)
@@ -335,6 +345,15 @@ _REQUEST_KEYS = (
     "caregate.watch",
     "wsgi.input",
 )
+
+
+def _http2(worker: GatewayWorker) -> Callable[[Any, dict[str, Any]], Http2Connection]:
+    """What makes connections of a socket and the environ's common part; h2 is only needed where it is switched on."""
+    from gateway.http2.connection import Http2Connection, offer_of
+
+    cfg = worker.cfg
+    offer = offer_of(worker, cfg.http2_max_concurrent_streams, cfg.http2_initial_window_size, cfg.http2_max_frame_size)
+    return lambda sock, base: Http2Connection(worker, sock, base, offer)
 
 
 def _hook(cfg: Any, name: str) -> Callable[..., None] | None:

@@ -107,7 +107,7 @@ MAY_IMPORT = {
     "psycopg": ["gateway.store", "gateway.demo"],
     "psycopg_pool": ["gateway.store"],
     "geventwebsocket": ["gateway.relay", "gateway.worker"],
-    "gunicorn": ["gateway.worker", "gateway.boot"],
+    "gunicorn": ["gateway.worker", "gateway.boot", "gateway.http2.protocol"],
     "falcon": [
         "gateway.http", "gateway.portal", "gateway.upstream", "gateway.relay.resource", "gateway.relay.endpoint",
         "gateway.auth.endpoints", "gateway.app", "gateway.worker", "gateway.demo",

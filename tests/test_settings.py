@@ -34,6 +34,7 @@ def test_read(environ, field, value):
         pytest.param({"CAREGATE_ACCESS_LOG": "maybe"}, "CAREGATE_ACCESS_LOG: takes true or false", id="boolean"),
         pytest.param({"CAREGATE_LOG_LEVEL": "loud"}, "CAREGATE_LOG_LEVEL", id="level"),
         pytest.param({"CAREGATE_TLS_KEY": "k"}, "give both or neither", id="half of a pair"),
+        pytest.param({"CAREGATE_HTTP2": "1"}, "CAREGATE_HTTP2: is spoken over TLS alone", id="HTTP/2 in clear"),
         pytest.param({"CAREGATE_POOL_MIN": "9", "CAREGATE_POOL_MAX": "3"}, "CAREGATE_POOL_MIN", id="pool"),
     ],
 )

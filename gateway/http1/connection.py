@@ -28,7 +28,7 @@ TCP_CLOSING = frozenset({7, 8, 9, 11})
 
 _LOOK_AGAIN_S = 0.1
 
-_REFUSALS: dict[str, type[e.ClientError]] = {
+REFUSALS: dict[str, type[e.ClientError]] = {
     "bad-request": e.BadRequest,
     "bad-framing": e.BadFraming,
     "bad-target": e.BadTarget,
@@ -311,7 +311,7 @@ class Connection:
             if head is None:
                 head, data = self._read_on(data)
         except HeadError as error:
-            raise _REFUSALS[error.code](error.detail, close=True) from error
+            raise REFUSALS[error.code](error.detail, close=True) from error
         self._unread = data[head.end :] if len(data) > head.end else b""
         return head
 
@@ -384,6 +384,9 @@ class Connection:
         """Called from the hub when the deadline has passed."""
         if self._waiting:
             self._greenlet.throw(DeadlinePassed)
+
+    def leave(self) -> None:
+        """The worker leaves: the answer to the next request will say so."""
 
     def interrupt(self) -> None:
         """Have the request that still runs end with GraceEnded, which the application accounts for and answers."""

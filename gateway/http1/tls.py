@@ -19,10 +19,10 @@ from gateway.http1.limits import SECOND_NS
 _SEND_BYTES = 65_536
 
 
-def harden(context: ssl.SSLContext) -> ssl.SSLContext:
-    """The context with nothing below TLS 1.2, and with sockets that send close_notify."""
+def harden(context: ssl.SSLContext, protocols: Sequence[str] = ("http/1.1",)) -> ssl.SSLContext:
+    """The context with nothing below TLS 1.2, with sockets that send close_notify, and these protocols in ALPN."""
     context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols(list(protocols))
     context.sslsocket_class = TlsSocket
     return context
 

@@ -7,12 +7,14 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -32,6 +34,7 @@ def load(path: Path) -> ModuleType:
 
 
 CORPUS = load(ROOT / "tests/corpus/raw_requests.py")
+HTTP2 = load(HERE / "http2_client.py")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -89,6 +92,57 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running = Server(tmp_path_factory.mktemp("worker") / "notes")
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("tls")
+    key, cert = str(folder / "key.pem"), str(folder / "cert.pem")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=gw.example", "-addext", "subjectAltName=DNS:gw.example", "-keyout", key, "-out", cert],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return key, cert
+
+
+@pytest.fixture(scope="session")
+def http2() -> ModuleType:
+    """tests/worker/http2_client.py."""
+    return HTTP2
+
+
+@pytest.fixture(scope="session")
+def http2_options(certificate: tuple[str, str]) -> tuple[str, ...]:
+    """Arguments of a server that speaks HTTP/2, with at most 20 streams a connection."""
+    tls = ("--keyfile", certificate[0], "--certfile", certificate[1])
+    return (*tls, "--http-protocols", "h2,h1", "--http2-max-concurrent-streams", "20")
+
+
+@pytest.fixture(scope="session")
+def front(tmp_path_factory: pytest.TempPathFactory, http2_options: tuple[str, ...]) -> Iterator[Server]:
+    """A server that speaks HTTP/2."""
+    running = Server(tmp_path_factory.mktemp("http2") / "notes", *http2_options)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def speak_http2(certificate: tuple[str, str]) -> Iterator[Callable[..., Any]]:
+    """Connect to a server and speak HTTP/2 to it."""
+    opened: list[ssl.SSLSocket] = []
+
+    def connect(server: Server, settings: dict[int, int] | None = None, credit: bool = True) -> Any:
+        context = ssl.create_default_context(cafile=certificate[1])
+        context.set_alpn_protocols(["h2"])
+        sock = context.wrap_socket(server.connect(), server_hostname="gw.example")
+        opened.append(sock)
+        assert sock.selected_alpn_protocol() == "h2"
+        return HTTP2.Client(sock, settings, credit)
+
+    yield connect
+    for sock in opened:
+        sock.close()
 
 
 @pytest.fixture

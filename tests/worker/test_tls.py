@@ -9,7 +9,6 @@ import signal
 import socket
 import ssl
 import struct
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,18 +20,6 @@ import pytest
 REQUEST = b"GET / HTTP/1.1\r\nHost: gw.example\r\n\r\n"
 ENVIRON = b"GET /environ HTTP/1.1\r\nHost: gw.example\r\n\r\n"
 SHORT = {f"CAREGATE_{name}_S": "1" for name in ("HEAD_TIMEOUT", "BODY_TIMEOUT", "KEEPALIVE", "WRITE_TIMEOUT")}
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    folder = tmp_path_factory.mktemp("tls")
-    key, cert = str(folder / "key.pem"), str(folder / "cert.pem")
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", "/CN=gw.example", "-addext", "subjectAltName=DNS:gw.example", "-keyout", key, "-out", cert],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return key, cert
 
 
 @pytest.fixture(scope="module")
