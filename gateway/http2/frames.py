@@ -82,8 +82,8 @@ class FrameBudget:
     """Bounds, in windows of ten seconds, what costs the gateway work and is no request.
 
     Frames that carry no request are PING, SETTINGS, PRIORITY, unknown ones, DATA without data, and more window updates
-    than the sent bytes give reason for; every answer pays for a few. Aborted are streams that the client reset or made us reset, and heads that were
-    refused (CVE-2023-44487, CVE-2025-8671).
+    than the sent bytes give reason for; every answer pays for a few. Aborted are streams that the client reset or made
+    us reset, and heads that were refused (CVE-2023-44487, CVE-2025-8671).
     Source: gunicorn.http2.connection has the same figures.
     """
 
