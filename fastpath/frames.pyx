@@ -377,6 +377,42 @@ def encode_frame(int opcode, payload, bytes mask=None, bint fin=True):
         PyBuffer_Release(&view)
 
 
+def encode_messages(list messages not None, bytes masks=None):
+    """Whole binary frames, one after another in one piece. `masks`: four bytes for each that a client masks with.
+
+    PERF: `relay_small`: one allocation for all that leaves in one write.
+    """
+    cdef unsigned char[MAX_HEAD] head
+    cdef unsigned char* target
+    cdef const unsigned char* key = NULL
+    cdef Py_ssize_t total = 0, size
+    cdef bytes message, result
+    if masks is not None and len(masks) != 4 * len(messages):
+        raise ValueError("a mask has four bytes")
+    for message in messages:
+        if message is None:
+            raise TypeError("messages are bytes")
+        total += len(message) + (2 if len(message) < 126 else 4 if len(message) < 65536 else 10)
+    if masks is not None:
+        total += len(masks)
+    result = PyBytes_FromStringAndSize(NULL, total)
+    target = <unsigned char*>PyBytes_AS_STRING(result)
+    total = 0
+    if masks is not None:
+        key = <const unsigned char*>PyBytes_AS_STRING(masks)
+    for message in messages:
+        size = put_head(head, 2, True, <uint64_t>len(message), key)
+        memcpy(target + total, head, <size_t>size)
+        total += size
+        if key is NULL:
+            memcpy(target + total, PyBytes_AS_STRING(message), <size_t>len(message))
+        else:
+            xor_copy(target + total, <const unsigned char*>PyBytes_AS_STRING(message), len(message), key)
+            key += 4
+        total += len(message)
+    return result
+
+
 def encode_close(int code, str reason="", bytes mask=None):
     """A close frame; the reason is cut to what fits, at a character.
 

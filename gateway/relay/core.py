@@ -273,6 +273,7 @@ class Session:
         self.close_reason = reason
         for stream in list(self.outbox.queues):
             self.outbox.drop(stream)
+        self.outbox.wholes.clear()
 
     def fail_all(self) -> list[tuple[int, Delivery]]:
         """The connection is lost: the outcome of every open stream, each once."""

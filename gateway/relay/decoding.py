@@ -10,6 +10,7 @@ from typing import Any, Final
 import orjson
 
 from fastpath.frames import CRITICAL, END_BODY, HAS_HEADER, HOLD, RelayFrameError, unpack_frame
+from fastpath.heads import decode_answer, decode_request
 from gateway.relay.frames import (
     MAX_CREDIT,
     MAX_DEADLINE_MS,
@@ -283,6 +284,26 @@ def decode(message: bytes, max_bytes: int = MAX_FRAME_BYTES) -> Frame | None:
 
     Raises: ProtocolViolation.
     """
+    return decode_ordinary(message, max_bytes) or decode_any(message, max_bytes)
+
+
+def decode_ordinary(message: bytes, max_bytes: int) -> Frame | None:
+    """The frame of a message as every request causes them, read by a kernel; None for all others."""
+    answer = decode_answer(message, max_bytes)
+    if answer is not None:
+        if len(answer) == 1:
+            return Ack(answer[0])
+        stream, status, fields, length, upstream_ms, body, end = answer
+        return ResponseFrame(stream, Response(status, fields, length, upstream_ms), body, end)
+    asked = decode_request(message, max_bytes)
+    if asked is None:
+        return None
+    stream, parts, body, end = asked
+    return RequestFrame(stream, Request(*parts), body, end)
+
+
+def decode_any(message: bytes, max_bytes: int) -> Frame | None:
+    """See `decode`. Raises: ProtocolViolation."""
     try:
         kind, flags, stream, aux, header, body = unpack_frame(message, max_bytes)
     except RelayFrameError as error:

@@ -147,19 +147,31 @@ class Dispatcher:
         if left_ms <= 0:
             raise UnitQueueTimeout(call.unit)
         call.request.deadline_ms = left_ms
+        nearest = self._registry.nearest(call.unit)
+        if nearest is not None and nearest is not avoid:
+            # PERF: `relay_small`: nearly always; the others are only looked at where this one does not take it.
+            call.request.unit = None
+            try:
+                return self._start_on(nearest, call, exchange, piece, end), False
+            except NotSendable:
+                pass
         full = False
         for link, through_sibling in self._candidates(call.unit, avoid):
             call.request.unit = call.unit if through_sibling else None
             try:
-                exchange.stream = link.start(call.request, call.deadline_s, exchange, piece, end)
+                return self._start_on(link, call, exchange, piece, end), False
             except NotSendable as refusal:
                 full = full or refusal.reason == "streams"
-            except Oversize:
-                raise HeadersTooLarge from None
-            else:
-                exchange.link = link
-                return link, False
         return None, full
+
+    def _start_on(self, link: Link, call: Call, exchange: Exchange, piece: bytes, end: bool) -> Link:
+        """Raises: NotSendable, HeadersTooLarge."""
+        try:
+            exchange.stream = link.start(call.request, call.deadline_s, exchange, piece, end)
+        except Oversize:
+            raise HeadersTooLarge from None
+        exchange.link = link
+        return link
 
     def _candidates(self, unit: str, avoid: Link | None) -> list[tuple[Link, bool]]:
         """Local ones with the fewest streams first, then siblings; suspects and what just failed last."""

@@ -153,7 +153,8 @@ class Request:
     """Units: `length` bytes of body or None if not known, `deadline_ms` what is left.
 
     `target` is origin-form, ASCII; `idempotency` the ledger's key, a digest of (issuer, subject, route, key);
-    `unit` is sent between workers alone.
+    `unit` is sent between workers alone. `encoded` is REQ's header before and after its deadline where it was made by
+    `fastpath.heads`; `fields` are not looked at then.
     """
 
     id: str
@@ -166,6 +167,7 @@ class Request:
     idempotency: str | None = None
     hold: bool = False
     unit: str | None = None
+    encoded: tuple[bytes, bytes] | None = None
 
 
 @dataclass(slots=True)
@@ -301,6 +303,11 @@ Frame = (
 
 def encode_request_header(request: Request) -> bytes:
     """The JSON header of REQ. Raises: Oversize."""
+    if request.encoded is not None:
+        before, after = request.encoded
+        if request.unit is None:
+            return b"%b%d%b}" % (before, request.deadline_ms, after)
+        return b'%b%d%b,"unit":%b}' % (before, request.deadline_ms, after, orjson.dumps(request.unit))
     header: dict[str, object] = {
         "id": request.id,
         "m": request.method,

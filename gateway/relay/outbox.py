@@ -77,7 +77,8 @@ class StreamQueue:
 class Outbox:
     """Frames of one connection in the order in which they leave.
 
-    Units: `credit` body bytes the connection may still send. After `pop`, `heads`, `ends` and `flushed` tell what left;
+    Units: `credit` body bytes the connection may still send. `wholes` are frames that end their stream's direction and
+    have no body, by their stream: they need no queue. After `pop`, `heads`, `ends` and `flushed` tell what left;
     whoever reads them clears them.
     """
 
@@ -92,6 +93,7 @@ class Outbox:
         "queues",
         "ring",
         "starved",
+        "wholes",
     )
 
     def __init__(self, credit: int, max_frame: int) -> None:
@@ -99,7 +101,8 @@ class Outbox:
         self.credit = credit
         self.max_frame = max_frame
         self.queues: dict[int, StreamQueue] = {}
-        self.ring: deque[StreamQueue] = deque()
+        self.ring: deque[StreamQueue | int] = deque()
+        self.wholes: dict[int, bytes] = {}
         self.starved: list[StreamQueue] = []
         self.queued_bytes = 0
         self.heads: list[int] = []
@@ -121,6 +124,11 @@ class Outbox:
 
     def open(self, stream: int, credit: int) -> None:
         self.queues[stream] = StreamQueue(stream, credit)
+
+    def put_whole(self, stream: int, frame: bytes) -> None:
+        """PERF: `relay_small`: a request without a body waits its turn like any other, at a tenth of a queue's cost."""
+        self.wholes[stream] = frame
+        self.ring.append(stream)
 
     def put_head(self, stream: int, kind: int, flags: int, header: bytes) -> None:
         queue = self.queues[stream]
@@ -148,6 +156,8 @@ class Outbox:
             queue.place = Place.GONE
             queue.chunks = None
             self.queued_bytes -= queue.queued_bytes
+        elif self.wholes:
+            self.wholes.pop(stream, None)
 
     def add_credit(self, stream: int, credit: int) -> None:
         """Raises: ProtocolViolation over 2^31-1."""
@@ -187,6 +197,9 @@ class Outbox:
         taken = sum(map(len, out))
         while self.ring and taken < budget_bytes:
             queue = self.ring.popleft()
+            if isinstance(queue, int):
+                taken += self._pop_whole(queue, out)
+                continue
             if queue.place is not Place.READY:
                 continue
             frame = self._take_turn(queue)
@@ -195,6 +208,15 @@ class Outbox:
                 taken += len(frame)
             self._place(queue, frame is not None, now_s)
         return out
+
+    def _pop_whole(self, stream: int, out: list[bytes]) -> int:
+        frame = self.wholes.pop(stream, None)
+        if frame is None:
+            return 0
+        self.heads.append(stream)
+        self.ends.append(stream)
+        out.append(frame)
+        return len(frame)
 
     def _take_turn(self, queue: StreamQueue) -> bytes | None:
         head = queue.head

@@ -140,6 +140,18 @@ class Registry:
         record = self._units.get(unit)
         return list(record.local.values()) if record is not None else []
 
+    def nearest(self, unit: str) -> UnitConnection | None:
+        """The connection of this worker that is in full order and has the fewest streams."""
+        record = self._units.get(unit)
+        if record is None:
+            return None
+        found = None
+        for connection in record.local.values():
+            session = connection.session
+            if session.state is State.ACTIVE and (found is None or len(session.streams) < len(found.session.streams)):
+                found = connection
+        return found
+
     def all_local(self) -> Iterator[UnitConnection]:
         for record in list(self._units.values()):
             yield from list(record.local.values())

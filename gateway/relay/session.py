@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-from fastpath.frames import HOLD
+from fastpath.frames import END_BODY, HOLD, pack_frame
 from gateway.errors import Delivery
 from gateway.relay import events as ev
 from gateway.relay import frames as fr
@@ -34,6 +34,7 @@ __all__ = [
 
 _BEFORE_DISPATCH: Final = frozenset({ResetCode.REFUSED, ResetCode.UPSTREAM_CONNECT, ResetCode.SHED})
 
+_REQ: Final = int(fr.FrameType.REQ)
 
 DEADLINE_GRACE_S: Final = 1.0
 
@@ -72,6 +73,9 @@ class GatewaySession(Session):
         record.held = request.hold
         self.streams[stream] = record
         self._add_deadline(stream, deadline_s)
+        if end and not body and not request.hold:
+            self.outbox.put_whole(stream, pack_frame(_REQ, END_BODY, stream, header))
+            return stream
         self.outbox.open(stream, self.stream_window)
         self.outbox.put_head(stream, fr.FrameType.REQ, HOLD if request.hold else 0, header)
         self.outbox.put_body(stream, body, end)

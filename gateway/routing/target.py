@@ -37,6 +37,11 @@ def _fill(route_target: str, ctx: RequestContext) -> str:
     pieces = _pieces(route_target)
     if len(pieces) == 1:
         return pieces[0]
+    if ctx.route is not None and ctx.path:
+        cut = _cut(route_target, ctx.route.template)
+        if cut is not None:
+            before, index, after = cut
+            return before + ctx.path.split("/", index)[index] + after
     raw = _raw_params(ctx)
     out: list[str] = []
     in_query = False
@@ -70,6 +75,19 @@ def _positions(template: str) -> tuple[tuple[int, str, bool], ...]:
         if match:
             found.append((index, match.group(1), match.group(2) is not None))
     return tuple(found)
+
+
+@lru_cache(maxsize=4096)
+def _cut(route_target: str, template: str) -> tuple[str, int, str] | None:
+    """(before, segment index, after) of a target whose one placeholder, outside its query, takes the path's rest.
+
+    PERF: `relay_small`, `upstream_small`: by far the most common target.
+    """
+    pieces = _pieces(route_target)
+    rest = {name: index for index, name, takes_rest in _positions(template) if takes_rest}
+    if len(pieces) != 3 or "?" in pieces[0] or pieces[1] not in rest:
+        return None
+    return pieces[0], rest[pieces[1]], pieces[2]
 
 
 def _raw_params(ctx: RequestContext) -> dict[str, str]:

@@ -7,7 +7,7 @@ import sys
 from fastpath.frames import Decoder
 from gateway.relay import frames as fr
 from gateway.relay.core import Limits
-from gateway.relay.decoding import decode
+from gateway.relay.decoding import decode, decode_any, decode_ordinary
 from gateway.relay.frames import ProtocolViolation
 from gateway.relay.session import GatewaySession, UnitSession
 
@@ -39,7 +39,9 @@ def check_stream(data: bytes) -> None:
 
 
 def check_frame(data: bytes) -> None:
-    """A frame that is accepted is the one that encoding it again gives."""
+    """A frame that is accepted is the one that encoding it again gives; the short way takes no other frames."""
+    ordinary = decode_ordinary(data, LIMIT)
+    assert ordinary is None or ordinary == decode_any(data, LIMIT)
     try:
         frame = decode(data)
     except ProtocolViolation:
