@@ -17,6 +17,8 @@ cdef class RequestContext:
     cdef public list limits_taken
     cdef public object error
     cdef public str unit
+    cdef public str agent
+    cdef public str trace
     cdef public object delivery
     cdef public object relay_source
     cdef public object upstream_ns

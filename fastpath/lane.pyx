@@ -119,14 +119,14 @@ cdef class Lane:
     """The common way of requests through the policy of one snapshot; a worker makes one for each snapshot.
 
     Shapes: `policy` works out what is new here: `address_charges(snapshot)`, `client_address(env, snapshot)`,
-    `bucket(rule, ctx)`, `identify(ctx, env)`, `grant(ctx)`, `decide(ctx)` and `decode(text)`.
+    `trace(field)`, `bucket(rule, ctx)`, `identify(ctx, env)`, `grant(ctx)`, `decide(ctx)` and `decode(text)`.
     `in_flight` is the cell that counts requests begun; who finishes a request takes it back.
     Units: `clock_s` seconds since 1970, `clock_ns` monotonic nanoseconds.
     Holds: the buckets of up to 65,536 addresses.
     """
 
     cdef readonly object snapshot
-    cdef object _client_address, _bucket, _identify, _grant, _decide, _decode, _match, _hit, _clock_s, _clock_ns
+    cdef object _trace, _client_address, _bucket, _identify, _grant, _decide, _decode, _match, _hit, _clock_s, _clock_ns
     cdef BucketTable _buckets
     cdef Cells _cells
     cdef Py_ssize_t _in_flight
@@ -141,6 +141,7 @@ cdef class Lane:
         self._cells, self._in_flight = cells, in_flight
         self.snapshot, self._buckets, self._reserved = snapshot, buckets, reserved
         self._clock_s, self._clock_ns = clock_s, clock_ns
+        self._trace = policy.trace
         self._client_address, self._bucket, self._identify = policy.client_address, policy.bucket, policy.identify
         self._grant, self._decide, self._decode = policy.grant, policy.decide, policy.decode
         self._match, self._hit = snapshot.routes.match, snapshot.verifier.hit
@@ -188,6 +189,8 @@ cdef class Lane:
         ctx.query = env["QUERY_STRING"]
         ctx.client_address = self._client_address(env, self.snapshot) if self._behind_proxies else env["caregate.peer"]
         ctx.snapshot = self.snapshot
+        if "HTTP_TRACEPARENT" in env:
+            ctx.trace = self._trace(env["HTTP_TRACEPARENT"])
         self._cells.plus(self._in_flight, 1.0)
         return ctx
 

@@ -14,7 +14,7 @@ import falcon
 import fastpath
 from gateway import shared
 from gateway.accesslog import AccessLog
-from gateway.audit.writer import AuditWriter
+from gateway.audit.trail import AuditTrail
 from gateway.config.control import ControlServer
 from gateway.config.fault import Fault
 from gateway.config.inforce import InForce
@@ -78,7 +78,16 @@ class Gateway:
         self.in_force = InForce(settings)
         self.holder = SnapshotHolder(self.in_force.boot(self._check_functions))
         self.access_log = AccessLog(sys.stdout.fileno() if settings.access_log else -1, os.getpid())
-        self.audit = AuditWriter(self.database, settings.data_dir, queue=settings.audit_queue, count=self._count_audit)
+        self.audit = AuditTrail(
+            self.database,
+            settings.data_dir,
+            node=settings.node,
+            segment_bytes=settings.audit_segment_bytes,
+            spool_bytes=settings.audit_spool_bytes,
+            count=self._count_audit,
+            measure=self._measure_audit,
+            admit=self._admit,
+        )
         self.relay = Relay(settings, self.holder, self.metrics, self.log)
         self.control = ControlServer(settings, self.holder, self._check_functions, in_force=self.in_force)
         accounting = BareAccounting if self._is_bare() else Accounting
@@ -105,6 +114,13 @@ class Gateway:
     def _count_audit(self, outcome: str, number: int) -> None:
         self.metrics.inc("caregate_audit_events", (outcome,), number)
 
+    def _measure_audit(self, pending: int) -> None:
+        self.metrics.set("caregate_audit_backlog", (), pending)
+
+    def _admit(self, ready: bool) -> None:
+        """While the trail has no room every request goes by way of the middleware, where `accounting` refuses it."""
+        self.public.lane = self._lanes if ready and not self.accounting.draining else None
+
     def _count_upstream(self, upstream: str, outcome: str) -> None:
         self.metrics.inc("caregate_upstream_requests", (upstream, outcome))
 
@@ -122,7 +138,7 @@ class Gateway:
             router=cast("Any", router),  # Falcon's annotation names its own router only
             middleware=[self.accounting, admission, Cors(), identity, Authorization(self.accounting.intent)],
         )
-        app.lane = Lanes(self.holder, memory.buckets, self.metrics, admission, identity, router)
+        app.lane = self._lanes = Lanes(self.holder, memory.buckets, self.metrics, admission, identity, router)
         app.req_options.strip_url_path_trailing_slash = False
         app.add_route("/relay/v1/connect", self.relay.connect_resource)
         # NOTE: Falcon's own handler of its errors would be nearer to them than one of Exception.
@@ -153,7 +169,7 @@ class Gateway:
     # --- life
 
     def start(self) -> None:
-        """Start the greenlets of this worker: audit writer, relay, control socket, log."""
+        """Start the greenlets of this worker: audit trail, relay, control socket, log."""
         self.access_log.start()
         self.holder.subscribe(self._on_snapshot)
         self.audit.start()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 
 from gateway.errors import GatewayError
 
@@ -43,3 +44,41 @@ class Body:
                 close()
         finally:
             release()
+
+
+class Transfer:
+    """An answer's body that tells, once, whether all of it was taken from it and sent."""
+
+    __slots__ = ("_body", "_pieces", "_told", "_whole")
+
+    def __init__(self, body: Iterable[bytes], told: Callable[[bool], None]) -> None:
+        """Shapes: `told(whole)` is called when the worker is done with the answer, however it ended."""
+        self._body = body
+        self._pieces = iter(body)
+        self._told: Callable[[bool], None] | None = told
+        self._whole = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        """Yields to the hub: as the body does."""
+        try:
+            return next(self._pieces)
+        except StopIteration:
+            self._whole = True
+            raise
+
+    def close(self) -> None:
+        """The last byte is out, or the transfer was cut."""
+        told, self._told = self._told, None
+        if told is None:
+            return
+        # The worker closes what it could not send while it handles the error.
+        whole = self._whole and sys.exc_info()[0] is None
+        close = getattr(self._body, "close", None)
+        try:
+            if close is not None:
+                close()
+        finally:
+            told(whole)

@@ -62,6 +62,10 @@ if TYPE_CHECKING:
         """What `http.admission` charged for this request, to be given back if a later limit refuses."""
         error: GatewayError | None = None
         unit: str | None = None
+        agent: str = ""
+        """The software that answers for the unit, as it named itself."""
+        trace: str = ""
+        """The caller's W3C trace id, if it sent a good one."""
         delivery: str | None = None
         relay_source: str | None = None
         upstream_ns: int = 0

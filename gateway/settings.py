@@ -21,7 +21,7 @@ class Settings:
 
     config_path: Path = Path("caregate.yaml")
     data_dir: Path = Path(".caregate")
-    """What survives a restart: embedded database, last good configuration, audit spill."""
+    """What survives a restart: embedded database, last good configuration, audit spool."""
     run_dir: Path = Path(".caregate/run")
     """Sockets and shared memory of the running gateway; mode 0700."""
     dsn: str = ""
@@ -59,8 +59,12 @@ class Settings:
     """New unit connections a worker admits in a second; above it 503 with Retry-After."""
     relay_buffer_bytes: int = 268_435_456
     """Relay buffers of one worker."""
-    audit_queue: int = 10_000
-    """Events of routes without `phi` that wait for the database in memory; above it they go to a spill file."""
+    node: str = ""
+    """How this gateway is named in audit events; empty: the machine's name."""
+    audit_segment_bytes: int = 4_194_304
+    """One file of a worker's audit spool; the next one is made before it is needed."""
+    audit_spool_bytes: int = 4_294_967_296
+    """How much one worker's audit spool may hold while the database is away; beyond it every request is refused."""
     log_level: str = "info"
     access_log: bool = True
     tls_certificate: str = ""
@@ -101,6 +105,10 @@ class Settings:
         for name, most in _AT_MOST.items():
             if getattr(self, name) > most:
                 raise SettingsError(f"CAREGATE_{name.upper()}: must be at most {most}, not {getattr(self, name)}")
+        if not 262_144 <= self.audit_segment_bytes <= self.audit_spool_bytes // 2:
+            raise SettingsError(
+                "CAREGATE_AUDIT_SEGMENT_BYTES: at least 262144, at most half of CAREGATE_AUDIT_SPOOL_BYTES"
+            )
         if self.log_level not in _LEVELS:
             raise SettingsError(f"CAREGATE_LOG_LEVEL: one of {', '.join(_LEVELS)}")
         if self.pool_min > self.pool_max:

@@ -50,6 +50,7 @@ def check_controllers(checking: Checking, resources: Collection[str]) -> None:
         _check_access(checking, path, controller)
         _check_bindings(checking, path, controller, template)
         _check_limits(checking, path, controller)
+        _check_audit(checking, path, controller, template)
         _check_query(checking, path, controller)
         _check_action(checking, path, controller, template, resources)
     _check_conflicts(checking, templates)
@@ -88,6 +89,12 @@ def _check_access(checking: Checking, path: str, controller: Controller) -> None
     permission = controller.permission
     if permission is not None and not any(role is None or permission in role.permissions for role in roles):
         checking.add(step(path, "permission"), "none of the route's roles has it: nobody could call the route")
+
+
+def _check_audit(checking: Checking, path: str, controller: Controller, template: Template) -> None:
+    param = controller.audit.id
+    if param is not None and param not in template.params:
+        checking.add(step(step(path, "audit"), "id"), f"{param} is not a parameter of the path")
 
 
 def _check_bindings(checking: Checking, path: str, controller: Controller, template: Template) -> None:

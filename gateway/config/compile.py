@@ -12,7 +12,7 @@ from gateway.auth.claims import CHECKS
 from gateway.config.check_routes import ACTIONS, read_source
 from gateway.config.fault import WHOLE, step
 from gateway.config.keyring import Keyring
-from gateway.config.model import Controller, Document, Function, LimitRule, ToUnit
+from gateway.config.model import Audited, Controller, Document, Function, LimitRule, ToUnit
 from gateway.config.parse import canonical
 from gateway.config.snapshot import (
     UNIT_LINK_AUDIENCE,
@@ -176,7 +176,13 @@ def _route(name: str, controller: Controller, limits: dict[str, Limit]) -> Route
         body_max_bytes=controller.body_max_bytes,
         response_max_bytes=controller.response_max_bytes,
         deadline_ms=controller.deadline_ms,
+        metadata=_audited(controller.audit),
     )
+
+
+def _audited(audit: Audited) -> dict[str, str]:
+    about = {"resource_type": audit.resource, "resource_param": audit.id, "purpose": audit.purpose}
+    return {name: value for name, value in about.items() if value is not None}
 
 
 def _action(controller: Controller) -> tuple[RouteKind, Action]:

@@ -137,6 +137,14 @@ class ToUnit(_Strict, frozen=True, kw_only=True):
     cookies: bool = False
 
 
+class Audited(_Strict, frozen=True, kw_only=True):
+    """What the audit trail says of a route: type and id (a parameter of the path) of the resource, purpose of use."""
+
+    resource: Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9]{0,63}$", description="a resource type")] | None = None
+    id: str | None = None
+    purpose: Annotated[str, Meta(pattern=r"^[A-Z][A-Z0-9_-]{0,31}$", description="a code in capitals")] | None = None
+
+
 class Controller(_Strict, frozen=True, kw_only=True):
     """One route: who may call it and what answers, exactly one of function, upstream, unit, resource."""
 
@@ -154,6 +162,7 @@ class Controller(_Strict, frozen=True, kw_only=True):
     limits: tuple[Name, ...] = ()
     query: tuple[str, ...] | Literal["any"] = ()
     phi: bool = False
+    audit: Audited = Audited()
     hidden: bool = False
     body_max_bytes: Annotated[int, Meta(ge=0, le=16_777_216)] = 1_048_576
     response_max_bytes: Annotated[int, Meta(ge=1, le=1_073_741_824)] = 67_108_864

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Protocol, cast
 
 import falcon
 
 from fastpath.target import canonical_path, decode_segment
 from gateway.accesslog import AccessLog
-from gateway.audit.event import AuditEvent, build_event
 from gateway.bodies import Body
 from gateway.config.snapshot import SnapshotHolder
 from gateway.context import RequestContext, new_request_id
@@ -26,16 +27,20 @@ from gateway.errors import (
 )
 from gateway.http import problems
 from gateway.http.address import client_address
+from gateway.http.application import TOLD
+from gateway.http.trace import trace_id
 from gateway.metrics import Metrics
 from gateway.routing.model import RESERVED_PREFIXES
 
 
 class Audit(Protocol):
-    """Where events go; `record` returns once the event is durable."""
+    """Where events go: see gateway.audit.trail."""
 
-    def record(self, event: AuditEvent) -> None: ...
-    def enqueue(self, event: AuditEvent) -> None: ...
+    ready: bool
+
+    def record(self, ctx: RequestContext, status: int) -> None: ...
     def enqueue_finished(self, ctx: RequestContext, status: int) -> None: ...
+    def completed(self, ctx: RequestContext, status: int, whole: bool) -> None: ...
 
 
 class Accounting:
@@ -54,7 +59,7 @@ class Accounting:
         self.draining = False
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Raises: BadTarget, Draining."""
+        """Raises: BadTarget, Draining, AuditUnavailable."""
         env = req.env
         snapshot = self._holder.current
         # PERF: by position; keywords cost as much again.
@@ -77,8 +82,12 @@ class Accounting:
             )
         if not ctx.path:
             ctx.path, ctx.query = _target(env)
+        if "HTTP_TRACEPARENT" in env:
+            ctx.trace = trace_id(env["HTTP_TRACEPARENT"])
         if self.draining:
             raise Draining()
+        if not self._audit.ready:
+            raise AuditUnavailable("The audit trail has no room")
 
     def process_response(
         self, req: falcon.Request, resp: falcon.Response, resource: object, req_succeeded: bool
@@ -92,7 +101,7 @@ class Accounting:
             headers[name.lower()] = value
         if ctx.route is not None and ctx.route.phi:
             resp.set_header("Cache-Control", "no-store")
-        self._record_audit(ctx, resp)
+        self._record_audit(req, ctx, resp)
         if resp.stream is None:
             self.close(ctx, resp.status_code)
         else:
@@ -102,9 +111,9 @@ class Accounting:
         """Make it durable that a `phi` request is about to be dispatched.
 
         Raises: AuditUnavailable, and then nothing was dispatched.
-        Yields to the hub: until the database has it.
+        Yields to the hub: until the disk has it.
         """
-        self._audit.record(build_event(ctx, status=0))
+        self._audit.record(ctx, 0)
         ctx.intent_recorded = True
 
     def close(self, ctx: RequestContext, status: int) -> None:
@@ -144,22 +153,22 @@ class Accounting:
             body.close()
             resp.stream = iter(())
 
-    def _record_audit(self, ctx: RequestContext, resp: falcon.Response) -> None:
+    def _record_audit(self, req: falcon.Request, ctx: RequestContext, resp: falcon.Response) -> None:
         # SEC: whom an address limit refuses may come in floods; the limit is what the trail is guarded by.
         if ctx.principal is None and not ctx.rule.startswith("token:"):
             return
-        if ctx.route is None or not ctx.route.phi:
-            if resp.stream is None:
-                self._audit.enqueue_finished(ctx, resp.status_code)
-            else:
-                self._audit.enqueue(build_event(ctx, status=resp.status_code))
-            return
-        event = build_event(ctx, status=resp.status_code)
+        phi = ctx.route is not None and ctx.route.phi
         try:
-            self._audit.record(event)
-        except GatewayError:
-            self._audit.enqueue(event)
+            if phi:
+                self._audit.record(ctx, resp.status_code)
+            else:
+                self._audit.enqueue_finished(ctx, resp.status_code)
+        except AuditUnavailable:
             answer_error(resp, ctx, _unrecorded(ctx))
+            with contextlib.suppress(AuditUnavailable):
+                self._audit.enqueue_finished(ctx, resp.status_code)
+        if phi and ctx.intent_recorded:
+            req.env[TOLD] = partial(self._audit.completed, ctx, resp.status_code)
 
 
 class BareAccounting(Accounting):
@@ -168,9 +177,9 @@ class BareAccounting(Accounting):
     def close(self, ctx: RequestContext, status: int) -> None:
         """Nothing is counted or logged."""
 
-    def _record_audit(self, ctx: RequestContext, resp: falcon.Response) -> None:
+    def _record_audit(self, req: falcon.Request, ctx: RequestContext, resp: falcon.Response) -> None:
         if ctx.route is not None and ctx.route.phi:
-            super()._record_audit(ctx, resp)
+            super()._record_audit(req, ctx, resp)
 
 
 _DURATION = "caregate_request_duration_seconds"
@@ -188,7 +197,9 @@ def _unrecorded(ctx: RequestContext) -> GatewayError:
 def _delivery(ctx: RequestContext) -> Delivery:
     """What is known about whether the request ran, when its answer is withheld."""
     error = ctx.error
-    if not ctx.intent_recorded:
+    if ctx.route is not None and not ctx.route.phi and (error is None or error.origin is not Origin.CLIENT):
+        pass  # no intent comes before these
+    elif not ctx.intent_recorded:
         return Delivery.NOT_DISPATCHED
     if error is None:
         return Delivery.DISPATCHED

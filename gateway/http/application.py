@@ -15,10 +15,13 @@ from falcon.util import code_to_http_status
 from falcon.util.uri import parse_query_string
 
 from fastpath.lane import AUTHORIZED, ROUTED
+from gateway.bodies import Transfer
 
 if TYPE_CHECKING:
     from gateway.http.lane import Lanes
 
+TOLD = "caregate.told"
+"""Environ: who wants to know whether all of the answer was sent, see gateway.bodies.Transfer."""
 Steps = tuple[tuple[Callable[..., None], ...], ...]
 """The middleware's methods: before routing, between routing and the responder, after everything."""
 _BODILESS = frozenset({falcon.HTTP_100, falcon.HTTP_101, falcon.HTTP_204, falcon.HTTP_304})
@@ -143,4 +146,5 @@ class Application(falcon.App[Request, falcon.Response]):
         elif length is not None:
             resp._headers["content-length"] = str(length)
         start_response(status, resp._wsgi_headers(media_type))
-        return body
+        told = req.env.get(TOLD)
+        return body if told is None else Transfer(body, told)

@@ -73,6 +73,7 @@ class UnitResource:
         begun_ns = time.monotonic_ns()
         call = Call(unit.id, request, body, _deadline_s(ctx, route), env.get("caregate.watch"))
         exchange = self._dispatcher.dispatch(call)
+        ctx.agent = getattr(exchange.link, "agent", "")
         try:
             self._answer(ctx, route, route.action, unit.id, exchange, resp)
         except BaseException:

@@ -125,3 +125,4 @@ class Route:
     response_max_bytes: int = 67_108_864
     deadline_ms: int = 30_000
     metadata: dict[str, str] = field(default_factory=dict, compare=False)
+    """What the audit trail says of it: `resource_type`, `resource_param`, `purpose`."""

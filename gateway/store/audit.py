@@ -1,43 +1,76 @@
-"""The SQL of the audit trail: events in, nothing out."""
+"""The SQL of the audit trail: records in, nothing out."""
 
 from __future__ import annotations
 
-from msgspec.structs import fields
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-from gateway.audit.event import AuditEvent
-from gateway.store.pipeline import Statement
+import psycopg
+from psycopg import sql
+
+from gateway.audit.columns import COLUMNS
+from gateway.errors import DatabaseUnavailable
 from gateway.store.pool import Database
 
-_SQL_TYPES: dict[object, str] = {str: "text", int: "bigint", bool: "boolean"}
-_STAMPS = {"occurred_at": "double precision", "duration_us": "bigint", "node": "text"}
-_COLUMNS = {
-    **{f.name: _SQL_TYPES[f.type] for f in fields(AuditEvent) if f.name != "started_ns"},
-    "event_id": "uuid",
-    **_STAMPS,
-}
-_NAMES = ", ".join(_COLUMNS)
-_VALUES = _NAMES.replace("occurred_at", "to_timestamp(occurred_at)")
-_RECORD = ", ".join(f"{name} {type_name}" for name, type_name in _COLUMNS.items())
-INSERT = Statement(
-    b"caregate_audit_insert",
-    # The names are the event's own fields. An event that is there already was written before its answer got lost.
-    f"INSERT INTO audit.event ({_NAMES}) SELECT {_VALUES} FROM json_to_recordset($1) AS event ({_RECORD}) "  # noqa: S608
-    "ON CONFLICT DO NOTHING".encode(),
+log = logging.getLogger("caregate.audit")
+
+_NAMES = sql.SQL(", ").join([sql.Identifier(name) for name in COLUMNS])
+_COPY = sql.SQL("COPY audit.event ({}) FROM STDIN").format(_NAMES)
+_INSERT = sql.SQL("INSERT INTO audit.event ({}) VALUES ({}) ON CONFLICT DO NOTHING").format(
+    _NAMES, sql.SQL(", ").join([sql.Placeholder()] * len(COLUMNS))
 )
 
 
+class AlreadyThere(Exception):
+    """A record of the batch is in the table already: what became of an earlier batch was not known."""
+
+
+class RowRefused(Exception):
+    """The database refuses a row whatever is tried; `sqlstate` says why."""
+
+    def __init__(self, sqlstate: str) -> None:
+        super().__init__(sqlstate)
+        self.sqlstate = sqlstate
+
+
 class AuditStore:
-    """Writes events over a connection that no portal call can take away."""
+    """Writes records over ordinary connections of the pool, one at a time."""
 
     def __init__(self, database: Database) -> None:
-        self._lane = database.lane(1, reserve=True)
+        self._database = database
+        database.reserve(1)
 
-    def insert(self, rows: bytes, timeout_s: float) -> None:
-        """Write events, all or none; those already there are left alone. Durable when it returns.
+    def copy(self, rows: bytes, timeout_s: float) -> None:
+        """Write rows, all or none. Durable when it returns.
 
-        Shapes: `rows` is a JSON array of objects with a member for each column; further members are ignored.
-        Units: `occurred_at` seconds since 1970.
-        Raises: DatabaseUnavailable, DatabaseTimeout, StatementFailed.
+        Shapes: lines as gateway.audit.columns.row makes them.
+        Raises: AlreadyThere, RowRefused, DatabaseUnavailable, DatabaseTimeout.
         Yields to the hub: until the database has them.
         """
-        self._lane.execute(INSERT, (rows,), timeout_s=timeout_s)
+        with self._asking(timeout_s) as connection, connection.cursor() as cursor, cursor.copy(_COPY) as copy:
+            copy.write(rows)
+
+    def insert(self, values: Sequence[str], timeout_s: float) -> None:
+        """Write one row unless it is there.
+
+        Raises: RowRefused, DatabaseUnavailable, DatabaseTimeout.
+        Yields to the hub: until the database has it.
+        """
+        with self._asking(timeout_s) as connection:
+            connection.execute(_INSERT, values)
+
+    @contextmanager
+    def _asking(self, timeout_s: float) -> Iterator[psycopg.Connection[Any]]:
+        with self._database.connection(timeout_s) as connection:
+            try:
+                yield connection
+            except psycopg.errors.UniqueViolation:
+                raise AlreadyThere from None
+            except (psycopg.DataError, psycopg.IntegrityError) as error:
+                raise RowRefused(error.sqlstate or "") from error
+            except psycopg.ProgrammingError as error:
+                # No table, no right: nothing is wrong with the row.
+                log.error("the audit trail cannot be written: %s", error.diag.message_primary)
+                raise DatabaseUnavailable(retry_after_s=1) from error

@@ -109,10 +109,14 @@ class Database:
     def lane(self, limit: int, *, reserve: bool = False) -> Lane:
         """Up to `limit` connections for one purpose; with `reserve` the pool grows by as many, so others take none."""
         if reserve:
-            self._pool.resize(self._pool.min_size, self._pool.max_size + limit)
+            self.reserve(limit)
         lane = Lane(self, limit)
         self._lanes.append(lane)
         return lane
+
+    def reserve(self, connections: int) -> None:
+        """Let the pool grow by so many connections, for a purpose that shall take none from the others."""
+        self._pool.resize(self._pool.min_size, self._pool.max_size + connections)
 
     def open(self) -> None:
         """Begin to connect, in the background."""

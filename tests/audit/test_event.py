@@ -1,33 +1,36 @@
+import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from gateway.audit.event import build_event
+from gateway.audit.event import Accesses, decode, encode
 from gateway.context import Principal, RequestContext
 from gateway.errors import BindingRefused, DatabaseUnavailable, TokenInvalid, UnitResponseTimeout
 from gateway.routing.model import FunctionAction, Route, RouteKind
 
-PRINCIPAL = Principal(
-    subject="anna",
-    issuer="https://id",
-    audience="patient-app",
-    role="patient",
-    permissions=frozenset(),
-    token_id="jti-1",
-    key_id="k",
-    expires_at_s=0.0,
-    claims={"patient": "pat-0001", "org": "o-1", "client_id": "app"},
-)
-ROUTE = Route(
-    name="appointments",
-    template="/p/{patient}",
-    methods=("GET",),
-    kind=RouteKind.FUNCTION,
-    action=FunctionAction("portal.f", (), 200),
-    audiences=frozenset(),
-    roles=frozenset(),
-    permission=None,
-    phi=True,
-    metadata={"purpose": "TREAT"},
-)
+PRINCIPAL = {
+    "subject": "anna",
+    "issuer": "https://id",
+    "audience": "patient-app",
+    "role": "patient",
+    "permissions": frozenset(),
+    "token_id": "jti-1",
+    "key_id": "k",
+    "expires_at_s": 0.0,
+    "claims": {"patient": "pat-0001", "org": "o-1", "client_id": "app"},
+}
+ROUTE = {
+    "name": "appointments",
+    "template": "/p/{patient}",
+    "methods": ("GET",),
+    "kind": RouteKind.FUNCTION,
+    "action": FunctionAction("portal.f", (), 200),
+    "audiences": frozenset(),
+    "roles": frozenset(),
+    "permission": None,
+    "phi": True,
+    "metadata": {"purpose": "TREAT", "resource_type": "Appointment", "resource_param": "appointment"},
+}
 
 
 class _Snapshot:
@@ -35,25 +38,39 @@ class _Snapshot:
 
 
 def _context(**changes):
-    values = {"method": "GET", "principal": PRINCIPAL, "route": ROUTE, "rule": "allowed", "snapshot": _Snapshot()}
-    return RequestContext(id="r-1", started_ns=5, client_address="192.0.2.1", **{**values, **changes})
-
-
-def test_who_what_where():
-    event = build_event(_context(unit="u-1"), 200)
-    expected = {
-        "request_id": "r-1", "phase": "outcome", "outcome": "allowed", "rule": "allowed", "status": 200,
-        "method": "GET", "route": "appointments", "action": "R", "phi": True, "patient": "pat-0001", "unit": "u-1",
-        "issuer": "https://id", "subject": "anna", "role": "patient", "audience": "patient-app", "organisation": "o-1",
-        "client": "app", "token_id": "jti-1", "client_address": "192.0.2.1", "purpose": "TREAT", "delivery": "",
-        "config_version": 12, "started_ns": 5,
+    values = {
+        "method": "GET", "principal": Principal(**PRINCIPAL), "route": Route(**ROUTE), "rule": "allowed",
+        "snapshot": _Snapshot(), "client_address": "192.0.2.1",
     }  # fmt: skip
-    assert {name: getattr(event, name) for name in expected} == expected
+    return RequestContext(id="r-1", started_ns=5, **{**values, **changes})
 
 
-def test_events_of_one_request_have_ids_of_their_own():
-    ctx = _context()
-    assert build_event(ctx, 0).event_id != build_event(ctx, 200).event_id
+def _bytes(ctx, status):
+    return Accesses("node-1").encode(ctx, status, 1_700_000_000_123, 4_500)
+
+
+def _event(ctx, status):
+    return decode(_bytes(ctx, status))
+
+
+def test_who_what_where_when():
+    ctx = _context(unit="u-1", agent="caregate/1", trace="a" * 32, params={"appointment": "77"}, delivery="dispatched")
+    assert orjson.loads(_bytes(ctx, 200)) == {
+        "v": 1, "kind": "access", "phase": "outcome", "at_ms": 1_700_000_000_123, "duration_us": 4_500,
+        "request_id": "r-1", "outcome": "allowed", "rule": "allowed", "status": 200, "method": "GET",
+        "trace": "a" * 32, "delivery": "dispatched", "unit": "u-1", "agent": "caregate/1", "patient": "pat-0001",
+        "resource_id": "77", "client_address": "192.0.2.1", "route": "appointments", "action": "R",
+        "resource_type": "Appointment", "phi": True, "purpose": "TREAT", "issuer": "https://id", "subject": "anna",
+        "role": "patient", "audience": "patient-app", "organisation": "o-1", "client": "app", "token_id": "jti-1",
+        "node": "node-1", "config_version": 12,
+    }  # fmt: skip
+
+
+def test_a_denied_attempt_has_the_same_detail():
+    allowed = orjson.loads(_bytes(_context(), 200))
+    denied = orjson.loads(_bytes(_context(rule="binding", error=BindingRefused()), 403))
+    assert list(allowed) == list(denied)
+    assert {name for name in allowed if allowed[name] != denied[name]} == {"outcome", "rule", "status"}
 
 
 @pytest.mark.parametrize(
@@ -69,8 +86,8 @@ def test_events_of_one_request_have_ids_of_their_own():
     ids=["intent", "allowed", "refused", "token", "no-rule", "failed"],
 )
 def test_outcome_and_rule(status, error, rule, outcome, recorded_rule):
-    event = build_event(_context(error=error, rule=rule), status)
-    assert (event.outcome, event.rule) == (outcome, recorded_rule)
+    event = _event(_context(error=error, rule=rule), status)
+    assert (event.phase, event.outcome, event.rule) == ("outcome" if status else "intent", outcome, recorded_rule)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +95,8 @@ def test_outcome_and_rule(status, error, rule, outcome, recorded_rule):
     [("GET", "R"), ("HEAD", "R"), ("POST", "C"), ("PUT", "U"), ("PATCH", "U"), ("DELETE", "D"), ("OPTIONS", "E")],
 )
 def test_action(method, action):
-    assert build_event(_context(method=method), 200).action == action
+    event = _event(_context(method=method), 200)
+    assert (event.action, event.method) == (action, method)
 
 
 @pytest.mark.parametrize(
@@ -89,18 +107,65 @@ def test_action(method, action):
         ({}, {"patient": ["x"]}, ""),
         ({"patient": "a\0b"}, {}, "a\ufffdb"),
         ({"patient": "x" * 1000}, {}, "x" * 256),
+        ({"patient": "\ud800"}, {}, "?"),
     ],
-    ids=["path-first", "claim", "not-text", "nul", "long"],
+    ids=["path-first", "claim", "not-text", "nul", "long", "surrogate"],
 )
 def test_patient(params, claims, patient):
-    principal = Principal(**{**{n: getattr(PRINCIPAL, n) for n in PRINCIPAL.__slots__}, "claims": claims})
-    assert build_event(_context(params=params, principal=principal), 200).patient == patient
+    assert (
+        _event(_context(params=params, principal=Principal(**{**PRINCIPAL, "claims": claims})), 200).patient == patient
+    )
+
+
+@pytest.mark.parametrize(
+    ("route_purpose", "claim", "purpose"),
+    [("TREAT", "HRESCH", "TREAT"), ("", "HRESCH", "HRESCH"), ("", None, "")],
+    ids=["route-first", "token", "none"],
+)
+def test_purpose(route_purpose, claim, purpose):
+    route = Route(**{**ROUTE, "metadata": {"purpose": route_purpose}})
+    principal = Principal(**{**PRINCIPAL, "claims": {"purpose": claim}})
+    assert _event(_context(route=route, principal=principal), 200).purpose == purpose
 
 
 def test_delivery_of_a_relayed_request_comes_from_its_error():
-    assert build_event(_context(error=UnitResponseTimeout("u-1")), 504).delivery == "dispatched"
+    assert _event(_context(error=UnitResponseTimeout("u-1")), 504).delivery == "dispatched"
 
 
 def test_nobody_known():
-    event = build_event(_context(principal=None, route=None, rule="token:malformed"), 401)
-    assert (event.subject, event.role, event.route, event.phi) == ("", "", "", False)
+    event = _event(_context(principal=None, route=None, rule="token:malformed"), 401)
+    assert (event.subject, event.role, event.route, event.phi, event.action) == ("", "", "", False, "R")
+
+
+def test_what_is_kept_of_a_route_is_of_that_route():
+    """A new configuration has another route of the same name."""
+    accesses = Accesses("n")
+    for phi in (True, False):
+        event = decode(accesses.encode(_context(route=Route(**{**ROUTE, "phi": phi})), 200, 1, 1))
+        assert event.phi == phi
+
+
+def test_completion():
+    event = decode(Accesses("n").completion(_context(), 200, False, 7, 9))
+    assert (event.phase, event.outcome, event.request_id, event.status) == ("completion", "cut", "r-1", 200)
+
+
+TEXT = st.text(max_size=300)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_the_bytes_are_canonical_whatever_callers_send(data):
+    claims = data.draw(st.dictionaries(st.sampled_from(["patient", "org", "client_id", "azp", "purpose"]), TEXT))
+    ctx = _context(
+        principal=Principal(**{**PRINCIPAL, "claims": claims, "subject": data.draw(TEXT), "token_id": data.draw(TEXT)}),
+        params=data.draw(st.dictionaries(st.sampled_from(["patient", "unit", "appointment"]), TEXT)),
+        method=data.draw(st.sampled_from(["GET", "OPTIONS", 'B"\\\x7f'])),
+        client_address=data.draw(TEXT),
+        agent=data.draw(TEXT),
+        route=data.draw(st.sampled_from([None, Route(**ROUTE), Route(**{**ROUTE, "metadata": {}, "phi": False})])),
+        snapshot=data.draw(st.sampled_from([None, _Snapshot()])),
+    )
+    canonical = _bytes(ctx, data.draw(st.sampled_from([0, 200])))
+    event = decode(canonical)
+    assert encode(event) == canonical

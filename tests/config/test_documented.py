@@ -18,7 +18,7 @@ STRUCTS = [
     (model.Document, ""), (model.Gateway, ""), (model.Audience, ""), (model.Cors, "cors."), (model.Role, ""),
     (model.Key, "keys[]."), (model.LimitRule, ""), (model.Upstream, ""), (model.Unit, ""), (model.UnitKey, "keys[]."),
     (model.Controller, ""), (model.Bind, "bind[]."), (model.Function, "function."), (model.ToUpstream, "upstream."),
-    (model.ToUnit, "unit."),
+    (model.ToUnit, "unit."), (model.Audited, "audit."),
 ]  # fmt: skip
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import falcon
 import jwt
 import pytest
 
-from gateway.audit.event import build_event
+from gateway.audit.event import Accesses, decode
+from gateway.bodies import Body
 from gateway.context import RequestContext
 from gateway.demo.resources import Ping
 from gateway.errors import (
@@ -21,6 +23,7 @@ from gateway.errors import (
     UpstreamBroken,
 )
 from gateway.http.accounting import _unrecorded
+from gateway.http.trace import trace_id
 from gateway.routing.kinds import endpoint
 from gateway.routing.model import RouteKind
 
@@ -314,10 +317,12 @@ def test_refusals_before_routing_are_recorded_with_their_route(
     gateway, client, monkeypatch, path, fields, query, route, rule
 ):
     waited, queued = [], []
-    monkeypatch.setattr(gateway.audit, "record", waited.append)
-    monkeypatch.setattr(
-        gateway.audit, "enqueue_finished", lambda ctx, status: queued.append(build_event(ctx, status=status))
-    )
+
+    def keep(events):
+        return lambda ctx, status: events.append(decode(Accesses("n").encode(ctx, status, 1, 1)))
+
+    monkeypatch.setattr(gateway.audit, "record", keep(waited))
+    monkeypatch.setattr(gateway.audit, "enqueue_finished", keep(queued))
     client.simulate_get(path, headers=fields, query_string=query)
     (event,) = waited + queued
     assert (event.route, event.rule, event.outcome) == (route, rule, "refused")
@@ -370,10 +375,83 @@ def test_no_retry_is_invited_when_the_database_froze_under_a_request(ask, gatewa
     assert "Retry-After" not in answer.headers
 
 
-def unless_outcome(event):
+def unless_outcome(ctx, status):
     """An audit trail that was lost between the intent and the outcome."""
-    if event.phase == "outcome":
+    if status:
         raise AuditUnavailable()
+
+
+def test_without_room_in_the_trail_nothing_is_begun(ask, gateway, monkeypatch):
+    monkeypatch.setattr("gateway.demo.resources.Ping.on_request", lambda *_: pytest.fail("it ran"))
+    gateway.audit.become(ready=False)
+    for path, role in (("/v1/list", "partner"), ("/v1/record", "nurse"), ("/v1/nothing", None)):
+        answer = ask(path, role)
+        assert (answer.status_code, answer.json["type"]) == (503, "urn:caregate:problem:audit-unavailable")
+        assert answer.headers["Retry-After"] == "1"
+    gateway.audit.become(ready=True)
+    monkeypatch.undo()
+    assert ask("/v1/list", "partner").status_code == 200
+
+
+def test_an_answer_that_could_not_be_written_down_is_withheld(ask, gateway, monkeypatch):
+    def full(ctx, status):
+        raise AuditUnavailable()
+
+    monkeypatch.setattr(gateway.audit, "enqueue_finished", full)
+    answer = ask("/v1/list", "partner")
+    assert (answer.status_code, answer.json["type"]) == (503, "urn:caregate:problem:audit-outcome-unavailable")
+    assert answer.json["delivery"] == "dispatched"
+    refused = ask("/v1/list", "nurse")
+    assert (refused.status_code, refused.json["type"]) == (503, "urn:caregate:problem:audit-unavailable")
+
+
+class _Streamed(Ping):
+    def __init__(self, cut):
+        self._cut = cut
+
+    def on_request(self, req, resp):
+        resp.stream = Body(self._pieces(), lambda: None)
+
+    def _pieces(self):
+        yield b"a"
+        if self._cut:
+            raise UpstreamBroken()
+        yield b"b"
+
+
+@pytest.mark.parametrize(
+    ("resource", "method", "phi", "told"),
+    [
+        pytest.param(Ping(), "GET", True, [(200, True)], id="whole"),
+        pytest.param(_Streamed(cut=False), "GET", True, [(200, True)], id="streamed"),
+        pytest.param(_Streamed(cut=True), "GET", True, [(200, False)], id="cut"),
+        pytest.param(Ping(), "GET", False, [], id="no phi"),
+    ],
+)
+def test_the_end_of_the_transfer_is_recorded(ask, gateway, monkeypatch, resource, method, phi, told):
+    events = []
+    monkeypatch.setattr(gateway.public._router._resources, "of", lambda route: endpoint(resource))
+    monkeypatch.setattr(gateway.audit, "record", lambda ctx, status: events.append(status))
+    monkeypatch.setattr(gateway.audit, "completed", lambda ctx, status, whole: events.append((status, whole)))
+    with contextlib.suppress(UpstreamBroken):
+        ask("/v1/record" if phi else "/v1/list", "nurse" if phi else "partner", method)
+    assert events == ([0, 200] if phi else []) + told
+
+
+@pytest.mark.parametrize(
+    ("field", "trace"),
+    [
+        ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "0af7651916cd43dd8448eb211c80319c"),
+        ("cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-what", "0af7651916cd43dd8448eb211c80319c"),
+        ("ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", ""),
+        ("00-00000000000000000000000000000000-b7ad6b7169203331-01", ""),
+        ("00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01", ""),
+        ('"}', ""),
+    ],
+    ids=["good", "later version", "ff", "zeros", "upper case", "quote"],
+)
+def test_trace_id(field, trace):
+    assert trace_id(field) == trace
 
 
 @pytest.mark.parametrize("origin", ["https://elsewhere.test", None])

@@ -1,0 +1,447 @@
+"""A worker's audit spool: the records of one chain in files of a fixed size, written through shared memory mappings.
+
+What is copied into a mapping survives the process, killed or not, without a system call; a file is filled with zeros
+before it is used, so that a full disk is found out before a record needs the room. `sync` makes it survive the machine.
+
+    <folder>/<chain>/00000001.spool     segments: header, then records
+    <folder>/<chain>/state              what is shipped, how far the chain is synced
+    record: length u32 | sequence u64 | hash 32 bytes | event            big-endian; the hash is the checksum too
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+from gateway.audit.chain import genesis, link
+
+HEADER = struct.Struct(">8s16sQ32s")
+"""Of a segment: magic, chain, sequence of its first record, hash of the record before that."""
+RECORD = struct.Struct(">IQ32s")
+MAGIC = b"CGAUDIT1"
+SUFFIX = ".spool"
+MAX_RECORD_BYTES = 65_536
+_STATE_BYTES = 4096
+_NUMBER = struct.Struct(">Q")
+_HEAD_AT = 64
+_HEAD = struct.Struct(">Q32sQ")
+
+
+class SpoolFull(Exception):
+    """There is no room for a record: the disk is full, or the spool has reached its bound."""
+
+
+class Record(NamedTuple):
+    """One event in its chain."""
+
+    sequence: int
+    hash: bytes
+    canonical: bytes
+
+
+class Head(NamedTuple):
+    """How far a chain is durable. Units: `at_ms` milliseconds since 1970, when that was found."""
+
+    sequence: int
+    hash: bytes
+    at_ms: int
+
+
+class Segment:
+    """One file of the spool; open and mapped but while it rests."""
+
+    __slots__ = ("fd", "first", "map", "path", "previous", "size")
+
+    def __init__(self, path: Path) -> None:
+        """Raises: OSError."""
+        self.path = path
+        self.fd = -1
+        self.wake()
+        _, _, self.first, self.previous = HEADER.unpack_from(self.map)
+
+    def wake(self) -> None:
+        """Open and map it again.
+
+        Raises: OSError.
+        """
+        if self.fd < 0:
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            self.size = os.fstat(self.fd).st_size
+            self.map = mmap.mmap(self.fd, self.size)
+
+    def rest(self) -> None:
+        """Let go of descriptor and mapping until somebody needs them."""
+        if self.fd >= 0:
+            self.map.close()
+            os.close(self.fd)
+            self.fd = -1
+
+    def records(self, at: int = HEADER.size, end: int = 0) -> Iterator[tuple[Record, int]]:
+        """Whole records from a position on, each with the position behind it; their hashes are not looked at."""
+        end = end or self.size
+        while at + RECORD.size <= end:
+            length, sequence, digest = RECORD.unpack_from(self.map, at)
+            stop = at + RECORD.size + length
+            if not length or stop > end:
+                return
+            yield Record(sequence, digest, self.map[at + RECORD.size : stop]), stop
+            at = stop
+
+    def valid_until(self) -> tuple[Record | None, int]:
+        """The last record that follows from its predecessor, and the position behind it."""
+        last, at, head, sequence = None, HEADER.size, self.previous, self.first
+        for record, stop in self.records():
+            if record.sequence != sequence or link(head, sequence, record.canonical) != record.hash:
+                break
+            last, at, head, sequence = record, stop, record.hash, sequence + 1
+        return last, at
+
+
+class State:
+    """What a chain's owner tells its successor and whoever signs checkpoints: a page that outlives the process."""
+
+    def __init__(self, path: Path, *, writable: bool = True) -> None:
+        """Raises: OSError, ValueError."""
+        flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
+        fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        try:
+            if writable and os.fstat(fd).st_size < _STATE_BYTES:
+                os.pwrite(fd, bytes(_STATE_BYTES), 0)
+            self._map = mmap.mmap(fd, _STATE_BYTES, prot=mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
+        finally:
+            os.close(fd)
+
+    @property
+    def shipped(self) -> int:
+        """Every record up to this sequence is in the database."""
+        return int(_NUMBER.unpack_from(self._map)[0])
+
+    @shipped.setter
+    def shipped(self, sequence: int) -> None:
+        _NUMBER.pack_into(self._map, 0, sequence)
+
+    @property
+    def owners(self) -> int:
+        """How many processes have written to the chain, one after the other."""
+        return int(_NUMBER.unpack_from(self._map, 8)[0])
+
+    @owners.setter
+    def owners(self, number: int) -> None:
+        _NUMBER.pack_into(self._map, 8, number)
+
+    @property
+    def head(self) -> Head | None:
+        """How far the chain is known to be durable; None if nothing was said, or is just being said."""
+        text = self._map[_HEAD_AT : _HEAD_AT + _HEAD.size + 4]
+        if zlib.crc32(text[:-4]) != int.from_bytes(text[-4:], "big") or not any(text):
+            return None
+        return Head(*_HEAD.unpack(text[:-4]))
+
+    @head.setter
+    def head(self, head: Head) -> None:
+        text = _HEAD.pack(*head)
+        self._map[_HEAD_AT : _HEAD_AT + _HEAD.size + 4] = text + zlib.crc32(text).to_bytes(4, "big")
+
+    def close(self) -> None:
+        self._map.close()
+
+
+class Spool:
+    """The spool of one chain; its owner holds a lock on the folder as long as it lives.
+
+    Holds: at most `max_bytes` on the disk. All methods belong to one thread, except `make_room` and `sync_files`.
+    """
+
+    def __init__(self, folder: Path, lock: int, segment_bytes: int, max_bytes: int) -> None:
+        """Use `open_spool`, or `adopt`, after which nothing can be added."""
+        self.folder = folder
+        self.chain = folder.name
+        self.damaged = ""
+        """What was wrong with the chain that this one found, if anything."""
+        self._lock = lock
+        self._segment_bytes = segment_bytes
+        self._most = max(2, max_bytes // segment_bytes) if segment_bytes else 0
+        self._segments: list[Segment] = []
+        self._spare: Path | None = None
+        self._unsynced: list[Segment] = []
+        self._reading = (0, HEADER.size)
+        self.sequence = 0
+        """Of the last record."""
+        self.hash = genesis(self.chain)
+        self._map: mmap.mmap | bytearray = bytearray()
+        self._size = self._at = 0
+        self.state = State(folder / "state")
+        self._recover()
+
+    # --- writing
+
+    def append(self, canonical: bytes) -> int:
+        """Add a record; its sequence. It survives this process from here on.
+
+        Raises: SpoolFull, and then nothing is added.
+        """
+        at = self._at
+        end = at + 44 + len(canonical)
+        if end > self._size:
+            self._roll(len(canonical))
+            at = self._at
+            end = at + 44 + len(canonical)
+        self.sequence = sequence = self.sequence + 1
+        # PERF: `python -m loadtests.audit_cost`: chain.link and RECORD.pack written out.
+        self.hash = digest = sha256(self.hash + _NUMBER.pack(sequence) + canonical).digest()
+        self._map[at:end] = RECORD.pack(len(canonical), sequence, digest) + canonical
+        self._at = end
+        return sequence
+
+    @property
+    def left_bytes(self) -> int:
+        """Room that needs no further file, the spare one included."""
+        return self._size - self._at + (self._segment_bytes if self._spare is not None else 0)
+
+    @property
+    def wants_room(self) -> bool:
+        """Should `make_room` be called?"""
+        return self._spare is None and self._size - self._at < self._segment_bytes // 2
+
+    def make_room(self) -> None:
+        """Make the file that is used next; may run in another thread, one at a time.
+
+        Raises: SpoolFull.
+        """
+        if len(self._segments) + 1 > self._most:
+            raise SpoolFull("the spool has reached its bound")
+        number = int(self._segments[-1].path.stem) + 1 if self._segments else 1
+        path = self.folder / f"{number:08}{SUFFIX}"
+        try:
+            _fill(path, self._segment_bytes)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            raise SpoolFull(error.strerror) from error
+        self._spare = path
+
+    def _roll(self, need_bytes: int) -> None:
+        """Go on in the next file."""
+        if need_bytes > MAX_RECORD_BYTES:
+            raise SpoolFull("an event of more than 64 KiB")
+        if self._spare is None:
+            self.make_room()
+        spare, self._spare = self._spare, None
+        if spare is None:
+            raise SpoolFull
+        fd = os.open(spare, os.O_RDWR | os.O_CLOEXEC)
+        os.pwrite(fd, HEADER.pack(MAGIC, self.chain.encode(), self.sequence + 1, self.hash), 0)
+        os.close(fd)
+        self._use(Segment(spare), HEADER.size)
+
+    def _use(self, segment: Segment, at: int) -> None:
+        self._segments.append(segment)
+        self._unsynced.append(segment)
+        self._map, self._size, self._at = segment.map, segment.size, at
+
+    # --- durability
+
+    def files_to_sync(self, now_ms: int) -> tuple[Head, list[int]]:
+        """What is durable once `sync_files` has returned, and what to give it."""
+        return Head(self.sequence, self.hash, now_ms), [segment.fd for segment in self._unsynced]
+
+    def synced(self, head: Head) -> None:
+        """`sync_files` has returned."""
+        for segment in self._unsynced[:-1]:
+            segment.rest()
+        del self._unsynced[:-1]
+        self.state.head = head
+
+    def sync_failed(self) -> None:
+        """A failed sync may have forgotten what it could not write: all that is not known to be synced is rewritten."""
+        for segment in self._unsynced:
+            with contextlib.suppress(OSError):
+                os.pwrite(segment.fd, segment.map[:], 0)
+
+    # --- reading
+
+    def unshipped(self, until: int, most: int = 500, most_bytes: int = 1 << 19) -> list[Record]:
+        """The oldest records that are not shipped, up to sequence `until`."""
+        found: list[Record] = []
+        index, at = self._reading
+        while index < len(self._segments) and len(found) < most and most_bytes > 0:
+            segment = self._segments[index]
+            segment.wake()
+            last = index == len(self._segments) - 1
+            for record, stop in segment.records(at, self._at if last else 0):
+                if record.sequence > until or len(found) >= most or most_bytes <= 0:
+                    return found
+                if record.sequence > self.state.shipped:
+                    found.append(record)
+                    most_bytes -= len(record.canonical)
+                elif not found:
+                    self._reading = (index, stop)
+            index, at = index + 1, HEADER.size
+        return found
+
+    def shipped(self, sequence: int) -> None:
+        """Everything up to `sequence` is in the database; files of which nothing else is needed are removed."""
+        self.state.shipped = sequence
+        while self._is_done(sequence):
+            done = self._segments.pop(0)
+            done.path.unlink(missing_ok=True)
+            done.rest()
+            index, at = self._reading
+            self._reading = (index - 1, at) if index else (0, HEADER.size)
+
+    def _is_done(self, sequence: int) -> bool:
+        """Is the oldest file of no further use?"""
+        segments = self._segments
+        return len(segments) > 1 and segments[1].first <= sequence + 1 and segments[0] not in self._unsynced
+
+    @property
+    def pending(self) -> int:
+        """Records that are not shipped."""
+        return self.sequence - self.state.shipped
+
+    def close(self) -> None:
+        """Let go; a spare file is removed, the others stay for whoever goes on with the chain."""
+        if self._spare is not None:
+            self._spare.unlink(missing_ok=True)
+        for segment in self._segments:
+            segment.rest()
+        self._segments = []
+        self.state.close()
+        os.close(self._lock)
+
+    # --- what the process before left
+
+    def _recover(self) -> None:
+        """Go on behind the last whole record; half a record, torn by a crash, is wiped out."""
+        for path in sorted(self.folder.glob(f"*{SUFFIX}")):
+            with path.open("rb") as file:
+                used = file.read(len(MAGIC)) == MAGIC
+            if used:
+                self._take_over(Segment(path))
+            else:
+                path.unlink()
+        told = self.state.head
+        if told is not None and told.sequence > self.sequence:
+            self.damaged = f"record {told.sequence} was durable, record {self.sequence} is the last that is left"
+        if self._segment_bytes:
+            self.state.owners += 1
+            if not self._segments:
+                self._roll(0)
+
+    def _take_over(self, segment: Segment) -> None:
+        if self._segments and segment.first != self.sequence + 1:
+            self.damaged = f"records {self.sequence + 1} to {segment.first - 1} are missing or torn"
+        last, at = segment.valid_until()
+        if any(segment.map[at : at + RECORD.size]):
+            segment.map[at:] = bytes(segment.size - at)
+        self._use(segment, at)
+        self.sequence, self.hash = (last.sequence, last.hash) if last else (segment.first - 1, segment.previous)
+
+
+def sync_files(descriptors: list[int]) -> None:
+    """Make files durable; in a thread of its own.
+
+    Raises: OSError.
+    """
+    for descriptor in descriptors:
+        os.fdatasync(descriptor)
+
+
+def open_spool(root: Path, segment_bytes: int, max_bytes: int) -> Spool:
+    """A chain that no living process owns, or a new one.
+
+    Raises: OSError, SpoolFull.
+    """
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in chains(root):
+        lock = lock_chain(folder)
+        if lock is None:
+            continue
+        spool = Spool(folder, lock, segment_bytes, max_bytes)
+        if not spool.damaged:
+            return spool
+        # NOTE: a chain that lost records is evidence; it is shipped as it is, and goes on no further.
+        spool.close()
+    return _new_chain(root, segment_bytes, max_bytes)
+
+
+def _new_chain(root: Path, segment_bytes: int, max_bytes: int) -> Spool:
+    folder = root / os.urandom(8).hex()
+    folder.mkdir(mode=0o700)
+    lock = lock_chain(folder)
+    if lock is None:
+        raise OSError(f"{folder}: a new chain is locked")
+    try:
+        return Spool(folder, lock, segment_bytes, max_bytes)
+    except SpoolFull:
+        os.close(lock)
+        raise
+
+
+def lock_chain(folder: Path) -> int | None:
+    """The descriptor that holds the lock on a chain, or None if another process lives that does."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def chains(root: Path) -> list[Path]:
+    """The folders of all chains of this machine."""
+    return sorted(path for path in root.iterdir() if _is_chain(path)) if root.is_dir() else []
+
+
+def _is_chain(path: Path) -> bool:
+    return len(path.name) == 16 and path.is_dir()
+
+
+def _fill(path: Path, size: int) -> None:
+    """A file of zeros that are on the disk, and so is its name.
+
+    Raises: OSError.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        left = memoryview(bytes(size))
+        while left:
+            left = left[os.write(fd, left) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
+def adopt(root: Path, seen: dict[str, int]) -> Iterator[Spool]:
+    """The chains that no living process owns, locked for us; each once, until somebody has owned it again.
+
+    Shapes: `seen` has the number of owners of each chain that was given out.
+
+    Raises: OSError.
+    """
+    for folder in chains(root):
+        lock = lock_chain(folder)
+        if lock is None:
+            continue
+        state = State(folder / "state")
+        owners = state.owners
+        state.close()
+        if seen.get(folder.name) == owners:
+            os.close(lock)
+            continue
+        seen[folder.name] = owners
+        yield Spool(folder, lock, 0, 0)

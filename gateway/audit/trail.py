@@ -1,0 +1,163 @@
+"""A worker's audit trail: what has happened goes into the spool, and from there to PostgreSQL.
+
+`record` returns when the event survives the machine, `enqueue_finished` when it survives the process. Neither waits for
+the database. When the spool has no room, nothing is answered that is not on it: `ready` says so before work is done.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gateway.audit.commit import Commit
+from gateway.audit.event import VERSION, Accesses, AuditEvent, encode
+from gateway.audit.shipper import Shipper
+from gateway.audit.spool import Spool, SpoolFull, open_spool
+from gateway.context import RequestContext
+from gateway.errors import AuditUnavailable
+from gateway.store.audit import AuditStore
+from gateway.store.pool import Database
+
+log = logging.getLogger("caregate.audit")
+
+FOLDER = "audit"
+_RESERVE = 4
+"""A fraction of a segment that is kept for the outcomes of what runs already."""
+
+
+class AuditTrail:
+    """Holds: one spool on the disk, from `start` to `stop`."""
+
+    def __init__(
+        self,
+        database: Database,
+        data_dir: Path,
+        *,
+        node: str = "",
+        segment_bytes: int = 4 * 2**20,
+        spool_bytes: int = 4 * 2**30,
+        count: Callable[[str, int], None] = lambda outcome, number: None,
+        measure: Callable[[int], None] = lambda pending: None,
+        admit: Callable[[bool], None] = lambda ready: None,
+    ) -> None:
+        """Shapes: `count(outcome, number)` hears of records: written, refused, damaged; `measure(pending)` of lag;
+        `admit(ready)` is told when `ready` changes.
+        """
+        self._store = AuditStore(database)
+        self._root = data_dir / FOLDER
+        self._node = node or os.uname().nodename
+        self._encode = (accesses := Accesses(self._node)).encode
+        self._completion = accesses.completion
+        self._segment_bytes = segment_bytes
+        self._spool_bytes = spool_bytes
+        self._count = count
+        self._measure = measure
+        self._admit = admit
+        self._spool: Spool | None = None
+        self._commit: Commit | None = None
+        self._shipper: Shipper | None = None
+        self.ready = True
+        """False while the spool has no room to spare."""
+
+    def start(self) -> None:
+        """Open the spool; go on with what dead workers left behind.
+
+        Raises: OSError, SpoolFull: without a trail there is no gateway.
+        """
+        spool = open_spool(self._root, self._segment_bytes, self._spool_bytes)
+        self._spool = spool
+        self._commit = Commit(spool)
+        self._shipper = Shipper(self._store, spool, self._commit, self._count, self._look)
+
+    def record(self, ctx: RequestContext, status: int) -> None:
+        """Keep the event of a request and wait until it is durable; status 0: the intent.
+
+        Raises: AuditUnavailable.
+        Yields to the hub: until the disk has it.
+        """
+        if self._commit is None:
+            raise AuditUnavailable()
+        self.enqueue_finished(ctx, status)
+        self._commit.wait()
+
+    def enqueue_finished(self, ctx: RequestContext, status: int) -> None:
+        """Keep the event of a request. It survives the process from here on.
+
+        Raises: AuditUnavailable.
+        """
+        spool = self._spool
+        if spool is None:
+            return
+        now_ns = time.time_ns()
+        took_us = (time.monotonic_ns() - ctx.started_ns) // 1000
+        try:
+            spool.append(self._encode(ctx, status, now_ns // 1_000_000, took_us if took_us > 0 else 0))
+        except SpoolFull:
+            raise self._no_room() from None
+
+    def completed(self, ctx: RequestContext, status: int, whole: bool) -> None:
+        """Keep how the transfer of an answer ended, as `enqueue_finished` does; nobody can be told if it fails."""
+        spool = self._spool
+        if spool is None:
+            return
+        took_us = max(0, time.monotonic_ns() - ctx.started_ns) // 1000
+        try:
+            spool.append(self._completion(ctx, status, whole, time.time_ns() // 1_000_000, took_us))
+        except SpoolFull:
+            self._no_room()
+
+    def note(self, kind: str, outcome: str, *, unit: str = "", agent: str = "", rule: str = "", **detail: str) -> None:
+        """Keep an event that is no request, as `enqueue_finished` does.
+
+        Raises: AuditUnavailable.
+        """
+        if self._spool is None:
+            return
+        event = AuditEvent(
+            v=VERSION, kind=kind, phase="outcome", at_ms=time.time_ns() // 1_000_000, duration_us=0, request_id="",
+            outcome=outcome, rule=rule, status=0, unit=unit, agent=agent, node=self._node, detail=detail,
+        )  # fmt: skip
+        try:
+            self._spool.append(encode(event))
+        except SpoolFull:
+            raise self._no_room() from None
+
+    @property
+    def pending(self) -> int:
+        """Records that the database does not have yet."""
+        return self._shipper.pending if self._shipper is not None else 0
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Ship what can be shipped; the rest waits in the spool for a successor. Later events go nowhere.
+
+        Yields to the hub: yes.
+        """
+        shipper, commit, spool = self._shipper, self._commit, self._spool
+        if shipper is None or commit is None or spool is None:
+            return
+        shipper.stop(timeout_s)
+        self._spool = self._commit = self._shipper = None
+        commit.stop()
+        spool.close()
+
+    def become(self, *, ready: bool) -> None:
+        """Note whether there is room to spare."""
+        if ready != self.ready:
+            self.ready = ready
+            log.warning("the audit spool has room again" if ready else "the audit spool is full: requests are refused")
+            self._admit(ready)
+
+    def _look(self) -> None:
+        spool = self._spool
+        if spool is None or self._shipper is None:
+            return
+        self.become(ready=spool.left_bytes > self._segment_bytes // _RESERVE)
+        self._measure(self.pending)
+
+    def _no_room(self) -> AuditUnavailable:
+        self.become(ready=False)
+        self._count("unwritten", 1)
+        return AuditUnavailable()
