@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 KERNELS := $(VENV)/.built
 DEBUG_BUILT := $(VENV)/.debug-built
 
-.PHONY: run test lint build bench bench-fastpath profile load soak fuzz annotate debug lock clean
+.PHONY: run test lint build bench bench-fastpath profile load soak fuzz autobahn annotate debug lock clean
 .DELETE_ON_ERROR:
 
 run: build
@@ -58,6 +58,9 @@ soak: build
 fuzz: build
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
 	@for target in tests/fuzz/fuzz_*.py; do echo "$$target"; $(BIN)/python $$target -max_total_time=$(SECONDS) || exit 1; done
+
+autobahn: build
+	@$(BIN)/python -m tests.autobahn.run
 
 annotate: $(STAMP)
 	$(BIN)/cython -3 -a fastpath/*.pyx

@@ -147,6 +147,8 @@ class Link:
                 self._wake.wait()
                 self._wake.clear()
                 self._flush(sock)
+                if self._session.state is State.CLOSED:
+                    self._finish(self._session.close_reason)
                 if self._leaving and self._session.idle and not self._exchanges:
                     self._finish("left")
             sock.sendall(self._closing)
@@ -199,6 +201,9 @@ class Link:
             self._wake.set()
         elif opcode == OP_CLOSE:
             code, _ = decode_close(payload)
+            # RFC 6455 5.5.1: the answer to a close frame has its code; 1005 stands for none.
+            echo = b"" if code == 1005 else payload[:2]
+            self._closing = encode_frame(OP_CLOSE, echo, os.urandom(4))
             self._finish(f"closed by the gateway with {code}")
 
     def _tick(self) -> None:

@@ -110,7 +110,7 @@ class Session:
         self.close_reason = ""
         self.rtt_s: float | None = None
         self.last_received_s = now_s
-        self.max_streams = limits.max_streams
+        self.max_streams = self._agreed_streams = limits.max_streams
         self.stream_window = limits.stream_window
         self.conn_window = limits.conn_window
         self.max_frame = limits.max_frame
@@ -254,8 +254,11 @@ class Session:
         return delivery
 
     def go_away(self, code: GoAwayCode, why: str = "", retry_ms: int = 0, jitter_ms: int = 0) -> None:
-        """Start no new streams; the open ones finish."""
+        """Start no new streams; the open ones finish. Before the greetings are over there are none: that is the end."""
         if self.state in (State.DRAINING, State.CLOSED):
+            return
+        if self.state is State.CONNECTING:
+            self.close(code, why, retry_ms, jitter_ms)
             return
         self._control(fr.GoAway(code, retry_ms, jitter_ms, why))
         self.state = State.DRAINING
@@ -293,14 +296,14 @@ class Session:
             return []
         if self.state is State.CONNECTING:
             return self._expire("no-hello", GoAwayCode.PROTOCOL) if now_s >= self._hello_by_s else []
-        silent_s = now_s - self.last_received_s
-        if silent_s >= self.dead_s:
+        # NOTE: compared as `next_deadline_s` computes them, or rounding would make a timer come too early and again.
+        if now_s >= self.last_received_s + self.dead_s:
             self._shut("silent")
             return [ev.SessionClosed("silent", "no frame from the peer")]
         if now_s >= self.token_expires_s:
             self.token_expires_s = NEVER
             self.go_away(GoAwayCode.AUTH_EXPIRED, "token-expired")
-        if self.state is State.ACTIVE and silent_s >= self.suspect_s:
+        if self.state is State.ACTIVE and now_s >= self.last_received_s + self.suspect_s:
             self.state = State.SUSPECT
         self._tick_control(now_s)
         return self._tick_streams(now_s)
@@ -326,7 +329,7 @@ class Session:
         while self._deadlines and self._deadlines[0][0] <= now_s:
             _, stream = heapq.heappop(self._deadlines)
             self._abort(stream, ResetCode.DEADLINE, "deadline", events)
-        for stream in self.outbox.stuck_before(now_s - self.limits.stall_s):
+        for stream in self.outbox.stuck_for(self.limits.stall_s, now_s):
             self._abort(stream, ResetCode.FLOW_CONTROL, "no credit", events)
         return events
 
@@ -445,7 +448,7 @@ class Session:
         """The frame's stream in its next state, or None if the stream has ended here and the frame is merely late."""
         stream: int = frame.stream  # type: ignore[union-attr]
         record = self.streams.get(stream)
-        if record is None or record.state is StreamState.QUEUED:
+        if record is None:
             if stream > self._last_stream:
                 raise ProtocolViolation("stream", "a stream that was never opened")
             return None
@@ -465,6 +468,7 @@ class Session:
             if record.receive_credit < 0:
                 raise ProtocolViolation("credit", "more than the stream's credit")
             record.unconsumed += size
+        # NOTE: body bytes where HTTP has none are counted like others; whoever writes the answer drops them.
         if record.expected is not None and not record.bodyless:
             record.expected -= size
             if record.expected < 0 or (end and record.expected):
@@ -496,6 +500,12 @@ class Session:
             else:
                 self._owe(record.unconsumed)
 
+    def _fit(self, header: bytes) -> bytes:
+        """Raises: frames.Oversize for a header that fills a frame: the lower of both sides' maxima holds."""
+        if len(header) > self.max_frame - fr.PREFIX_BYTES:
+            raise fr.Oversize("a header over the negotiated frame")
+        return header
+
     def _control(self, frame: fr.Frame) -> None:
         self.outbox.control.append(fr.encode(frame))
 
@@ -505,10 +515,12 @@ class Session:
     def _activate(self, peer: fr.Hello | fr.Welcome, now_s: float) -> None:
         """The lower of the two sides holds from here on."""
         limits = self.limits
-        self.max_streams = min(limits.max_streams, peer.max_streams)
         self.stream_window = min(limits.stream_window, peer.stream_window)
         self.conn_window = min(limits.conn_window, peer.conn_window)
         self.max_frame = min(limits.max_frame, peer.max_frame)
+        # SYNC lists all of them in one frame.
+        listable = (self.max_frame - fr.PREFIX_BYTES) // 4
+        self.max_streams = self._agreed_streams = min(limits.max_streams, peer.max_streams, listable)
         self.outbox.credit = self._receive_credit = self.conn_window
         self.outbox.max_frame = self.max_frame
         self.state = State.ACTIVE

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import orjson
 
-from fastpath.frames import CRITICAL, END_BODY, HAS_HEADER, HOLD, RelayFrameError, unpack_frame
+from fastpath.frames import CRITICAL, END_BODY, HAS_HEADER, HOLD, RelayFrameError, member_count, unpack_frame
 from fastpath.heads import decode_answer, decode_request
 from gateway.relay.frames import (
     MAX_CREDIT,
@@ -121,6 +121,9 @@ def _json(data: bytes) -> dict[str, Any]:
         raise ProtocolViolation("header", "a header that is not JSON") from None
     if type(header) is not dict:
         raise ProtocolViolation("header", "a header that is not an object")
+    # SEC: orjson keeps the last of two members; another reader of the same bytes may keep the first.
+    if member_count(data) != len(header):
+        raise ProtocolViolation("header", "a member that is given twice")
     return header
 
 

@@ -200,8 +200,9 @@ class Dispatcher:
         )
 
     def _error(self, unit: str, failure: Failure, link: Link) -> RelayError:
-        if failure.code == ResetCode.REFUSED and failure.reason == NOT_CONNECTED:
+        certain = failure.delivery is Delivery.NOT_DISPATCHED
+        if certain and failure.code == ResetCode.REFUSED and failure.reason == NOT_CONNECTED:
             return self.not_connected(unit)
-        if failure.lost and failure.delivery is Delivery.NOT_DISPATCHED and isinstance(link, AskingLink):
+        if certain and failure.lost and isinstance(link, AskingLink):
             return RelayPathUnavailable(unit, retry_after_s=1)
         return error_of(unit, failure)

@@ -68,14 +68,15 @@ def error_of(unit: str, failure: Failure) -> RelayError:
     """The error for a stream that ended without a whole answer, none of which has been passed on."""
     delivery = failure.delivery
     if failure.code in (ResetCode.DEADLINE, ResetCode.FLOW_CONTROL):
-        return _TIMEOUTS[delivery](unit)
+        return _TIMEOUTS[delivery](unit, delivery=delivery)
     named = _REASONS.get((failure.code, failure.reason))
     if named is not None:
         return _named(named, unit, delivery)
-    if failure.code == ResetCode.REFUSED and failure.reason == STREAMS:
+    certain = delivery is Delivery.NOT_DISPATCHED
+    if certain and failure.code == ResetCode.REFUSED and failure.reason == STREAMS:
         return UnitOverloaded(unit, retry_after_s=1)
-    certain, otherwise = _CODES.get(failure.code, (UnitRefused, UnitBadResponse))
-    kind = certain if delivery is Delivery.NOT_DISPATCHED else otherwise
+    refused, otherwise = _CODES.get(failure.code, (UnitRefused, UnitBadResponse))
+    kind = refused if certain else otherwise
     if kind is UnitDisconnected or delivery is Delivery.UNKNOWN:
         return kind(unit, delivery=delivery)
     if kind is UnitOverloaded:

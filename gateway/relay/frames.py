@@ -35,6 +35,8 @@ MAX_FIELDS: Final = 100
 MAX_CREDIT: Final = 0x7FFFFFFF
 MAX_STREAM: Final = 0xFFFFFFFF
 MAX_DEADLINE_MS: Final = 300_000
+MAX_REASON: Final = 128
+"""Characters of a reason that this side sends; it takes up to 512."""
 
 LEDGER: Final = "ledger"
 """A capability in HELLO and WELCOME: `idem` of REQ is kept, and the answer to its first request given again."""
@@ -350,7 +352,7 @@ def _encode_plain(frame: Frame) -> bytes:
         case Sync(streams):
             return pack_frame(FrameType.SYNC, 0, 0, b"", struct.pack(f"!{len(streams)}I", *streams))
         case Reset(stream, code, reason, dispatched):
-            rest = orjson.dumps({"reason": reason[:128], "dispatched": dispatched})
+            rest = orjson.dumps({"reason": reason[:MAX_REASON], "dispatched": dispatched})
             return pack_aux(FrameType.RESET, 0, stream, code, rest)
         case ResetAck(stream, dispatched):
             return pack_frame(FrameType.RESET_ACK, 0, stream, orjson.dumps({"dispatched": dispatched}))
@@ -360,7 +362,11 @@ def _encode_plain(frame: Frame) -> bytes:
 
 def _encode_described(frame: Frame) -> bytes:
     kind = _DESCRIBED[type(frame)]
-    return pack_frame(kind, 0, 0, orjson.dumps({name: getattr(frame, name) for name in frame.__dataclass_fields__}))
+    header = {name: getattr(frame, name) for name in frame.__dataclass_fields__}
+    for name in ("why", "last_close"):
+        if header.get(name):
+            header[name] = header[name][:MAX_REASON]
+    return pack_frame(kind, 0, 0, orjson.dumps(header))
 
 
 _DESCRIBED: Final[dict[type, FrameType]] = {

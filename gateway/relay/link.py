@@ -227,7 +227,9 @@ class Link:
             gevent.spawn_later(CLOSE_GRACE_S, self.carrier.abort)
 
     def _close_if_drained(self) -> None:
-        """A draining connection without streams ends, if this side may end it."""
+        """A draining connection without streams ends, if this side may end it; a closed session ends in any case."""
+        if self.session.state is State.CLOSED and not self.ended:
+            self.close(1001, self.session.close_reason)
         if self.session.state is State.DRAINING and self.session.idle and self.may_close_idle():
             self.close(1001, self.session.close_reason or "drained")
 

@@ -118,9 +118,13 @@ class Outbox:
 
         Raises: ProtocolViolation if it caused more of them than it reads.
         """
+        self.check_answers()
+        self.control.append(frame)
+
+    def check_answers(self) -> None:
+        """Is there room for one more control frame that the peer causes? Raises: ProtocolViolation."""
         if len(self.control) >= MAX_CONTROL_FRAMES:
             raise ProtocolViolation("flood", "more answers caused than read")
-        self.control.append(frame)
 
     def open(self, stream: int, credit: int) -> None:
         self.queues[stream] = StreamQueue(stream, credit)
@@ -184,11 +188,12 @@ class Outbox:
         """When the stream that has waited longest for credit began to."""
         return min((q.stuck_since_s for q in self.queues.values() if q.stuck_since_s is not None), default=None)
 
-    def stuck_before(self, limit_s: float) -> list[int]:
+    def stuck_for(self, stall_s: float, now_s: float) -> list[int]:
+        """The streams that have waited so long for credit."""
         return [
             queue.stream
             for queue in self.queues.values()
-            if queue.stuck_since_s is not None and queue.stuck_since_s <= limit_s
+            if queue.stuck_since_s is not None and queue.stuck_since_s + stall_s <= now_s
         ]
 
     def pop(self, budget_bytes: int, now_s: float) -> list[bytes]:

@@ -17,7 +17,7 @@ from gateway.relay import frames as fr
 from gateway.relay.core import NEVER, WRITE_BYTES, Limits, NotSendable, Session, Stream
 from gateway.relay.events import Event
 from gateway.relay.frames import ProtocolViolation, ResetCode
-from gateway.relay.states import Role, State, StreamState
+from gateway.relay.states import ROWS, Role, State, StreamState
 
 __all__ = [
     "NEVER",
@@ -66,7 +66,7 @@ class GatewaySession(Session):
         if self._last_stream >= fr.MAX_STREAM - 2:
             self.go_away(fr.GoAwayCode.DRAIN, "stream-ids-spent")
             raise NotSendable("draining")
-        header = fr.encode_request_header(request)
+        header = self._fit(fr.encode_request_header(request))
         self._last_stream = stream = self._last_stream + 2 if self._last_stream else 1
         record = Stream(stream, StreamState.QUEUED, self.stream_window, deadline_s)
         record.bodyless = request.method == "HEAD"
@@ -118,8 +118,11 @@ class GatewaySession(Session):
         self._finish(record, StreamState.DONE)
 
     def _refuse_stream(self, violation: ProtocolViolation, message: bytes, events: list[Event]) -> None:
+        record = self.streams.get(violation.stream)
         if violation.stream > self._last_stream:
             raise violation
+        if record is not None and (self.role, fr.ResponseFrame, record.state) not in ROWS:
+            raise ProtocolViolation("state", f"ResponseFrame on a stream that is {record.state.value}")
         self._ignore_body(_body_bytes(message))
         self._abort(violation.stream, ResetCode.PROTOCOL, violation.detail, events)
 
@@ -134,6 +137,8 @@ class GatewaySession(Session):
         if record is None:
             return
         if record.held:
+            # SEC: a unit that does not keep this rule may have run it.
+            record.held = False
             raise ProtocolViolation("state", "an ACK of a held request before GO")
         events.append(ev.Acked(frame.stream))
 
@@ -169,10 +174,11 @@ class GatewaySession(Session):
         events.append(ev.ResetAcked(frame.stream, frame.dispatched))
 
     def _arrive_token(self, frame: fr.Token, now_s: float, events: list[Event]) -> None:
+        self.outbox.check_answers()
         events.append(ev.TokenReceived(frame.token))
 
     def _arrive_lease(self, frame: fr.Lease, now_s: float, events: list[Event]) -> None:
-        self.max_streams = min(self.limits.max_streams, frame.max_streams)
+        self.max_streams = min(self._agreed_streams, frame.max_streams)
 
 
 class UnitSession(Session):
@@ -207,15 +213,17 @@ class UnitSession(Session):
             return False
         if record.state is not StreamState.ACCEPTED:
             raise RuntimeError("a response that the stream's state does not allow")
-        header = fr.encode_response_header(response)
+        header = self._fit(fr.encode_response_header(response))
         record.state = StreamState.STREAMING
         self.outbox.put_head(stream, fr.FrameType.RES, 0, header)
         self.outbox.put_body(stream, body, end)
         return True
 
     def renew_token(self, token: str) -> None:
-        """Send a fresh token before the old one runs out."""
-        self._control(fr.Token(token))
+        """Send a fresh token before the old one runs out. Raises: frames.Oversize."""
+        frame = fr.encode(fr.Token(token))
+        self._fit(frame[fr.PREFIX_BYTES :])
+        self.outbox.control.append(frame)
 
     def send_lease(self, max_streams: int) -> None:
         """How many streams this unit takes at once from now on."""
@@ -280,9 +288,12 @@ class UnitSession(Session):
 
     def _arrive_go(self, frame: fr.Go, now_s: float, events: list[Event]) -> None:
         record = self._advance(frame)
-        if record is not None and record.held:
-            record.held = False
-            events.append(ev.GoReceived(frame.stream))
+        if record is None:
+            return
+        if not record.held:
+            raise ProtocolViolation("state", "GO for a request that is not held")
+        record.held = False
+        events.append(ev.GoReceived(frame.stream))
 
     def _arrive_reset(self, frame: fr.Reset, now_s: float, events: list[Event]) -> None:
         record = self._advance(frame)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections import deque
 from typing import Any, Final
 
 from gevent.socket import socket as PlainSocket
@@ -21,7 +22,6 @@ from fastpath.frames import (
     OP_PONG,
     OP_TEXT,
     Decoder,
-    FrameError,
     decode_close,
     encode_close,
     encode_frame,
@@ -31,7 +31,7 @@ from gateway.relay.link import CarrierFault, quietly_shut
 
 READ_BYTES: Final = 65_536
 MAX_REPLIES: Final = 64
-"""SEC: pings whose answers the peer does not read; older ones are dropped, as RFC 6455 5.5.3 allows."""
+"""SEC: pings whose answers the peer does not read; the oldest are dropped: RFC 6455 5.5.3 wants the latest answered."""
 
 
 class _Stream:
@@ -46,7 +46,18 @@ class UnitSocket(WebSocket):  # type: ignore[misc]
     """The server's side of a WebSocket: peer frames must be masked, ours are not."""
 
     closed: bool
-    __slots__ = ("_decoder", "_events", "_raw", "_replies", "_rest", "_sock", "_unread", "close_received", "close_sent")
+    __slots__ = (
+        "_decoder",
+        "_events",
+        "_fault",
+        "_raw",
+        "_replies",
+        "_rest",
+        "_sock",
+        "_unread",
+        "close_received",
+        "close_sent",
+    )
 
     def __init__(self, sock: Any, unread: bytes, max_bytes: int, environ: dict[str, Any] | None = None) -> None:
         super().__init__(environ or {}, _Stream(sock), None)
@@ -57,7 +68,8 @@ class UnitSocket(WebSocket):  # type: ignore[misc]
         self._unread = unread
         self._decoder = Decoder(masked=True, max_bytes=max_bytes)
         self._replies: list[bytes] = []
-        self._events: list[tuple[int, bytes | str]] = []
+        self._events: deque[tuple[int, bytes | str]] = deque()
+        self._fault: CarrierFault | None = None
         self.close_received: tuple[int, str] | None = None
         self.close_sent = False
 
@@ -72,36 +84,50 @@ class UnitSocket(WebSocket):  # type: ignore[misc]
             events = self._read_events()
             if events is None:
                 return None
-            messages = [self._take_event(opcode, payload) for opcode, payload in events]
-            whole = [message for message in messages if message is not None]
-            if whole or self._replies:
-                return whole
+            messages = self._take_binary(events)
+            if messages or self._replies:
+                return messages
             if self.close_received is not None:
                 return None
 
     def _read_events(self) -> list[tuple[int, bytes | str]] | None:
         if self.close_received is not None:
             return None
-        if self._decoder.error is not None:
-            raise CarrierFault(self._decoder.error.code, str(self._decoder.error))
+        if self._fault is not None:
+            raise self._fault
         data, self._unread = self._unread or self._sock.recv(READ_BYTES), b""
         if not data:
             return None
-        try:
-            return self._decoder.feed(data)
-        except FrameError as error:
-            raise CarrierFault(error.code, str(error)) from None
+        events = self._decoder.feed(data)
+        error = self._decoder.error
+        if error is not None:
+            # What came before the fault counts.
+            self._fault = CarrierFault(error.code, str(error))
+            if not events:
+                raise self._fault
+        return events
 
-    def _take_event(self, opcode: int, payload: bytes | str) -> bytes | None:
-        if opcode == OP_BINARY:
-            return payload if type(payload) is bytes else b""
-        if opcode == OP_TEXT:
-            raise CarrierFault(1003, "a text message")
-        if opcode == OP_PING and len(self._replies) < MAX_REPLIES:
-            self._replies.append(encode_frame(OP_PONG, payload))  # type: ignore[arg-type]
+    def _take_binary(self, events: list[tuple[int, bytes | str]]) -> list[bytes]:
+        messages: list[bytes] = []
+        for opcode, payload in events:
+            if type(payload) is str:
+                self._fault = CarrierFault(1003, "a text message")
+                if not messages and not self._replies:
+                    raise self._fault
+                break
+            if opcode == OP_BINARY:
+                messages.append(payload)  # type: ignore[arg-type]
+            else:
+                self._take_control(opcode, payload)  # type: ignore[arg-type]
+        return messages
+
+    def _take_control(self, opcode: int, payload: bytes) -> None:
+        if opcode == OP_PING:
+            if len(self._replies) >= MAX_REPLIES:
+                del self._replies[0]
+            self._replies.append(encode_frame(OP_PONG, payload))
         elif opcode == OP_CLOSE:
-            self.close_received = decode_close(payload)  # type: ignore[arg-type]
-        return None
+            self.close_received = decode_close(payload)
 
     def has_replies(self) -> bool:
         return bool(self._replies or self._rest)
@@ -131,13 +157,19 @@ class UnitSocket(WebSocket):  # type: ignore[misc]
         return b"".join(parts)
 
     def say_goodbye(self, code: int, reason: str) -> None:
-        """A close frame, once, then the end of our direction."""
+        """A close frame, once, then the end of our direction. The peer's own code is the answer to its close frame."""
         if self.close_sent:
             return
         self.close_sent = True
-        self._sock.sendall(encode_close(code, reason))
+        rest, self._rest = self._rest, b""
+        self._sock.sendall(rest + (encode_close(code, reason) if self.close_received is None else self._echo()))
         with contextlib.suppress(OSError):
             self._sock.shutdown(1)
+
+    def _echo(self) -> bytes:
+        """Source: RFC 6455 5.5.1. 1005 stands for a close frame without a code, 1010 is a client's alone."""
+        code = self.close_received[0] if self.close_received is not None else 1000
+        return encode_frame(OP_CLOSE, b"") if code == 1005 else encode_close(1000 if code == 1010 else code)
 
     def linger(self) -> None:
         while self._sock.recv(READ_BYTES):
@@ -149,21 +181,44 @@ class UnitSocket(WebSocket):  # type: ignore[misc]
     # --- gevent-websocket's own interface
 
     def receive(self) -> bytes | str | None:
-        """The next message, None at the end. Raises: WebSocketError after the end."""
+        """The next message, None at the end: then it is closed. Raises: WebSocketError after the end."""
         if self.closed:
             raise WebSocketError("Connection is already closed")
-        while not self._events:
+        try:
+            return self._next_message()
+        except CarrierFault as fault:
+            self._give_up(fault)
+        except OSError:
+            self.close()
+        return None
+
+    def _next_message(self) -> bytes | str | None:
+        """Raises: OSError, CarrierFault."""
+        while True:
+            while self._events:
+                opcode, payload = self._events.popleft()
+                if opcode in (OP_TEXT, OP_BINARY):
+                    self._write_replies()
+                    return payload
+                self._take_control(opcode, payload)  # type: ignore[arg-type]
+            self._write_replies()
             events = self._read_events()
             if events is None:
+                self.close()
                 return None
-            self._events = events
-        opcode, payload = self._events.pop(0)
-        if opcode in (OP_TEXT, OP_BINARY):
-            return payload
-        self._take_event(opcode, payload)
+            self._events.extend(events)
+
+    def _write_replies(self) -> None:
         if self._replies:
             self.write([])
-        return self.receive()
+
+    def _give_up(self, fault: CarrierFault) -> None:
+        """Say which rule was broken, and let the peer read it: closing with unread bytes would send RST."""
+        with contextlib.suppress(OSError):
+            self._sock.settimeout(0.5)
+            self.say_goodbye(fault.close_code, str(fault))
+            self.linger()
+        self.close()
 
     def send_frame(self, message: bytes | str, opcode: int) -> None:
         """Raises: WebSocketError if the socket is dead or closed."""

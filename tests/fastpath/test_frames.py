@@ -283,6 +283,12 @@ def test_close_codes_that_may_be_sent(code):
     assert decode_close(events[0][1]) == (code, "why")
 
 
+def test_a_code_of_clients_alone():
+    assert whole(encode_close(1010, "", KEY))[1] is None
+    with pytest.raises(ValueError, match="close code"):
+        encode_close(1010)
+
+
 def test_close_reason_is_cut_at_a_character():
     events, _ = whole(encode_close(1000, "€" * 100, KEY))
     assert decode_close(events[0][1]) == (1000, "€" * 41)

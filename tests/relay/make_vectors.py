@@ -54,6 +54,11 @@ RES = {"s": 200, "h": [["content-type", "text/plain"]], "len": 2, "up": 12}
 def valid() -> list[dict[str, Any]]:
     rows = [
         ("hello", frame(0x01, header=HELLO), {"type": "Hello", **HELLO}),
+        (
+            "lease-with-unknown-object",
+            frame(0x26, header=b'{"max_streams":8,"a":{"b":1,"c":{":":2}},"d":[{"b":1},"\\":{"],"":0}'),
+            {"type": "Lease", "max_streams": 8},
+        ),
         ("hello-with-unknown-member", frame(0x01, header={**HELLO, "new": 1}), {"type": "Hello", **HELLO}),
         ("welcome", frame(0x02, header=WELCOME), {"type": "Welcome", **WELCOME}),
         ("req-whole", frame(0x10, END, 1, REQ), {"type": "RequestFrame", "stream": 1, "body": "", "end": True}),
@@ -121,6 +126,9 @@ def invalid() -> list[dict[str, Any]]:
         ("window-over-31-bits", frame(0x14, 0, 1, aux=1 << 31), "credit"),
         ("header-not-json", frame(0x10, END, 1, b"{"), "header"),
         ("header-not-an-object", frame(0x10, END, 1, b"[]"), "header"),
+        ("header-member-twice", frame(0x26, header=b'{"max_streams":8,"max_streams":9}'), "header"),
+        ("header-member-twice-escaped", frame(0x26, header=b'{"max_streams":8,"max\\u005fstreams":9}'), "header"),
+        ("header-member-twice-unknown", frame(0x26, header=b'{"max_streams":8,"a":{":":1},"a":[]}'), "header"),
         ("header-not-utf8", frame(0x10, END, 1, b'{"id":"\xff"}'), "header"),
         ("header-over-32-kib", frame(0x10, END, 1, {**REQ, "id": "x", "pad": "x" * 33000}), "header"),
         ("deadline-as-text", req(dl="30000"), "header"),

@@ -95,6 +95,33 @@ def test_a_flood_of_pings_is_bounded(ends):
     assert len(ends[1].recv(65_536)) == 64 * 3
 
 
+def test_the_latest_ping_is_answered(ends):
+    server = UnitSocket(ends[0], b"".join(encode_frame(9, b"%d" % i, KEY) for i in range(500)), 10_000)
+    server.read()
+    server.write([])
+    assert ends[1].recv(65_536).endswith(b"499")
+
+
+def test_what_came_before_a_fault_is_read(ends):
+    one = encode_frame(2, b"one", KEY)
+    for fault in (encode_frame(1, b"text", KEY), b"\xff\xff"):
+        server = UnitSocket(ends[0], one + fault, 1000)
+        assert server.read() == [b"one"]
+        with pytest.raises(CarrierFault):
+            server.read()
+
+
+@pytest.mark.parametrize(("received", "answered"), [(1001, 1001), (4321, 4321), (1010, 1000), (None, None)])
+def test_a_close_frame_is_answered_with_its_code(ends, received, answered):
+    server = UnitSocket(
+        ends[0], encode_frame(8, b"", KEY) if received is None else encode_close(received, "", KEY), 1000
+    )
+    assert server.read() is None
+    server.close(1013, "ours")
+    expected = encode_frame(8, b"") if answered is None else encode_close(answered)
+    assert ends[1].recv(100) == expected
+
+
 @pytest.mark.parametrize("code", [1000, 1001, 1012, 1013, 1014, 3000, 4999])
 def test_close_codes_of_the_peer(ends, code):
     server = UnitSocket(ends[0], encode_close(code, "bye", KEY), 1000)
