@@ -156,10 +156,8 @@ class Fleet:
 
 def _settings(plan: Plan) -> list[AgentSettings]:
     endpoint = parse_gateway(plan.gateway)
-    # NOTE: nothing is relayed to a local service here, so `target` is never dialled.
     return [
-        AgentSettings(gateway=endpoint, target=endpoint, identity=load_identity(unit.id, None, Path(unit.key)))
-        for unit in plan.units
+        AgentSettings(gateway=endpoint, identity=load_identity(unit.id, None, Path(unit.key))) for unit in plan.units
     ]
 
 

@@ -15,7 +15,8 @@ from gevent import socket
 from gateway.agent.handshake import Handshake, HandshakeBroken
 
 if TYPE_CHECKING:
-    from gateway.agent.settings import AgentSettings, Endpoint
+    from gateway.agent.endpoint import Endpoint
+    from gateway.agent.settings import AgentSettings
 
 RECEIVE_BYTES = 65_536
 

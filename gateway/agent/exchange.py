@@ -18,13 +18,13 @@ from gateway.agent.context_token import ContextRefused
 from gateway.agent.fields import CONTEXT, forwarded
 from gateway.agent.local_service import ConnectFailed
 from gateway.agent.response import ResponseBroken, ResponseReader
-from gateway.relay.frames import Oversize, Request, ResetCode, Response
+from gateway.relay.frames import Oversize, RefusalReason, Request, ResetCode, Response
 
 if TYPE_CHECKING:
-    from gateway.agent.local_service import LocalConnection, LocalService
+    from gateway.agent.local_service import LocalConnection
     from gateway.agent.log import Log
     from gateway.agent.response import ResponseHead
-    from gateway.agent.settings import AgentSettings
+    from gateway.agent.services import Service, Services
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}(?:-[0-9a-f]{1,64}){3}")
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
@@ -65,19 +65,18 @@ class StreamGone(Exception):
 class Exchange:
     """Units: `started_s` and the deadline monotonic seconds."""
 
-    def __init__(
-        self, carrier: Carrier, settings: AgentSettings, service: LocalService, log: Log, stream: int, request: Request
-    ) -> None:
+    def __init__(self, carrier: Carrier, services: Services, log: Log, stream: int, request: Request) -> None:
         left_s = request.deadline_ms / 1000
         self._carrier = carrier
-        self._settings = settings
-        self._service = service
+        self._services = services
+        self._service: Service | None = None
         self._log = log
         self._stream = stream
         self._request = request
         self._started_s = time.monotonic()
         self._deadline_s = self._started_s + left_s - min(left_s * MARGIN, MAX_MARGIN_S)
         self._body: deque[bytes] = deque()
+        self._body_bytes = 0
         self._body_ended = False
         self._body_arrived = Event()
         self._released = Event()
@@ -88,6 +87,8 @@ class Exchange:
         self._uploader: gevent.Greenlet | None = None
         self._uploaded = False
         self._finished = False
+        self._greenlet: gevent.Greenlet | None = None
+        self._answer_bytes = 0
         if not request.hold:
             self._released.set()
 
@@ -100,6 +101,10 @@ class Exchange:
             return
         if body:
             self._body.append(body)
+            self._body_bytes += len(body)
+            if self._greenlet is not None and self._too_large():
+                greenlet, self._greenlet = self._greenlet, None
+                greenlet.kill(self._over_the_limit(), block=False)
         self._body_ended = self._body_ended or end
         self._body_arrived.set()
 
@@ -107,10 +112,16 @@ class Exchange:
         """A held request may be dispatched."""
         self._released.set()
 
+    @property
+    def outlives_its_stream(self) -> bool:
+        """Is its answer wanted although the gateway no longer waits for it?"""
+        return False
+
     # --- the greenlet
 
     def run(self) -> None:
         """Yields to the hub. Ends with an answer, a RESET, or silently if the gateway ended the stream."""
+        self._greenlet = gevent.getcurrent()
         try:
             self._relay()
         except StreamGone:
@@ -126,15 +137,25 @@ class Exchange:
             self._clean_up()
 
     def _relay(self) -> None:
-        target = self._admit()
-        connection = self._connect()
+        service, target = self._admit()
+        if self._answered_before():
+            return
+        connection = self._connect(service)
         self._wait_for_go()
-        connection = self._dispatch(connection, target)
+        self._promise()
+        connection = self._dispatch(connection, service, target)
         reader = ResponseReader(self._request.method)
         self._answer(connection, reader)
         if reader.reusable and self._uploaded:
             self._connection = None
-            self._service.release(connection)
+            service.pool.release(connection)
+
+    def _answered_before(self) -> bool:
+        """Was there nothing left to do? A plain request has never been seen before. Raises: Failed."""
+        return False
+
+    def _promise(self) -> None:
+        """What must be durable before the local service sees a byte. Raises: Failed."""
 
     def _clean_up(self) -> None:
         """Whatever happened, a greenlet's kill included: nothing runs on, no socket stays open, no credit is lost."""
@@ -142,25 +163,51 @@ class Exchange:
             self._uploader.kill(block=False)
         if self._connection is not None:
             self._connection.close()
+        if self._service is not None:
+            self._service.running -= 1
         self._finished = True
         left = sum(map(len, self._body))
         self._body.clear()
         self._carrier.consumed(self._stream, left)
 
-    def _admit(self) -> str:
-        """The local request target. Raises: Failed, with nothing dispatched."""
+    def _admit(self) -> tuple[Service, str]:
+        """The service and the request target it is asked for. Raises: Failed, with nothing dispatched."""
         request = self._request
         try:
-            path = self._service.endpoint.path + canonical_path(request.target)
+            path = canonical_path(request.target)
         except TargetRefused as error:
             raise Failed(ResetCode.REFUSED, "target", False) from error
-        if not self._settings.allow.admits(request.method, path):
+        service = self._services.find(path)
+        if service is None:
+            raise Failed(ResetCode.REFUSED, "no service for this path", False)
+        limits = service.settings
+        if not limits.allow.admits(request.method, limits.local(path)):
             raise Failed(ResetCode.REFUSED, "not allowed at this unit", False)
         self._check_context()
-        return self._service.endpoint.path + request.target
+        self._take_place(service)
+        return service, limits.local(request.target)
+
+    def _take_place(self, service: Service) -> None:
+        limits = service.settings
+        if service.running >= limits.max_concurrent:
+            raise Failed(ResetCode.SHED, "service busy", False)
+        self._service = service
+        service.running += 1
+        if limits.deadline_s is not None:
+            self._deadline_s = min(self._deadline_s, self._started_s + limits.deadline_s)
+        if self._too_large():
+            raise self._over_the_limit()
+
+    def _too_large(self) -> bool:
+        if self._service is None:
+            return False
+        return max(self._body_bytes, self._request.length or 0) > self._service.settings.request_max_bytes
+
+    def _over_the_limit(self) -> Failed:
+        return Failed(ResetCode.TOO_LARGE, RefusalReason.REQUEST_TOO_LARGE)
 
     def _check_context(self) -> None:
-        verifier = self._settings.context
+        verifier = self._services.context
         if verifier is None:
             return
         tokens = [value for name, value in self._request.fields if name == CONTEXT]
@@ -171,9 +218,9 @@ class Exchange:
         except ContextRefused as error:
             raise Failed(ResetCode.REFUSED, f"context: {error}", False) from error
 
-    def _connect(self, *, fresh: bool = False) -> LocalConnection:
+    def _connect(self, service: Service, *, fresh: bool = False) -> LocalConnection:
         try:
-            self._connection = self._service.acquire(self._left_s(), fresh=fresh)
+            self._connection = service.pool.acquire(self._left_s(), fresh=fresh)
         except ConnectFailed as error:
             raise Failed(ResetCode.UPSTREAM_CONNECT, str(error), False) from error
         return self._connection
@@ -184,13 +231,13 @@ class Exchange:
         if not self._released.wait(self._left_s()):
             raise Failed(ResetCode.DEADLINE, "held", False)
 
-    def _dispatch(self, connection: LocalConnection, target: str) -> LocalConnection:
+    def _dispatch(self, connection: LocalConnection, service: Service, target: str) -> LocalConnection:
         """ACK, then the first bytes; the connection that took them.
 
         The rest of a body follows in a greenlet of its own, while the answer may already come. A kept connection that
         died without taking one byte is replaced, once: nothing was dispatched by then.
         """
-        head = self._head(target)
+        head = self._head(service.settings.target.authority, target)
         body, taken = self._next_body()
         if not self._carrier.send_ack(self._stream):
             raise StreamGone
@@ -201,7 +248,7 @@ class Exchange:
             if not connection.reused:
                 raise Failed(ResetCode.UPSTREAM_CONNECT, type(error).__name__, False) from error
             connection.close()
-            connection = self._connect(fresh=True)
+            connection = self._connect(service, fresh=True)
             sent = self._send_first_or_fail(connection, first)
         if sent == len(first) and self._body_ended and not self._body:
             self._carrier.consumed(self._stream, taken)
@@ -248,10 +295,10 @@ class Exchange:
         chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
         return (chunk + b"0\r\n\r\n" if self._body_ended else chunk), len(body)
 
-    def _head(self, target: str) -> bytes:
+    def _head(self, authority: str, target: str) -> bytes:
         request = self._request
         self._bodiless = request.length is None and self._body_ended and not self._body
-        lines = [f"{request.method} {target} HTTP/1.1", f"host: {self._service.endpoint.authority}"]
+        lines = [f"{request.method} {target} HTTP/1.1", f"host: {authority}"]
         lines += [f"{name}: {value}" for name, value in forwarded(request.fields)]
         lines += self._framing()
         if request.traceparent is not None and _TRACEPARENT.fullmatch(request.traceparent):
@@ -271,15 +318,30 @@ class Exchange:
         body = self._receive(connection, reader)
         while reader.head is None:
             body = self._receive(connection, reader)
-        self._send_head(reader.head, body, reader.complete)
+        self._pass_on(connection, reader, reader.head, body)
+
+    def _pass_on(self, connection: LocalConnection, reader: ResponseReader, head: ResponseHead, body: bytes) -> None:
+        """Head and what is in hand, then the rest as it comes."""
+        self._send_head(head, body, reader.complete)
         while not reader.complete:
             body = self._receive(connection, reader)
             if (body or reader.complete) and not self._carrier.send_data(self._stream, body, reader.complete):
                 raise StreamGone
-        self._tell("relayed", status=reader.head.status)
+        self._tell("relayed", status=head.status)
 
     def _receive(self, connection: LocalConnection, reader: ResponseReader) -> bytes:
         """The next body bytes; none if only the head or framing came."""
+        body = self._received(connection, reader)
+        self._answer_bytes += len(body)
+        announced = 0 if reader.head is None or reader.complete else reader.head.length or 0
+        if max(self._answer_bytes, announced) > self._answer_limit():
+            raise Failed(ResetCode.TOO_LARGE, "response too large")
+        return body
+
+    def _answer_limit(self) -> int:
+        return self._service.settings.response_max_bytes if self._service is not None else 0
+
+    def _received(self, connection: LocalConnection, reader: ResponseReader) -> bytes:
         try:
             data = connection.receive(self._left_s())
             if data:

@@ -11,7 +11,7 @@ import hmac
 import os
 import re
 
-from gateway.agent.settings import Endpoint
+from gateway.agent.endpoint import Endpoint
 
 SUBPROTOCOL = "caregate.relay.v1"
 MAX_HEAD_BYTES = 16_384

@@ -28,14 +28,14 @@ from fastpath.frames import (
 )
 from gateway.agent.exchange import Exchange
 from gateway.relay import events as ev
-from gateway.relay.frames import GoAwayCode, Hello, ResetCode, Response, Welcome
+from gateway.relay.frames import GoAwayCode, Hello, Request, ResetCode, Response, Welcome
 from gateway.relay.session import Limits, State, UnitSession
 
 if TYPE_CHECKING:
     from gevent import socket
 
-    from gateway.agent.local_service import LocalService
     from gateway.agent.log import Log
+    from gateway.agent.services import Services
     from gateway.agent.settings import AgentSettings
 
 RECEIVE_BYTES = 65_536
@@ -62,12 +62,12 @@ class Link:
     """Run it once, in its own greenlet. `outcome` is set at GOAWAY or at the end, whichever is first."""
 
     def __init__(
-        self, settings: AgentSettings, service: LocalService, log: Log, hello: Hello, on_active: Callable[[], None]
+        self, settings: AgentSettings, services: Services, log: Log, hello: Hello, on_active: Callable[[], None]
     ) -> None:
         """`on_active` is called at WELCOME."""
         limits = Limits(max_streams=settings.max_streams)
         self._settings = settings
-        self._service = service
+        self._services = services
         self._on_active = on_active
         self._log = log
         self._session = UnitSession(limits, time.monotonic(), hello)
@@ -260,9 +260,17 @@ class Link:
 
     def _start(self, event: ev.RequestReceived) -> None:
         stream = event.stream
-        exchange = Exchange(self, self._settings, self._service, self._log, stream, event.request)
+        exchange = self._exchange(stream, event.request)
         exchange.feed(event.body, event.end)
         self._exchanges[stream] = (exchange, gevent.spawn(self._run_exchange, stream, exchange))
+
+    def _exchange(self, stream: int, request: Request) -> Exchange:
+        ledger = self._services.ledger
+        if request.idempotency is None or ledger is None:
+            return Exchange(self, self._services, self._log, stream, request)
+        from gateway.agent.keyed import KeyedExchange  # PERF: SQLite is not loaded for an agent without a ledger
+
+        return KeyedExchange(self, self._services, self._log, stream, request, ledger)
 
     def _run_exchange(self, stream: int, exchange: Exchange) -> None:
         try:
@@ -285,7 +293,14 @@ class Link:
         entry = self._exchanges.pop(stream, None)
         self._room.pop(stream, None)
         if entry is not None:
-            entry[1].kill(block=False)
+            self._let_go(*entry)
+
+    def _let_go(self, exchange: Exchange, greenlet: gevent.Greenlet) -> None:
+        """Its stream is gone."""
+        if exchange.outlives_its_stream:
+            self._services.detach(greenlet)
+        else:
+            greenlet.kill(block=False)
 
     # --- Carrier: called by exchanges
 
@@ -330,8 +345,8 @@ class Link:
 
     def _release_all(self) -> None:
         self._session.fail_all()
-        for _, greenlet in list(self._exchanges.values()):
-            greenlet.kill(block=False)
+        for exchange, greenlet in list(self._exchanges.values()):
+            self._let_go(exchange, greenlet)
         self._log.info("disconnected", reason=self._end, lived_s=round(self._lived_s(), 1))
         self._tell(LinkEnd(self._end, self._lived_s()))
 

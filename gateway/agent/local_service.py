@@ -13,7 +13,7 @@ from gateway.agent.dial import connect
 if TYPE_CHECKING:
     from gevent import socket
 
-    from gateway.agent.settings import Endpoint
+    from gateway.agent.endpoint import Endpoint
 
 MAX_IDLE = 16
 RECEIVE_BYTES = 32_768

@@ -42,7 +42,7 @@ class Log:
     def _write(self, level: str, event: str, fields: dict[str, object]) -> None:
         if LEVELS[level] < self._threshold:
             return
-        record = {"ts": _timestamp(time.time()), "level": level, "event": event, **self._bound, **fields}
+        record = {"ts": timestamp(time.time()), "level": level, "event": event, **self._bound, **fields}
         line = orjson.dumps(record, default=repr, option=orjson.OPT_APPEND_NEWLINE)
         stream = self._stream or sys.stderr.buffer
         try:
@@ -52,7 +52,7 @@ class Log:
             pass
 
 
-def _timestamp(now_s: float) -> str:
+def timestamp(now_s: float) -> str:
     """RFC 3339 UTC with milliseconds."""
     whole = int(now_s)
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((now_s - whole) * 1000):03d}Z"

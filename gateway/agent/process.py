@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import gevent
 from gevent.event import Event
 
+from gateway.agent.health import Health
 from gateway.agent.log import Log
+from gateway.agent.notify import Notifier
 from gateway.agent.service import Agent
 from gateway.agent.settings import AgentSettings
 
 
-def serve(settings: AgentSettings, log_level: str) -> int:
-    """Run until SIGTERM or SIGINT; a second one ends at once. The exit status. Yields to the hub."""
-    log = Log(log_level).bind(unit=settings.identity.unit)
-    agent = Agent(settings, log)
+def serve(settings: AgentSettings) -> int:
+    """Run until SIGTERM or SIGINT; a second one ends at once. The exit status. Yields to the hub.
+
+    Raises: OSError if the log file cannot be opened.
+    """
+    stream = None if settings.log_file is None else settings.log_file.open("ab", buffering=0)
+    log = Log(settings.log_level, stream).bind(unit=settings.identity.unit)
+    health = Health(settings.health_file, Notifier.from_environment(os.environ))
+    agent = Agent(settings, log, health=health)
     second = Event()
 
     def on_signal() -> None:
@@ -26,7 +34,10 @@ def serve(settings: AgentSettings, log_level: str) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, on_signal)
     agent.start()
+    health.ready()
+    beats = gevent.spawn(health.keep_beating)
     agent.wait()
     draining = gevent.spawn(agent.drain, settings.grace_s)
     gevent.wait([draining, second], count=1)
+    beats.kill()
     return 0

@@ -6,6 +6,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import gevent
 from gevent.event import Event
@@ -14,11 +15,15 @@ from gateway import __version__
 from gateway.agent.backoff import Backoff, Draw
 from gateway.agent.dial import DialTimeout, dial
 from gateway.agent.handshake import HandshakeBroken, HandshakeRefused
+from gateway.agent.health import Health, HealthState
 from gateway.agent.link import Link, LinkEnd
-from gateway.agent.local_service import LocalService
 from gateway.agent.log import Log
+from gateway.agent.services import Services
 from gateway.agent.settings import AgentSettings
-from gateway.relay.frames import GoAwayCode, Hello
+from gateway.relay.frames import LEDGER, GoAwayCode, Hello
+
+if TYPE_CHECKING:
+    from gateway.agent.ledger import Ledger
 
 AGENT = f"caregate-agent/{__version__}"
 DENIALS = frozenset({401, 403, 404, 426})
@@ -35,6 +40,8 @@ class Agent:
         *,
         draw: Draw = random.random,
         pause: Callable[[float], object] | None = None,
+        health: Health | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
         self._log = log
@@ -43,20 +50,21 @@ class Agent:
         self._pause = pause or self._stopping.wait
         self._instance = os.urandom(8).hex()
         self._links: dict[Link, gevent.Greenlet] = {}
+        self._active: set[Link] = set()
         self._keepers: list[gevent.Greenlet] = []
-        self.service = LocalService(
-            settings.target,
-            connect_timeout_s=settings.local_connect_timeout_s,
-            idle_s=settings.local_idle_s,
-            ca_file=settings.ca_file,
-        )
+        self._ledger = _ledger(settings, log, now)
+        self._health = health or Health(settings.health_file)
+        self.services = Services(settings, self._ledger)
 
     def start(self) -> None:
-        """Dial every connection."""
+        """Dial every connection. Yields to the hub: until the ledger is open or is known to be unusable."""
         for warning in self._settings.warnings:
             self._log.warning("warning", text=warning)
         identity = self._settings.identity
         self._log.info("started", agent=AGENT, instance=self._instance, key_id=identity.kid, alg=identity.algorithm)
+        self._health.tell(HealthState.STARTING, wanted=self._settings.connections)
+        if self._ledger is not None:
+            self._ledger.open()
         for index in range(self._settings.connections):
             self._keepers.append(gevent.spawn(self._keep, index))
 
@@ -74,19 +82,32 @@ class Agent:
 
     def drain(self, grace_s: float) -> bool:
         """Let open requests finish, then end what is left; False if something was cut. Yields to the hub."""
+        end_s = time.monotonic() + grace_s
         self._stopping.set()
+        self._health.tell(HealthState.DRAINING)
         gevent.killall(self._keepers)
         running = list(self._links.values())
         self._log.info("draining", connections=len(running), streams=sum(link.streams for link in self._links))
         for link in self._links:
             link.leave("the agent stops")
         finished = gevent.joinall(running, timeout=grace_s)
+        # What a caller with an idempotency key will ask for again.
+        wanted = list(self.services.detached)
+        finished += gevent.joinall(wanted, timeout=max(0.0, end_s - time.monotonic()))
         for link in list(self._links):
             link.close("the agent stopped")
         gevent.joinall(running, timeout=2.0)
-        self.service.close()
-        self._log.info("stopped", cut=len(running) - len(finished))
-        return len(finished) == len(running)
+        self._close(wanted)
+        cut = len(running) + len(wanted) - len(finished)
+        self._log.info("stopped", cut=cut)
+        return cut == 0
+
+    def _close(self, wanted: list[gevent.Greenlet]) -> None:
+        gevent.killall([*wanted, *self.services.detached], timeout=2.0)
+        self.services.close()
+        if self._ledger is not None:
+            self._ledger.close()
+        self._health.tell(HealthState.STOPPED)
 
     # --- one connection, again and again
 
@@ -101,9 +122,11 @@ class Agent:
                 sock, unread = dial(settings, settings.identity.token(time.time()))
             except HandshakeRefused as refusal:
                 last_close = f"refused with {refusal.status}"
+                self._health.fault(last_close)
                 wait_s = self._after_refusal(refusal, backoff)
             except (HandshakeBroken, DialTimeout, OSError) as error:
                 last_close = _reason(error)
+                self._health.fault(last_close)
                 wait_s = backoff.after_failure()
             else:
                 previous = self._open(index, log, last_close, previous, sock, unread)
@@ -121,19 +144,36 @@ class Agent:
             agent=AGENT,
             instance=self._instance,
             index=index,
+            caps=[LEDGER] if self._ledger is not None and self._ledger.available else [],
             max_streams=self._settings.max_streams,
             last_close=last_close,
         )
 
-        def replace() -> None:
+        def on_active() -> None:
+            self._active.add(link)
+            self._tell_health()
             if previous is not None:
                 previous.leave("replaced")
 
-        link = Link(self._settings, self.service, log, hello, replace)
+        link = Link(self._settings, self.services, log, hello, on_active)
         greenlet = gevent.spawn(link.run, sock, unread)
         self._links[link] = greenlet
-        greenlet.link(lambda _: self._links.pop(link, None))
+        greenlet.link(lambda _: self._forget(link))
         return link
+
+    def _forget(self, link: Link) -> None:
+        self._links.pop(link, None)
+        if link in self._active:
+            self._active.discard(link)
+            self._health.fault(link.outcome.get(block=False).reason if link.outcome.ready() else "ended")
+            self._tell_health()
+
+    def _tell_health(self) -> None:
+        if self._stopping.is_set():
+            return
+        up, wanted = len(self._active), self._settings.connections
+        state = HealthState.CONNECTED if up >= wanted else HealthState.DEGRADED if up else HealthState.DISCONNECTED
+        self._health.tell(state, up=up, wanted=wanted)
 
     def _after_refusal(self, refusal: HandshakeRefused, backoff: Backoff) -> float:
         self._log.warning("refused", status=refusal.status, retry_after_s=refusal.retry_after_s)
@@ -155,6 +195,14 @@ class Agent:
         if end.lived_s >= self._settings.stable_after_s or goaway.retry_ms:
             return assigned_s
         return max(assigned_s, backoff.after_failure())
+
+
+def _ledger(settings: AgentSettings, log: Log, now: Callable[[], float]) -> Ledger | None:
+    if settings.ledger is None:
+        return None
+    from gateway.agent.ledger import Ledger  # PERF: SQLite is loaded only where it is used
+
+    return Ledger(settings.ledger, log, now)
 
 
 def _reason(error: Exception) -> str:

@@ -21,11 +21,12 @@ from gevent.queue import Empty, Queue
 from gevent.server import StreamServer
 
 from fastpath.frames import OP_BINARY, OP_CLOSE, Decoder, encode_close, encode_frame
-from gateway.agent.allowlist import EVERYTHING
+from gateway.agent.endpoint import Endpoint
 from gateway.agent.identity import UnitIdentity
 from gateway.agent.log import Log
 from gateway.agent.service import Agent
-from gateway.agent.settings import AgentSettings, Endpoint
+from gateway.agent.services import ServiceSettings
+from gateway.agent.settings import AgentSettings
 from gateway.relay import events as ev
 from gateway.relay.frames import Request, Welcome
 from gateway.relay.session import GatewaySession, Limits
@@ -227,7 +228,10 @@ def read_request(sock: Any) -> bytes:
     length = re.search(rb"content-length: (\d+)", data)
     wanted = data.index(b"\r\n\r\n") + 4 + (int(length[1]) if length else 0)
     while len(data) < wanted:
-        data += sock.recv(65536)
+        piece = sock.recv(65536)
+        if not piece:
+            break
+        data += piece
     return data
 
 
@@ -248,14 +252,17 @@ class Rig:
         self.agent: Agent | None = None
         self.settings = AgentSettings(
             gateway=Endpoint(False, "127.0.0.1", self.gateway.port, "/relay/v1/connect"),
-            target=Endpoint(False, "127.0.0.1", self.service.port, ""),
+            services=(ServiceSettings(Endpoint(False, "127.0.0.1", self.service.port, "")),),
             identity=UnitIdentity("linden-clinic", "linden-clinic", make_key()),
-            allow=EVERYTHING,
             connections=1,
             dial_timeout_s=2.0,
         )
 
     def start(self, **changes: Any) -> Agent:
+        of_service = {name: changes[name] for name in changes if name in ServiceSettings.__slots__}
+        changes = {name: value for name, value in changes.items() if name in AgentSettings.__slots__}
+        if of_service:
+            changes["services"] = (replace(self.settings.services[0], **of_service),)
         self.settings = replace(self.settings, **changes)
         self.agent = Agent(self.settings, self.log, draw=lambda: 0.5, pause=self._pause)
         self.agent.start()

@@ -12,10 +12,11 @@ from gevent import socket
 
 from gateway.agent.allowlist import AllowList, parse_rule
 from gateway.agent.context_token import ContextVerifier
+from gateway.agent.endpoint import Endpoint
 from gateway.agent.exchange import Exchange
 from gateway.agent.link import ROOM_BYTES
-from gateway.agent.local_service import RECEIVE_BYTES, LocalService
-from gateway.agent.settings import Endpoint
+from gateway.agent.local_service import RECEIVE_BYTES
+from gateway.agent.services import Services
 from gateway.errors import Delivery
 from gateway.relay import events as ev
 from gateway.relay.frames import Request, ResetCode
@@ -559,9 +560,8 @@ class Ledger:
 def test_credit_of_a_body_that_nobody_reads_any_more(rig, read, when):
     rig.service.handler = lambda number, sock: (sock.recv(65536), sock.sendall(OK))
     request = Request("r", "POST", "/x", [], 10, 5000)
-    service = LocalService(Endpoint(False, "127.0.0.1", rig.service.port, ""))
     ledger = Ledger()
-    exchange = Exchange(ledger, rig.settings, service, rig.log, 1, request)
+    exchange = Exchange(ledger, Services(rig.settings), rig.log, 1, request)
     exchange.feed(b"123", False)
     if when == "before the answer is out":
         ledger.on_response = lambda: exchange.feed(b"4567", False)

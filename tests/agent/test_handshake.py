@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.agent.endpoint import Endpoint
 from gateway.agent.handshake import Handshake, HandshakeBroken, HandshakeRefused
-from gateway.agent.settings import Endpoint
 
 NONCE = b"the sample nonce"  # RFC 6455 1.3
 FIELDS = [

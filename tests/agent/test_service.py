@@ -12,7 +12,7 @@ import pytest
 from gevent import socket
 
 from fastpath.frames import OP_BINARY, OP_PING, OP_TEXT, encode_frame
-from gateway.agent.settings import Endpoint
+from gateway.agent.endpoint import Endpoint
 from gateway.relay import events as ev
 from gateway.relay.frames import GoAwayCode
 

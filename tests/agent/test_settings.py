@@ -81,8 +81,8 @@ def test_targets_that_are_refused(url):
 def test_complete(arguments, tmp_path):
     settings = parse_settings(**arguments, context_key=str(tmp_path / "context"), kid="k-7", connections=4)
     assert settings.identity.kid == "k-7"
-    assert settings.allow.admits("GET", "/fhir/x")
-    assert not settings.allow.admits("GET", "/x")
+    assert settings.services[0].allow.admits("GET", "/fhir/x")
+    assert not settings.services[0].allow.admits("GET", "/x")
     assert settings.context is not None
     assert settings.warnings == ()
 

@@ -114,7 +114,7 @@ def unit_key(tmp_path: Path) -> Path:
 def settings(relay_peer: RelayPeer, unit_key: Path) -> AgentSettings:
     endpoint = parse_gateway(relay_peer.url)
     identity = UnitIdentity(UNIT, UNIT, unit_key.read_bytes())
-    return AgentSettings(gateway=endpoint, target=endpoint, identity=identity)
+    return AgentSettings(gateway=endpoint, identity=identity)
 
 
 @pytest.fixture
