@@ -159,14 +159,6 @@ cdef class Head:
     Shapes: `content_length` is -1 for a chunked body, 0 for none; `end` is the offset of the first byte after the head.
     """
 
-    cdef readonly dict environ
-    cdef readonly Py_ssize_t end
-    cdef readonly long long content_length
-    cdef readonly bint keep_alive
-    cdef readonly bint http10
-    cdef readonly bint head_only
-    cdef readonly bint expects_continue
-
 
 @cython.final
 cdef class HeadReader:
@@ -175,9 +167,6 @@ cdef class HeadReader:
     `canonical` is fastpath.routes.canonical_path: (target, max_bytes) -> (path, query), ValueError if not canonical.
     Units: limits in bytes and fields; `max_head_bytes` covers request line and fields.
     """
-
-    cdef object canonical
-    cdef Py_ssize_t max_target, max_head, max_fields
 
     def __init__(self, canonical, Py_ssize_t max_target_bytes=8192, Py_ssize_t max_head_bytes=32768, Py_ssize_t max_fields=100):
         if max_head_bytes > 65535:
@@ -189,13 +178,15 @@ cdef class HeadReader:
         self.max_head = max_head_bytes
         self.max_fields = max_fields
 
-    def read(self, bytes data not None, dict base not None, Py_ssize_t searched=0):
+    cpdef Head read(self, bytes data, dict base, Py_ssize_t searched=0):
         """The head that `data` begins with, or None while it is incomplete.
 
         Shapes: `base` is the connection's part of the environ, copied; `searched` how many bytes an earlier call of
         the same head has seen.
         Raises: HeadError, also for a head that cannot become valid by more bytes.
         """
+        if data is None or base is None:
+            raise TypeError("data is bytes, base a dict")
         cdef const uint8_t* at = <const uint8_t*> PyBytes_AS_STRING(data)
         cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
         cdef Py_ssize_t end = self._find_end(at, size, searched)

@@ -147,12 +147,20 @@ def encode_response(
     BODY_NONE; 0 too if the body is joined.
     Raises: ResponseError.
     """
+    cdef long long framing = 0
+    cdef bytes head = _encode_head(status, fields, date, http10, head_only, &keep_alive, body, body_size, &framing)
+    return head, framing, keep_alive
+
+
+cdef bytes _encode_head(
+    object status, list fields, bytes date, bint http10, bint head_only, bint* keep_alive, bytes body, long long body_size,
+    long long* framing,
+):
     global scratch_used
     cdef Py_ssize_t size
     cdef const uint8_t* line = _text(status, &size)
     cdef int code = _status_code(line, size)
     cdef Steering steering = Steering.__new__(Steering)
-    cdef long long framing
     steering.length = -1
     scratch_used = 0
     _put(b"HTTP/1.1 ", 9)
@@ -161,19 +169,19 @@ def encode_response(
     _put_fields(fields, steering, code)
     if not steering.dated:
         _put(PyBytes_AS_STRING(date), PyBytes_GET_SIZE(date))
-    framing = _framing(steering, code, http10, head_only, body_size)
-    keep_alive = keep_alive and not steering.close and framing != -2
+    framing[0] = _framing(steering, code, http10, head_only, body_size)
+    keep_alive[0] = keep_alive[0] and not steering.close and framing[0] != -2
     if code == 101:
         _put(b"Connection: Upgrade\r\n", 21)
-    elif not keep_alive:
+    elif not keep_alive[0]:
         _put(b"Connection: close\r\n", 19)
     elif http10:
         _put(b"Connection: keep-alive\r\n", 24)
     _put(b"\r\n", 2)
-    if framing > 0 and body is not None and PyBytes_GET_SIZE(body) <= JOIN_BYTES:
+    if framing[0] > 0 and body is not None and PyBytes_GET_SIZE(body) <= JOIN_BYTES:
         _put(PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body))
-        framing = 0
-    return PyBytes_FromStringAndSize(scratch, scratch_used), framing, keep_alive
+        framing[0] = 0
+    return PyBytes_FromStringAndSize(scratch, scratch_used)
 
 
 cdef long long _framing(Steering steering, int code, bint http10, bint head_only, long long body_size) except -4:
@@ -199,6 +207,120 @@ cdef long long _framing(Steering steering, int code, bint http10, bint head_only
     _put(b"Transfer-Encoding: chunked\r\n", 28)
     return -1
 
+# --- responses
+
+class LengthMismatch(RuntimeError):
+    """The application gave fewer body bytes than it announced."""
+
+
+cdef class Response:
+    """One response on its way out: the head once, then the body as the framing says. Reused for every response of a
+    connection.
+
+    Shapes: `sink.send(pieces)` takes a sequence of bytes, all of it or an exception; `framing` is the number of body bytes
+    still owed, or one of the BODY_ constants; `fields` as PEP 3333 has them.
+    """
+
+    def __init__(self, sink):
+        self._sink = sink
+        self.begin(b"", False, False, False)
+
+    cpdef begin(self, bytes date, bint http10, bint head_only, bint keep_alive):
+        """Forget the response before and take what the new request decides."""
+        self.date, self.http10, self.head_only, self.keep_alive = date, http10, head_only, keep_alive
+        self.status, self.fields = "", []
+        self.head_sent, self.framing, self.sent = False, -3, 0
+
+    def detach(self):
+        """Let go of the connection that has ended."""
+        self._sink = None
+
+    def start_response(self, status, list fields not None, exc_info=None):
+        """PEP 3333's callable."""
+        if exc_info is not None and self.head_sent and exc_info[1] is not None:
+            raise exc_info[1].with_traceback(exc_info[2])
+        if exc_info is None and self.status:
+            raise AssertionError("start_response was called twice")
+        self.status = status
+        self.fields = fields
+        return self.write
+
+    cpdef send(self, result):
+        """Send what the application returned.
+
+        Raises: whatever iterating raises; LengthMismatch; OSError; ResponseError.
+        Yields to the hub: yes.
+        """
+        if type(result) is list and not self.head_sent:
+            self._send_whole(result[0] if len(<list> result) == 1 else b"".join(result))
+            return
+        for piece in result:
+            if piece:
+                self.write(piece)
+        self._finish()
+
+    def write(self, piece):
+        """Send a piece of the body, after the head if that is still to go."""
+        if not isinstance(piece, bytes):
+            raise TypeError("body pieces are bytes")
+        cdef tuple before = () if self.head_sent else (self._encode(None, -1),)
+        if not piece:
+            self._sink.send(before)
+            return
+        if self.framing == -1:
+            self._sink.send((*before, b"%x\r\n" % len(piece), piece, b"\r\n"))
+        elif self.framing == -3:
+            self._sink.send(before)
+            return
+        elif self.framing == -2:
+            self._sink.send((*before, piece))
+        else:
+            piece = piece[: self.framing]
+            self.framing -= len(piece)
+            self._sink.send((*before, piece))
+        self.sent += len(piece)
+
+    cdef int _send_whole(self, bytes body) except -1:
+        cdef bytes head = self._encode(body, len(body))
+        if self.framing > 0:
+            self.framing = 0
+            self._sink.send((head, body))
+        else:
+            self._sink.send((head,))
+        if not self.head_only:
+            self.sent = len(body)
+        return 0
+
+    cdef bytes _encode(self, bytes body, long long size):
+        cdef bytes head
+        if not self.status:
+            raise AssertionError("the application did not call start_response")
+        head = _encode_head(
+            self.status, self.fields, self.date, self.http10, self.head_only, &self.keep_alive, body, size, &self.framing
+        )
+        self.head_sent = True
+        return head
+
+    cdef int _finish(self) except -1:
+        if not self.head_sent:
+            if _announces_length(self.fields):
+                self._sink.send((self._encode(None, -1),))
+            else:
+                self._send_whole(b"")
+        if self.framing == -1:
+            self._sink.send((b"0\r\n\r\n",))
+        if self.framing > 0:
+            raise LengthMismatch(f"{self.framing} bytes of the announced body are missing")
+        self.framing = -3
+        return 0
+
+
+cdef bint _announces_length(list fields) except -1:
+    for name, _ in fields:
+        if name.lower() == "content-length":
+            return True
+    return False
+
 
 # --- request ids
 
@@ -212,15 +334,11 @@ cdef class RequestIds:
     Shapes: `entropy(n)` returns n random bytes (os.urandom). One object a process, made after the fork.
     """
 
-    cdef object entropy
-    cdef bytes pool
-    cdef Py_ssize_t used
-
     def __init__(self, entropy):
         self.entropy = entropy
         self.pool = b""
 
-    def next(self):
+    cpdef str next(self):
         """A fresh id, lower case."""
         cdef const uint8_t* at
         cdef char text[36]

@@ -28,21 +28,21 @@ from gunicorn.workers.ggevent import GeventWorker
 
 import fastpath
 from fastpath.http import HeadReader
-from fastpath.responses import RequestIds
+from fastpath.responses import RequestIds, Response
 from fastpath.routes import canonical_path
 from gateway.errors import GraceEnded
 from gateway.http1.connection import Connection
 from gateway.http1.deadlines import TICK_NS, DeadlinePassed, Deadlines
 from gateway.http1.limits import SECOND_NS, Limits
 from gateway.http1.proxy import ProxyLineError, parse_proxy_line
-from gateway.http1.response import FileWrapper, Response
+from gateway.http1.response import FileWrapper
 from gateway.http1.tls import TlsConnection, harden, shake_hands
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from gateway.http2.connection import Http2Connection
 
-fastpath.require("http", "chunks", "responses", "routes")
+fastpath.require("http", "chunks", "responses", "routes", "loop")
 
 _NOTIFY_S = 1.0
 _POLL_S = 0.1

@@ -12,15 +12,14 @@ from typing import Any, Protocol
 from gevent import get_hub, getcurrent, kill
 
 from fastpath.http import Head, HeadError, HeadReader
-from fastpath.responses import BODY_TO_CLOSE, RequestIds, encode_response
+from fastpath.loop import RECEIVE_BYTES, Loop
+from fastpath.responses import BODY_TO_CLOSE, RequestIds, Response, encode_response
 from gateway import errors as e
 from gateway.http.problems import render
 from gateway.http1.body import Body, NoBody
-from gateway.http1.deadlines import NEVER, DeadlinePassed, Deadlines
+from gateway.http1.deadlines import TICK_NS, DeadlinePassed, Deadlines
 from gateway.http1.limits import SECOND_NS, Limits
-from gateway.http1.response import Response
 
-RECEIVE_BYTES = 16_384
 BODY_RECEIVE_BYTES = 131_072
 NO_BODY = NoBody()
 TCP_CLOSING = frozenset({7, 8, 9, 11})
@@ -66,47 +65,26 @@ class Service(Protocol):
         """Log the exception being handled."""
 
 
-class Connection:
-    """A connection over a plain gevent socket.
+class Connection(Loop):
+    """A connection over a plain gevent socket. What every request passes is in fastpath.loop, the rest is here.
 
-    PERF: the read watcher stays armed from request to request, so that a waiting client costs no epoll_ctl, and a
-    response goes out in one system call.
     Units: `deadline_ns`, `slot`: see gateway.http1.deadlines.
     """
 
-    __slots__ = (
-        "_armed", "_base", "_body", "_body_left_ns", "_continue", "_ended", "_gone", "_greenlet", "_hub", "_later",
-        "_raw", "_service", "_sock", "_started_ns", "_unread", "_waiting", "_watcher", "deadline_ns", "idle",
-        "response", "slot", "upgraded",
-    )  # fmt: skip
+    __slots__ = ("_body_left_ns", "_continue", "_later")
 
     def __init__(self, service: Service, sock: Any, base: dict[str, Any]) -> None:
         """Shapes: `base` is the environ's part that is the same for every request of the connection."""
-        self._service = service
-        self._sock = sock
-        self._raw = getattr(sock, "_sock", sock)
-        self._hub = get_hub()
-        self._greenlet = getcurrent()
-        self._watcher = self._hub.loop.io(sock.fileno(), 1)
-        self._armed = False
-        self._waiting = False
-        self._unread = b""
-        self._body: Body | None = None
+        raw = getattr(sock, "_sock", sock)
+        super().__init__(
+            service, sock, raw, get_hub(), getcurrent(), base, clock=time.monotonic_ns, tick_ns=TICK_NS
+        )  # fmt: skip
         self._body_left_ns = 0
         self._continue = False
-        self._gone: Callable[[], None] | None = None
         self._later: Any = None
-        self._started_ns = 0
-        self.deadline_ns = 0
-        self.slot = NEVER
-        self.idle = False
-        self.upgraded = False
-        self._ended = False
-        self.response = Response(self)
         base["wsgi.input"] = NO_BODY
         base["caregate.socket"] = sock
         base["caregate.watch"] = self.watch
-        self._base = base
 
     # --- the loop
 
@@ -116,8 +94,9 @@ class Connection:
         Yields to the hub: yes.
         """
         self._unread = unread
+        serve_one = self.serve_one
         try:
-            while self._serve_one():
+            while serve_one():
                 pass
         except (OSError, DeadlinePassed):
             self._cut()
@@ -134,32 +113,17 @@ class Connection:
             self._base = {}
             self.response.detach()
 
-    def _serve_one(self) -> bool:
-        """One request; False ends the connection."""
-        try:
-            head = self._read_head()
-        except e.GatewayError as error:
-            return self._refuse(error)
-        if head is None:
-            self._say_end()
-            return False
-        service = self._service
-        environ = head.environ
-        environ["caregate.request_id"] = service.ids.next()
-        environ["caregate.started_ns"] = self._started_ns
-        if service.draining:
-            return self._refuse(e.Draining(close=True), environ)
-        if head.content_length:
-            self._start_body(head)
-        more = service.count()
-        self.response.begin(service.date, head.http10, head.head_only, head.keep_alive and more and service.keep_alive)
-        try:
-            self._answer(environ)
-        finally:
-            self._gone = None
-            if service.observed:
-                service.after(environ, self.response, self._started_ns)
-        return self._may_go_on()
+    def _refuse_unread(self, error: Exception) -> bool:
+        """A head that was refused. Raises: what is no refusal."""
+        if not isinstance(error, e.GatewayError):
+            raise error
+        return self._refuse(error)
+
+    def _refuse_draining(self, environ: dict[str, Any]) -> bool:
+        return self._refuse(e.Draining(close=True), environ)
+
+    def _refusal(self, error: HeadError) -> Exception:
+        return REFUSALS[error.code](error.detail, close=True)
 
     def _start_body(self, head: Head) -> None:
         """Hand the application a body that reads on from what has come with the head."""
@@ -170,32 +134,32 @@ class Connection:
         self._continue = head.expects_continue and not body.pending
         head.environ["wsgi.input"] = body
 
-    def _answer(self, environ: dict[str, Any]) -> None:
-        """Run the application and send what it returns; its failures become a 500, or a cut where the head is out."""
-        response = self.response
-        result: Any = None
+    def _answer_observed(self, environ: dict[str, Any]) -> None:
+        """Answer between the server's hooks and for the access log of gunicorn."""
         try:
-            if self._service.observed:
-                self._service.before(environ)
-            result = self._service.application(environ, response.start_response)
-            if response.status[:4] == "101 ":
-                self._upgrade(environ)
-                return
-            self._settle_body()
-            response.send(result)
-        except OSError:
+            self._service.before(environ)
+            self.answer(environ)
+        finally:
+            self._gone = None
+            self._service.after(environ, self.response, self._started_ns)
+
+    def _answer_failed(self, environ: dict[str, Any], error: BaseException) -> None:
+        """An application's failure becomes a 500, or a cut where the head is out.
+
+        Raises: what is no failure of the application's.
+        """
+        response = self.response
+        if isinstance(error, OSError):
             response.keep_alive = False
             if response.head_sent:
-                raise
+                raise error
             self._fail(environ, e.InternalError())
-        except e.GatewayError as error:
+        elif isinstance(error, e.GatewayError):
             self._fail(environ, error)
-        except Exception:
+        elif isinstance(error, Exception):
             self._fail(environ, e.InternalError())
-        finally:
-            close = getattr(result, "close", None)
-            if close is not None:
-                close()
+        else:
+            raise error
 
     def _fail(self, environ: dict[str, Any], error: e.GatewayError) -> None:
         """Answer for an application that raised. Once the head is out, the transfer is cut instead."""
@@ -296,25 +260,6 @@ class Connection:
 
     # --- receiving
 
-    def _read_head(self) -> Head | None:
-        """The next request's head; None if the connection ended before one began.
-
-        Raises: GatewayError with the refusal.
-        """
-        data = self._unread or self._receive_idle()
-        if not data:
-            return None
-        self._started_ns = time.monotonic_ns()
-        self._unread = data
-        try:
-            head = self._service.reader.read(data, self._base)
-            if head is None:
-                head, data = self._read_on(data)
-        except HeadError as error:
-            raise REFUSALS[error.code](error.detail, close=True) from error
-        self._unread = data[head.end :] if len(data) > head.end else b""
-        return head
-
     def _read_on(self, data: bytes) -> tuple[Head, bytes]:
         """Read the rest of a head that came in pieces, by one deadline for all of it."""
         deadline_ns = self._started_ns + self._service.limits.head_ns
@@ -332,20 +277,13 @@ class Connection:
             if head is not None:
                 return head, data
 
-    def _receive_idle(self) -> bytes:
-        """The first bytes of a request; empty if none came before the client or we gave up waiting."""
-        self.idle = True
-        try:
-            self._service.deadlines.arm(self, self._idle_deadline_ns())
-            self._wait_readable()
-            return self._receive(RECEIVE_BYTES, self.deadline_ns)
-        except DeadlinePassed:
-            return b""
-        finally:
-            self.idle = False
+    def _given_up(self, error: BaseException) -> None:
+        """Waiting for a request ended without one. Raises: what is not the deadline."""
+        if not isinstance(error, DeadlinePassed):
+            raise error
 
     def _idle_deadline_ns(self) -> int:
-        return time.monotonic_ns() + self._service.limits.keepalive_ns
+        return time.monotonic_ns() + int(self._service.limits.keepalive_ns)
 
     def _receive(self, size: int, deadline_ns: int) -> bytes:
         """What has come, empty at the end of the stream.
@@ -359,26 +297,6 @@ class Connection:
             except BlockingIOError:
                 self._service.deadlines.arm(self, deadline_ns)
                 self._wait_readable()
-
-    def _wait_readable(self) -> None:
-        """Yields to the hub: until bytes or the end of the stream are there, or the deadline throws."""
-        if not self._armed:
-            self._armed = True
-            self._watcher.start(self._readable)
-        self._waiting = True
-        try:
-            self._hub.switch()
-        finally:
-            self._waiting = False
-
-    def _readable(self) -> None:
-        """Called from the hub. Bytes that nobody waits for stop the watcher until somebody does."""
-        if self._waiting:
-            self._greenlet.switch()
-            return
-        self._watcher.stop()
-        self._armed = False
-        self._notice_gone()
 
     def expire(self) -> None:
         """Called from the hub when the deadline has passed."""
@@ -457,19 +375,6 @@ class Connection:
 
     # --- sending
 
-    def send(self, pieces: Sequence[bytes]) -> None:
-        """See gateway.http1.response.Sink."""
-        if len(pieces) == 1:
-            piece = pieces[0]
-            try:
-                sent = self._raw.send(piece)
-            except BlockingIOError:
-                sent = 0
-            if sent != len(piece):
-                self._send_on(memoryview(piece)[sent:])
-        elif pieces:
-            self._send_many(pieces)
-
     def _send_many(self, pieces: Sequence[bytes]) -> None:
         try:
             sent = self._raw.sendmsg(pieces)
@@ -495,7 +400,7 @@ class Connection:
                 pass
 
     def _write_deadline_ns(self) -> int:
-        return time.monotonic_ns() + self._service.limits.write_ns
+        return time.monotonic_ns() + int(self._service.limits.write_ns)
 
     def _wait_writable(self) -> None:
         self._service.deadlines.arm(self, self._write_deadline_ns())

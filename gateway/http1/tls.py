@@ -12,7 +12,8 @@ import gevent
 from gevent import socket as gevent_socket
 from gevent import ssl as gevent_ssl
 
-from gateway.http1.connection import RECEIVE_BYTES, TCP_CLOSING, Connection
+from fastpath.loop import RECEIVE_BYTES
+from gateway.http1.connection import TCP_CLOSING, Connection
 from gateway.http1.deadlines import DeadlinePassed
 from gateway.http1.limits import SECOND_NS
 

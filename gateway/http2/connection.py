@@ -15,8 +15,9 @@ from h2.connection import ConnectionState
 from h2.errors import ErrorCodes
 from h2.exceptions import H2Error
 
+from fastpath.loop import RECEIVE_BYTES
 from gateway import errors as e
-from gateway.http1.connection import BODY_RECEIVE_BYTES, NO_BODY, RECEIVE_BYTES, Service
+from gateway.http1.connection import BODY_RECEIVE_BYTES, NO_BODY, Service
 from gateway.http1.deadlines import NEVER, DeadlinePassed
 from gateway.http2.frames import FrameBudget, FrameScanner, Kind, TooManyFrames
 from gateway.http2.protocol import FIELD_OVERHEAD_BYTES, Offer, new_protocol

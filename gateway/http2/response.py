@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from fastpath.responses import BODY_CHUNKED, BODY_NONE, encode_response
-from gateway.http1.response import LengthMismatch, Response
+from fastpath.responses import BODY_CHUNKED, BODY_NONE, LengthMismatch, Response, encode_response
 
 _OF_CONNECTION = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"})
 
