@@ -81,7 +81,14 @@ class Exchange:
 
     def on_response(self, response: Response, body: bytes, end: bool) -> None:
         self.response = response
-        self.on_data(body, end)
+        if end and not self._sending:
+            # PERF: `relay_small`: most answers are whole.
+            if body:
+                self.chunks.append(body)
+            self.complete = True
+            self._rouse()
+        else:
+            self.on_data(body, end)
 
     def on_data(self, body: bytes, end: bool) -> None:
         if body:

@@ -25,7 +25,7 @@ from fastpath.frames import (
     decode_close,
     encode_close,
     encode_frame,
-    encode_head,
+    encode_messages,
 )
 from gateway.relay.link import CarrierFault, quietly_shut
 
@@ -142,19 +142,20 @@ class UnitSocket(WebSocket):  # type: ignore[misc]
         data = self._encode(messages)
         sent = 0
         if self._raw is not None:
-            with contextlib.suppress(BlockingIOError):
+            try:
                 sent = self._raw.send(data, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                pass
         self._rest = data[sent:]
         return sent == len(data)
 
     def _encode(self, messages: list[bytes]) -> bytes:
         """What was kept, answers to pings, then the messages."""
-        parts = [self._rest, *self._replies]
-        self._replies = []
-        for message in messages:
-            parts.append(encode_head(OP_BINARY, len(message)))
-            parts.append(message)
-        return b"".join(parts)
+        data = encode_messages(messages)
+        if self._rest or self._replies:
+            data = b"".join((self._rest, *self._replies, data))
+            self._replies = []
+        return data
 
     def say_goodbye(self, code: int, reason: str) -> None:
         """A close frame, once, then the end of our direction. The peer's own code is the answer to its close frame."""
