@@ -7,11 +7,12 @@ SECONDS ?= 60
 UNITS ?= 500
 BENCH_SECONDS ?= $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),5)
 SOAK_SECONDS ?= $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),600)
+CHAOS_SECONDS ?= $(SOAK_SECONDS)
 STAMP := $(VENV)/.installed
 KERNELS := $(VENV)/.built
 DEBUG_BUILT := $(VENV)/.debug-built
 
-.PHONY: run test lint build bench bench-fastpath profile load soak fuzz autobahn annotate debug lock clean
+.PHONY: run test lint build bench bench-fastpath profile load soak chaos fuzz autobahn annotate debug lock clean
 .DELETE_ON_ERROR:
 
 run: build
@@ -54,6 +55,9 @@ load: build
 
 soak: build
 	@$(BIN)/python -m loadtests.soak --seconds $(SOAK_SECONDS)
+
+chaos: build
+	@$(BIN)/python -m loadtests.chaos --seconds $(CHAOS_SECONDS)
 
 fuzz: build
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check atheris

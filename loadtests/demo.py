@@ -26,7 +26,7 @@ class DemoUnderLoad(Platform):
     def write_documents(self) -> Path:
         path = super().write_documents()
         document = for_load(yaml.safe_load(path.read_text()), [], self._seconds)
-        path.write_text(yaml.dump(document, Dumper=_Plain, sort_keys=False))
+        path.write_text(yaml.dump(document, Dumper=PlainDumper, sort_keys=False))
         return path
 
     def start_without_units(self) -> None:
@@ -39,7 +39,7 @@ class DemoUnderLoad(Platform):
         return sorted(child.pid for child in psutil.Process(arbiter.pid).children())
 
 
-class _Plain(yaml.SafeDumper):
+class PlainDumper(yaml.SafeDumper):
     """Writes no anchors and aliases: the gateway refuses them."""
 
     def ignore_aliases(self, data: object) -> bool:

@@ -1,0 +1,54 @@
+"""The kill checker's verdict, rule by rule, and the callers' judgement of what they are answered."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from loadtests.chaos.callers import Attempt, Caller, Records
+from loadtests.chaos.verdict import judge, read_journals
+
+
+def attempt(name="1-1.1", method="POST", told="answered", **options):
+    return Attempt(name.partition(".")[0], name, method, told, **options)
+
+
+OVERLOADED = {"told": "problem", "code": "unit-overloaded", "delivery": "not_dispatched"}
+CASES = [
+    ("fine", [attempt()], {"1-1.1": 1}, None),
+    ("lost, ran", [attempt(told="broken")], {"1-1.1": 1}, None),
+    ("lost, did not run", [attempt(told="broken")], {}, None),
+    ("unknown, ran", [attempt(told="problem", delivery="unknown")], {"1-1.1": 1}, None),
+    ("not dispatched, did not run", [attempt(**OVERLOADED)], {}, None),
+    ("ran twice", [attempt(method="GET")], {"1-1.1": 2}, "ran_twice"),
+    ("not dispatched, ran", [attempt(**OVERLOADED)], {"1-1.1": 1}, "not_dispatched_ran"),
+    ("answered, did not run", [attempt()], {}, "answered_without_running"),
+    ("slow", [attempt(took_s=3.1)], {"1-1.1": 1}, "hanging"),
+    ("gave up", [attempt(told="broken", fault="hanging")], {}, "hanging"),
+    ("mixed up", [attempt(fault="the answer to another request")], {"1-1.1": 1}, "answered_wrongly"),
+    ("POST twice", [attempt("1-1.1", **OVERLOADED), attempt("1-1.2")], {"1-1.2": 1, "1-1.1": 1}, "post_ran_twice"),
+    ("GET twice", [attempt("1-1.1", "GET", "broken"), attempt("1-1.2", "GET")], {"1-1.2": 1, "1-1.1": 1}, None),
+]
+
+
+@pytest.mark.parametrize(("attempts", "runs", "broken"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_verdict(attempts, runs, broken):
+    verdict = judge(attempts, Counter(runs))
+    assert verdict.passed is (broken is None)
+    if broken is not None:
+        assert verdict.rules()[broken]
+
+
+def test_a_caller_knows_his_own_answer():
+    caller = Caller(1, "token", ["unit"], Records(), 1)
+    mine, another = attempt("1-1.1", told="broken"), attempt("1-2.1", told="broken")
+    for one in (mine, another):
+        caller._judge(one, 200, b"1-1.1\nxxx")
+    assert (mine.told, mine.fault) == ("answered", "")
+    assert another.fault
+
+
+def test_journals_are_counted(tmp_path):
+    (tmp_path / "a").write_text("1-1.1 0\n1-1.1 0\n")
+    assert read_journals([tmp_path / "a", tmp_path / "none"]) == {"1-1.1": 2}
