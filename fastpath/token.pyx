@@ -329,6 +329,10 @@ cdef class Verifier:
         self._by_alg[key.alg].remove(key)
         self._live.discard(key)
 
+    def add(self, Key key not None):
+        """Takes one more key. Raises: ValueError if there is one of its kid."""
+        self._add(key)
+
     def replace(self, Key key not None):
         """Puts a key in the place of the one with the same kid: what that one signed is refused.
 

@@ -50,6 +50,7 @@ from gateway.routing.kinds import ResourceTable, entry_points
 from gateway.routing.router import Router
 from gateway.settings import Settings
 from gateway.store.pool import Database
+from gateway.units.service import Units
 from gateway.upstream.pool import Pools
 from gateway.upstream.resource import UpstreamResource
 
@@ -89,7 +90,14 @@ class Gateway:
             admit=self._admit,
         )
         self.relay = Relay(settings, self.holder, self.metrics, self.log)
-        self.control = ControlServer(settings, self.holder, self._check_functions, in_force=self.in_force)
+        self.units = Units(settings, self.holder, self.database, self.relay, self.metrics)
+        self.control = ControlServer(
+            settings,
+            self.holder,
+            self._check_functions,
+            in_force=self.in_force,
+            questions={"units": self.units.describe},
+        )
         accounting = BareAccounting if self._is_bare() else Accounting
         self.accounting = accounting(self.holder, self.metrics, self.access_log, self.audit)
         self.public = self._public(memory)
@@ -141,6 +149,8 @@ class Gateway:
         app.lane = self._lanes = Lanes(self.holder, memory.buckets, self.metrics, admission, identity, router)
         app.req_options.strip_url_path_trailing_slash = False
         app.add_route("/relay/v1/connect", self.relay.connect_resource)
+        for path, resource in self.units.resources(memory.buckets).items():
+            app.add_route(path, resource)
         # NOTE: Falcon's own handler of its errors would be nearer to them than one of Exception.
         app.add_error_handler((Exception, falcon.HTTPError), self._on_error)
         return app
@@ -173,6 +183,7 @@ class Gateway:
         self.access_log.start()
         self.holder.subscribe(self._on_snapshot)
         self.audit.start()
+        self.units.start()
         self.relay.start()
         self.control.start()
         self.metrics.set("caregate_workers", (), 1)
@@ -191,6 +202,7 @@ class Gateway:
     def stop(self) -> None:
         """Everything has ended: write what is left."""
         self.relay.stop()
+        self.units.stop()
         self.upstreams.close()
         self.control.stop()
         self.audit.stop()

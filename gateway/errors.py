@@ -175,6 +175,12 @@ class Forbidden(ClientError):
     code = "forbidden"
 
 
+class EnrolmentRefused(ClientError):
+    """A unit's enrolment code is wrong, used, expired or another unit's: which of them, the answer does not say."""
+
+    code = "enrolment-refused"
+
+
 class RoleRefused(Forbidden):
     code = "role-refused"
 

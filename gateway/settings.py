@@ -57,6 +57,10 @@ class Settings:
     relay_hello_timeout_ms: int = 5_000
     relay_dials_per_s: int = 500
     """New unit connections a worker admits in a second; above it 503 with Retry-After."""
+    unit_poll_ms: int = 2_000
+    """How often a worker looks at the registry of units although nothing told it of a change."""
+    unit_overlap_s: int = 86_400
+    """How long a unit's old key is good beside the one that replaces it."""
     relay_buffer_bytes: int = 268_435_456
     """Relay buffers of one worker."""
     node: str = ""

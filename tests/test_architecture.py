@@ -110,7 +110,7 @@ MAY_IMPORT = {
     "gunicorn": ["gateway.worker", "gateway.boot", "gateway.http2.protocol"],
     "falcon": [
         "gateway.http", "gateway.portal", "gateway.upstream", "gateway.relay.resource", "gateway.relay.endpoint",
-        "gateway.auth.endpoints", "gateway.app", "gateway.worker", "gateway.demo",
+        "gateway.auth.endpoints", "gateway.units.endpoint", "gateway.app", "gateway.worker", "gateway.demo",
     ],
 }  # fmt: skip
 

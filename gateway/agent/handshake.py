@@ -68,7 +68,7 @@ class Handshake:
             raise HandshakeBroken("head too large")
         if not separator:
             return None
-        status, fields = _parse_head(head)
+        status, fields = parse_head(head)
         if status != 101:
             raise HandshakeRefused(status, _retry_after(fields))
         self._check_upgrade(fields)
@@ -89,7 +89,8 @@ class Handshake:
             raise HandshakeBroken("sec-websocket-extensions")
 
 
-def _parse_head(head: bytes) -> tuple[int, dict[bytes, list[bytes]]]:
+def parse_head(head: bytes) -> tuple[int, dict[bytes, list[bytes]]]:
+    """Status and fields, names in lower case, of an answer's head without its empty line. Raises: HandshakeBroken."""
     first, *lines = head.split(b"\r\n")
     status = _STATUS_LINE.fullmatch(first)
     if status is None:

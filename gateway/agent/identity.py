@@ -44,15 +44,27 @@ class UnitIdentity:
 
         Units: `now_s` seconds since 1970.
         """
+        return self.sign(AUDIENCE, now_s, LIFETIME_S)
+
+    def adopt(self, other: UnitIdentity) -> None:
+        """Sign with another key from now on."""
+        self.kid, self.algorithm, self._sign = other.kid, other.algorithm, other._sign
+
+    def sign(self, audience: str, now_s: float, lifetime_s: int, **more: object) -> str:
+        """A JWS of this unit for an audience, with a fresh `jti` and further claims.
+
+        Units: `now_s` seconds since 1970.
+        """
         issued_s = int(now_s)
         header = {"alg": self.algorithm, "kid": self.kid, "typ": "JWT"}
-        claims = {
+        claims: dict[str, object] = {
             "iss": self.unit,
             "sub": self.unit,
-            "aud": AUDIENCE,
+            "aud": audience,
             "iat": issued_s,
-            "exp": issued_s + LIFETIME_S,
+            "exp": issued_s + lifetime_s,
             "jti": os.urandom(16).hex(),
+            **more,
         }
         signed = _base64url(orjson.dumps(header)) + b"." + _base64url(orjson.dumps(claims))
         return (signed + b"." + _base64url(self._sign(signed))).decode("ascii")

@@ -147,6 +147,7 @@ class Agent:
             caps=[LEDGER] if self._ledger is not None and self._ledger.available else [],
             max_streams=self._settings.max_streams,
             last_close=last_close,
+            clock_ms=round(time.time() * 1000),
         )
 
         def on_active() -> None:

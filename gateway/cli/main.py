@@ -10,13 +10,20 @@ from collections.abc import Sequence
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "agent": ("gateway.cli.agent", "relay a unit's local HTTP service to the gateway"),
+    "agent enrol": ("gateway.cli.agent_keys", "make a unit's key and register it with a one-time code"),
+    "agent rotate": ("gateway.cli.agent_keys", "replace a unit's registered key"),
     "config": ("gateway.cli.config", "check the configuration document, reload it in a running gateway"),
     "token": ("gateway.cli.token", "issue or verify a token"),
+    "unit": ("gateway.cli.unit", "let a unit register its key, revoke a unit or a key"),
+    "units": ("gateway.cli.units", "the fleet: who is connected, since when, and why not"),
     "db": ("gateway.cli.db", "prepare the database"),
     "serve": ("gateway.cli.serve", "run the gateway (gunicorn with gunicorn.conf.py)"),
     "demo": ("gateway.cli.demo", "run the demo platform, play its story"),
 }
-"""Sub-command -> module with `add_parser(subparsers)`, help; `agent` runs with the base dependencies alone."""
+"""Sub-command of one or two words -> module with `add_parser(subparsers)`, help.
+
+What begins with `agent` runs with the base dependencies alone. A module of several sub-commands declares all of them.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,11 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="caregate", description="One front door for a healthcare platform.")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    wanted = arguments[0] if arguments else None
+    if " ".join(arguments[:2]) in COMMANDS:
+        arguments[:2] = [" ".join(arguments[:2])]
+    wanted = COMMANDS.get(arguments[0], ("", ""))[0] if arguments else ""
+    if wanted:
+        importlib.import_module(wanted).add_parser(subparsers)
     for name, (module, text) in COMMANDS.items():
-        if name == wanted:
-            importlib.import_module(module).add_parser(subparsers)
-        else:
+        if module != wanted:
             subparsers.add_parser(name, help=text)
     options = parser.parse_args(arguments)
     try:

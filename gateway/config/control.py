@@ -4,6 +4,7 @@
     {"do": "prepare"}                                -> {"ok": true, "digest", "keys_digest"}, or ok false and "faults"
     {"do": "commit", "version": N, "digest": "..."}  -> as status
     {"do": "abort"}                                  -> {"ok": true}
+    {"do": NAME}                                     -> {"ok": true} and what the question of that name answers
 
 What a connection prepared is its own and is dropped with it, so that a caller that dies half-way changes nothing.
 """
@@ -15,7 +16,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,10 @@ class ControlServer:
         *,
         in_force: InForce | None = None,
         pid: int | None = None,
+        questions: Mapping[str, Callable[[], Answer]] | None = None,
     ) -> None:
-        """`pid` is the number in the socket's name, by default this process's."""
+        """`pid` is the number in the socket's name, by default this process's; `questions` are further commands."""
+        self._questions = dict(questions or {})
         self._holder = holder
         self._catalog_check = catalog_check
         self._in_force = in_force or InForce(settings)
@@ -95,7 +98,9 @@ class ControlServer:
             if not _is_own(connection):
                 log.warning("a foreign user knocked at the control socket")
                 return
-            session = _Session(self._holder, self._in_force, self._catalog_check, self._lock, self._pid)
+            session = _Session(
+                self._holder, self._in_force, self._catalog_check, self._lock, self._pid, self._questions
+            )
             with contextlib.suppress(OSError):  # a peer that is gone wants no answer
                 for line in _lines(connection):
                     connection.sendall(json.dumps(session.answer(line)).encode() + b"\n")
@@ -111,12 +116,14 @@ class _Session:
         catalog_check: CatalogCheck | None,
         lock: RLock,
         pid: int,
+        questions: Mapping[str, Callable[[], Answer]],
     ) -> None:
         self._holder = holder
         self._in_force = in_force
         self._catalog_check = catalog_check
         self._lock = lock
         self._pid = pid
+        self._questions = questions
         self._prepared: Loaded | None = None
 
     def answer(self, line: bytes) -> Answer:
@@ -134,6 +141,8 @@ class _Session:
         if do == "abort":
             self._prepared = None
             return {"ok": True}
+        if do in self._questions:
+            return {"ok": True, "pid": self._pid, **self._questions[do]()}
         return {"ok": False, "error": "no such command"}
 
     def _status(self) -> Answer:

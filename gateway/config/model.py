@@ -93,7 +93,8 @@ class UnitKey(_Strict, frozen=True, kw_only=True):
 
 class Unit(_Strict, frozen=True, kw_only=True):
     name: str
-    keys: Annotated[tuple[UnitKey, ...], Meta(min_length=1)]
+    keys: tuple[UnitKey, ...] = ()
+    """Beside these, the keys that the unit registered itself (docs/units.md)."""
     context_key: SecretRef | None = None
     """HS256 key, shared with the unit, under which x-caregate-context is signed."""
     enabled: bool = True

@@ -48,7 +48,7 @@ class CompiledUnit:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A configuration that passed every check.
+    """A configuration that passed every check. Only `unit_verifier` and `units` ever change, see `units.roster`.
 
     Shapes: `verifier` knows the callers' keys (`Key.role` set, `Key.attachment` the CompiledRole), `unit_verifier` the
     units' (`Key.attachment` the unit's id); `routes` matches to a Route; `digest` is the SHA-256 of the canonical
@@ -79,6 +79,11 @@ class SnapshotHolder:
     def __init__(self, snapshot: Snapshot) -> None:
         self.current = snapshot
         self._subscribers: list[Callable[[Snapshot], None]] = []
+        self._preparers: list[Callable[[Snapshot], None]] = []
+
+    def before_swap(self, callback: Callable[[Snapshot], None]) -> None:
+        """`callback(new)` runs before each swap; it must not wait. What it raises prevents the swap."""
+        self._preparers.append(callback)
 
     def subscribe(self, callback: Callable[[Snapshot], None]) -> None:
         """`callback(new)` runs after every swap; it must not wait."""
@@ -89,6 +94,8 @@ class SnapshotHolder:
         # SEC: copied at the swap and not when the snapshot was compiled, so that nothing revoked in between is lost.
         _carry_revocations(self.current.verifier, snapshot.verifier)
         _carry_revocations(self.current.unit_verifier, snapshot.unit_verifier)
+        for prepare in self._preparers:
+            prepare(snapshot)
         self.current = snapshot
         for callback in self._subscribers:
             try:

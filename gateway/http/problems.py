@@ -46,6 +46,7 @@ TABLE: dict[type[e.GatewayError], Row] = {
     e.TokenInvalid: Row(401, "Token refused"),
     e.TokenAmbiguous: Row(400, "More than one token, or a token in the query"),
     e.Forbidden: Row(403, "Forbidden"),
+    e.EnrolmentRefused: Row(403, "Enrolment refused"),
     e.RoleRefused: Row(403, "Role not allowed"),
     e.PermissionRefused: Row(403, "Permission not granted"),
     e.BindingRefused: Row(403, "Record or unit not bound to the caller"),

@@ -20,9 +20,9 @@ from gateway.relay.websocket import UnitSocket
 
 
 class TokenCheck(Protocol):
-    """Verify a renewed token of `unit`; its end in seconds since 1970, or None if it is refused."""
+    """Verify a renewed token of `unit`; (key id, its end in seconds since 1970), or None if it is refused."""
 
-    def __call__(self, token: str, unit: str) -> float | None: ...
+    def __call__(self, token: str, unit: str) -> tuple[str, float] | None: ...
 
 
 class UnitConnection(Link):
@@ -45,6 +45,7 @@ class UnitConnection(Link):
         max_connections: int,
         token_exp_s: float,
         check_token: TokenCheck,
+        kid: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         # A frame of the largest size and the header of its WebSocket message.
@@ -56,6 +57,8 @@ class UnitConnection(Link):
         self.epoch = 0
         self.seat = ("", -1)
         self.agent = ""
+        self.kid = kid
+        self._clock_ahead_ms: float | None = None
         self.keeps_keys = False
         self.connected_at_s = time.time()
         self._max_connections = max_connections
@@ -70,6 +73,8 @@ class UnitConnection(Link):
         hello, session = event.hello, self.session
         self.seat = (hello.instance, hello.index)
         self.agent = hello.agent
+        if hello.clock_ms is not None:
+            self._clock_ahead_ms = hello.clock_ms - time.time() * 1000
         self.keeps_keys = LEDGER in hello.caps
         if self._is_one_too_many():
             session.close(GoAwayCode.OVERLOAD, "connections", retry_ms=60_000, jitter_ms=10_000)
@@ -100,10 +105,13 @@ class UnitConnection(Link):
         return self.registry.count(self.unit) - replaced >= self._max_connections
 
     def _on_token(self, event: ev.TokenReceived) -> None:
-        exp_s = self._check_token(event.token, self.unit)
-        if exp_s is None:
+        checked = self._check_token(event.token, self.unit)
+        if self.ended:
+            return  # the check may have waited
+        if checked is None:
             self.session.go_away(GoAwayCode.AUTH_EXPIRED, "token-refused")
             return
+        self.kid, exp_s = checked
         self.session.accept_token(int(exp_s), self.clock() + exp_s - time.time())
         self._schedule()
 
@@ -170,17 +178,23 @@ class UnitConnection(Link):
         self.registry.unregister(self, self.lost_reason)
 
     def describe(self) -> dict[str, object]:
-        """Units: `rtt_ms` milliseconds, `since` seconds since 1970."""
+        """Units: `rtt_ms`, `clock_offset_ms` milliseconds (a unit's clock ahead is positive), `since` s since 1970."""
         rtt_s = self.session.rtt_s
+        offset_ms = self._clock_ahead_ms
+        if offset_ms is not None and rtt_s is not None:
+            # HELLO was under way for half a round trip, as far as one can know.
+            offset_ms += rtt_s * 500
         return {
             "conn": self.conn,
             "epoch": self.epoch,
             "instance": self.seat[0],
             "index": self.seat[1],
             "agent": self.agent,
+            "kid": self.kid,
             "ledger": self.keeps_keys,
             "state": self.session.state.value,
             "streams": len(self.session.streams),
             "rtt_ms": None if rtt_s is None else round(rtt_s * 1000, 2),
+            "clock_offset_ms": None if offset_ms is None else round(offset_ms, 1),
             "since": round(self.connected_at_s, 3),
         }

@@ -145,6 +145,7 @@ def _decode_hello(parts: _Parts) -> Frame:
         conn_window=_number(header, "conn_window", 1, MAX_CREDIT),
         max_frame=_number(header, "max_frame", 1024, MAX_CREDIT),
         last_close=_optional_text(header, "last_close", 512),
+        clock_ms=None if header.get("clock_ms") is None else _number(header, "clock_ms", 0, 1 << 53),
     )
 
 

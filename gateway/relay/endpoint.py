@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import falcon
@@ -33,8 +34,18 @@ MAX_LIFETIME_S: Final = 300
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _UPGRADE_FIELDS: Final = (("Upgrade", "websocket"), ("Sec-WebSocket-Protocol", SUBPROTOCOL))
 
-TakeOver = Callable[[CompiledUnit, float, Any, bytes], None]
-"""(unit, end of its token in seconds since 1970, socket, unread bytes): lives as long as the connection."""
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Who dialled, under which key. Units: `expires_s`, the end of its token, seconds since 1970."""
+
+    unit: CompiledUnit
+    kid: str
+    expires_s: float
+
+
+TakeOver = Callable[[Login, Any, bytes], None]
+"""(who, socket, unread bytes): lives as long as the connection."""
 
 
 class UnitTokens:
@@ -44,17 +55,17 @@ class UnitTokens:
         self._holder = holder
         self._used = used
         self._now = now
+        self.on_unknown_key: Callable[[], None] = lambda: None
+        """Asked once before a token of an unknown key is refused: it may have been registered a moment ago."""
+        self.on_used: Callable[[str], None] = lambda kid: None
+        """Told of the key of each token that is accepted."""
 
-    def check(self, token: str) -> tuple[CompiledUnit, float]:
-        """The unit and its token's end. Raises: TokenInvalid, Forbidden, UnitUnknown, Overloaded."""
+    def check(self, token: str) -> Login:
+        """Who the token is of. Raises: TokenInvalid, Forbidden, UnitUnknown, Overloaded. Yields to the hub: maybe."""
         now_s = self._now()
-        snapshot = self._holder.current
-        try:
-            verified = snapshot.unit_verifier.verify(token, now_s)
-        except TokenError as error:
-            raise TokenInvalid(expired=error.code == "expired") from None
+        verified = self._verify(token, now_s)
         unit_id = self._subject(verified, now_s)
-        unit = snapshot.units.get(unit_id)
+        unit = self._holder.current.units.get(unit_id)
         if unit is None:
             raise UnitUnknown("")
         if not unit.enabled:
@@ -62,7 +73,21 @@ class UnitTokens:
         # Last, so that a refusal for another reason does not spend the token.
         if not self._used.use(mark_of(unit_id, verified.jti or ""), verified.expires_at_s, now_s):
             raise TokenInvalid("The token was used before")
-        return unit, verified.expires_at_s
+        kid = verified.key.kid or ""
+        self.on_used(kid)
+        return Login(unit, kid, verified.expires_at_s)
+
+    def _verify(self, token: str, now_s: float) -> Verified:
+        try:
+            return self._holder.current.unit_verifier.verify(token, now_s)
+        except TokenError as error:
+            if error.code != "unknown-key":
+                raise TokenInvalid(expired=error.code == "expired") from None
+        self.on_unknown_key()
+        try:
+            return self._holder.current.unit_verifier.verify(token, now_s)
+        except TokenError as error:
+            raise TokenInvalid(expired=error.code == "expired") from None
 
     def _subject(self, verified: Verified, now_s: float) -> str:
         """SEC: the key belongs to one unit, and the token must name that one twice."""
@@ -77,13 +102,13 @@ class UnitTokens:
             raise TokenInvalid("The token lives longer than five minutes")
         return unit_id
 
-    def renewed(self, token: str, unit: str) -> float | None:
-        """The end of a renewed token of `unit`, None if it is refused. See connection.TokenCheck."""
+    def renewed(self, token: str, unit: str) -> tuple[str, float] | None:
+        """The key and the end of a renewed token of `unit`, None if it is refused. See connection.TokenCheck."""
         try:
-            found, expires_s = self.check(token)
+            login = self.check(token)
         except (TokenInvalid, Forbidden, UnitUnknown, Overloaded):
             return None
-        return expires_s if found.id == unit else None
+        return (login.kid, login.expires_s) if login.unit.id == unit else None
 
 
 class DialGate:
@@ -133,13 +158,13 @@ class ConnectResource:
             raise Draining(retry_after_s=1, close=True)
         key = check_upgrade(env)
         self._gate.admit()
-        unit, expires_s = self._tokens.check(_bearer(env))
-        if not self._has_room(unit):
+        login = self._tokens.check(unit_bearer(env))
+        if not self._has_room(login.unit):
             raise Conflict("The unit has as many connections as it may have", retry_after_s=60)
         ctx = getattr(req.context, "gateway", None)
         if ctx is not None:
-            ctx.unit = unit.id
-        env["caregate.upgrade"] = lambda sock, unread: self._take_over(unit, expires_s, sock, unread)
+            ctx.unit = login.unit.id
+        env["caregate.upgrade"] = lambda sock, unread: self._take_over(login, sock, unread)
         resp.status = 101
         resp.set_header("Upgrade", "websocket")
         resp.set_header("Connection", "Upgrade")
@@ -198,7 +223,8 @@ def accept_key(key: bytes) -> str:
     return base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest()).decode("ascii")
 
 
-def _bearer(env: dict[str, Any]) -> str:
+def unit_bearer(env: dict[str, Any]) -> str:
+    """The one bearer token of a request. Raises: TokenMissing, TokenAmbiguous."""
     value: str | None = env.get("HTTP_AUTHORIZATION")
     if value is None:
         raise TokenMissing

@@ -119,7 +119,7 @@ class Oversize(ValueError):
 
 @dataclass(slots=True)
 class Hello:
-    """Units: windows and `max_frame` bytes."""
+    """Units: windows and `max_frame` bytes, `clock_ms` the unit's clock as it sends this, ms since 1970."""
 
     agent: str
     instance: str
@@ -130,6 +130,7 @@ class Hello:
     conn_window: int = 4_194_304
     max_frame: int = MAX_FRAME_BYTES
     last_close: str | None = None
+    clock_ms: int | None = None
 
 
 @dataclass(slots=True)

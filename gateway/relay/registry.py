@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from gateway.relay.link import Link
 
 Watcher = Callable[[str, str, dict[str, object]], None]
-"""Told of (event, unit, details); the events are unit.up, unit.down, connection.up, connection.down."""
+"""Told of (event, unit, details).
+
+The events are unit.up, unit.down, connection.up and connection.down of this worker's connections, and connection.lost
+of a sibling that is gone.
+"""
 
 MAX_REMEMBERED: Final = 100_000
 
@@ -180,6 +184,7 @@ class Registry:
         """A sibling is gone, and its units with it, at once."""
         for unit, record in list(self._units.items()):
             for key in [key for key in record.remote if key[0] is link]:
+                self._watcher("connection.lost", unit, {"conn": key[1], "why": why})
                 self.remove_remote(link, unit, key[1], why)
 
     def remote(self, unit: str) -> list[Link]:

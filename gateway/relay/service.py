@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, Final
 
 import gevent
@@ -12,7 +13,7 @@ from gateway.config.snapshot import CompiledUnit, Snapshot, SnapshotHolder
 from gateway.relay.connection import UnitConnection
 from gateway.relay.core import Limits
 from gateway.relay.dispatcher import Dispatcher
-from gateway.relay.endpoint import ConnectResource, DialGate, UnitTokens
+from gateway.relay.endpoint import ConnectResource, DialGate, Login, UnitTokens
 from gateway.relay.fabric import Fabric
 from gateway.relay.frames import GoAwayCode
 from gateway.relay.handover import Handover
@@ -51,11 +52,15 @@ class Relay:
         self.fabric = Fabric(settings.run_dir, self.registry, used)
         self.handover = Handover(settings.run_dir, self.fabric.name, self._receive)
         self._held: Counter[str] = Counter()
-        self._tokens = UnitTokens(holder, used)
+        self.tokens = UnitTokens(holder, used)
+        self.refuses: Callable[[str, str], str] = lambda unit, kid: ""
+        """Why the registry of units refuses a (unit, key id), "" if it does not; `enforce` after a change."""
+        self.observe: Callable[[str, str, dict[str, object]], None] = lambda event, unit, details: None
+        """Told of (event, unit, details), see registry.Watcher."""
         dispatcher = Dispatcher(self.registry, buffer_bytes=getattr(settings, "relay_buffer_bytes", 268_435_456))
         self.unit_resource = UnitResource(dispatcher)
         self.connect_resource = ConnectResource(
-            self._tokens,
+            self.tokens,
             self.take_over,
             has_room=self.has_room,
             draining=lambda: self._draining,
@@ -104,6 +109,10 @@ class Relay:
         """The connected units, as far as this worker knows."""
         return self.registry.units()
 
+    def known(self) -> list[CompiledUnit]:
+        """The units of the configuration in force."""
+        return list(self._holder.current.units.values())
+
     # --- connections
 
     def has_room(self, unit: CompiledUnit) -> bool:
@@ -117,25 +126,32 @@ class Relay:
         dead = sum(1 for probe in probes if not probe.value)
         return self.registry.count(unit.id) - dead < unit.max_connections
 
-    def take_over(self, unit: CompiledUnit, token_exp_s: float, sock: Any, unread: bytes) -> None:
+    def take_over(self, login: Login, sock: Any, unread: bytes) -> None:
         """Have the relay protocol spoken on an upgraded connection, here or at a sibling. Yields to the hub: yes.
 
         A unit's second connection goes to a worker that holds none of it, if there is one.
         """
+        unit = login.unit
         if self._held[unit.id] and not self._draining:
             holders = {getattr(link, "name", "") for link in self.registry.remote(unit.id)}
             for name in self.fabric.siblings:
-                if name not in holders and self.handover.pass_on(name, unit.id, token_exp_s, sock, unread):
+                if name in holders:
+                    continue
+                if self.handover.pass_on(name, unit.id, login.kid, login.expires_s, sock, unread):
                     return
-        self._hold(unit, token_exp_s, sock, unread)
+        self._hold(login, sock, unread)
 
-    def _receive(self, unit_id: str, token_exp_s: float, sock: Any, unread: bytes) -> None:
+    def _receive(self, unit_id: str, kid: str, token_exp_s: float, sock: Any, unread: bytes) -> None:
         """A sibling authenticated and upgraded this connection."""
         unit = self._holder.current.units.get(unit_id)
-        if unit is not None and unit.enabled and not self._draining:
-            self._hold(unit, token_exp_s, sock, unread)
+        if unit is not None and not self._draining:
+            self._hold(Login(unit, kid, token_exp_s), sock, unread)
 
-    def _hold(self, unit: CompiledUnit, token_exp_s: float, sock: Any, unread: bytes) -> None:
+    def _hold(self, login: Login, sock: Any, unread: bytes) -> None:
+        unit = login.unit
+        # SEC: it may have been revoked between its dial and now; from here on `enforce` finds it.
+        if self._refusal(unit.id, login.kid):
+            return
         connection = UnitConnection(
             unit.id,
             sock,
@@ -143,8 +159,9 @@ class Relay:
             self.registry,
             self._limits,
             max_connections=unit.max_connections,
-            token_exp_s=token_exp_s,
-            check_token=self._tokens.renewed,
+            token_exp_s=login.expires_s,
+            check_token=self.tokens.renewed,
+            kid=login.kid,
         )
         self._connections.add(connection)
         self._held[unit.id] += 1
@@ -158,12 +175,26 @@ class Relay:
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
         """A unit that was removed or disabled loses its links; no other connection is touched."""
+        self.enforce()
+
+    def enforce(self) -> None:
+        """End the links that configuration or registry do not allow any more."""
         for connection in list(self._connections):
-            unit = snapshot.units.get(connection.unit)
-            if unit is None or not unit.enabled:
-                connection.shut(GoAwayCode.UNIT_DISABLED, "disabled", retry_ms=60_000, jitter_ms=10_000)
+            why = self._refusal(connection.unit, connection.kid)
+            if why and not connection.ended:
+                connection.shut(GoAwayCode.UNIT_DISABLED, why, retry_ms=60_000, jitter_ms=10_000)
+
+    def _refusal(self, unit_id: str, kid: str) -> str:
+        unit = self._holder.current.units.get(unit_id)
+        known = unit is not None and unit.enabled
+        return self.refuses(unit_id, kid) or ("" if known else "disabled")
 
     def _on_event(self, event: str, unit: str, details: dict[str, object]) -> None:
+        if event == "connection.up":
+            for connection in self.registry.local(unit):
+                if connection.conn == details["conn"]:
+                    details = {**details, "agent": connection.agent, "kid": connection.kid}
+        self.observe(event, unit, details)
         if self._log is not None:
             self._log.info(event, unit=unit, **details)
         if self._metrics is not None and event.startswith("connection."):

@@ -26,6 +26,7 @@ MAJOR_VERSION = 18
 DATABASE = "caregate"
 ADMIN_ROLE = "postgres"
 GATEWAY_ROLE = "caregate_gateway"
+OPERATOR_ROLE = "caregate_operator"
 
 _SHARED_STATE = Path("/var/lib/caregate")
 """Where root's server keeps its files if the server's account cannot enter the directory asked for."""
@@ -76,6 +77,19 @@ class EmbeddedPostgres:
     def gateway_dsn(self) -> str:
         """The role the gateway logs in as."""
         return self._dsn(GATEWAY_ROLE)
+
+    @property
+    def operator_dsn(self) -> str:
+        """The role of `caregate unit`."""
+        return self._dsn(OPERATOR_ROLE)
+
+    def find(self) -> EmbeddedPostgres:
+        """Look where another process runs the server of this directory, so that the DSNs lead there."""
+        location = self.directory / "location"
+        self._base = Path(location.read_text().strip()) if location.exists() else self.directory
+        note = self._base / "socket-directory"
+        self._socket_dir = Path(note.read_text()) if note.exists() else self._base
+        return self
 
     @property
     def pid(self) -> int | None:

@@ -53,13 +53,22 @@ RES = {"s": 200, "h": [["content-type", "text/plain"]], "len": 2, "up": 12}
 
 def valid() -> list[dict[str, Any]]:
     rows = [
-        ("hello", frame(0x01, header=HELLO), {"type": "Hello", **HELLO}),
+        ("hello", frame(0x01, header=HELLO), {"type": "Hello", **HELLO, "clock_ms": None}),
         (
             "lease-with-unknown-object",
             frame(0x26, header=b'{"max_streams":8,"a":{"b":1,"c":{":":2}},"d":[{"b":1},"\\":{"],"":0}'),
             {"type": "Lease", "max_streams": 8},
         ),
-        ("hello-with-unknown-member", frame(0x01, header={**HELLO, "new": 1}), {"type": "Hello", **HELLO}),
+        (
+            "hello-with-unknown-member",
+            frame(0x01, header={**HELLO, "new": 1}),
+            {"type": "Hello", **HELLO, "clock_ms": None},
+        ),
+        (
+            "hello-with-clock",
+            frame(0x01, header={**HELLO, "clock_ms": 1700000000000}),
+            {"type": "Hello", **HELLO, "clock_ms": 1700000000000},
+        ),
         ("welcome", frame(0x02, header=WELCOME), {"type": "Welcome", **WELCOME}),
         ("req-whole", frame(0x10, END, 1, REQ), {"type": "RequestFrame", "stream": 1, "body": "", "end": True}),
         (
@@ -159,6 +168,7 @@ def invalid() -> list[dict[str, Any]]:
         ("hello-without-instance", frame(0x01, header={k: v for k, v in HELLO.items() if k != "instance"}), "header"),
         ("hello-window-of-nothing", frame(0x01, header={**HELLO, "stream_window": 0}), "header"),
         ("hello-caps-of-numbers", frame(0x01, header={**HELLO, "caps": [1]}), "header"),
+        ("hello-clock-before-1970", frame(0x01, header={**HELLO, "clock_ms": -1}), "header"),
     ]
     return [
         {"name": row[0], "hex": row[1], "code": row[2], **({"stream": row[3]} if len(row) > 3 else {})} for row in rows

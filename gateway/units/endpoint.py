@@ -1,0 +1,205 @@
+"""`POST /relay/v1/enrol` and `POST /relay/v1/keys`: a unit registers a public key, by a one-time code or its old key.
+
+```
+enrol  {unit, alg, public_key, proof}           proof: a JWS under the new key,
+                                                {iss = sub = unit, aud = unit-enrolment, iat, exp, jti, code}
+keys   {alg, public_key, proof, context: bool}  Authorization: Bearer, a unit token of the old key;
+                                                proof: {iss = sub = unit, aud = unit-rotation, iat, exp, jti}
+201    {unit, kid, context_key, overlap_s}      context_key in base64url, or null; overlap_s null at an enrolment
+```
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable
+from typing import Any, Final, Protocol, TypeVar
+
+import falcon
+import msgspec
+import orjson
+
+from fastpath.bucket import BucketTable
+from gateway.context import RequestContext
+from gateway.errors import BadRequest, EnrolmentRefused, GatewayError, RateLimited
+from gateway.http.admission import address_block
+from gateway.relay.endpoint import UnitTokens, unit_bearer
+from gateway.relay.request import RequestBody, content_length
+from gateway.units import code
+from gateway.units.model import NewKey
+from gateway.units.proof import prove
+from gateway.units.roster import Roster
+
+MAX_BODY_BYTES: Final = 16_384
+ENROL_AUDIENCE: Final = "unit-enrolment"
+ROTATE_AUDIENCE: Final = "unit-rotation"
+ATTEMPTS: Final = 10
+"""From one address: so many at once, and as many again a minute."""
+CONTEXT_AFTER_S: Final = 60.0
+"""Until the gateway signs with a new context key: the agent needs that long to hand it to whoever checks."""
+T = TypeVar("T")
+_INTERVAL_NS: Final = 60_000_000_000 // ATTEMPTS
+
+
+class Store(Protocol):
+    """See store.units.UnitStore."""
+
+    def enrol(self, unit: str, digest: bytes, key: NewKey, *, with_context: bool) -> str | None: ...
+
+    def rotate(
+        self,
+        unit: str,
+        old_kid: str,
+        key: NewKey,
+        *,
+        overlap_s: float,
+        with_context: bool,
+        context_after_s: float | None,
+    ) -> str | None: ...
+
+
+class EnrolRequest(msgspec.Struct, frozen=True):
+    unit: str
+    alg: str
+    public_key: str
+    proof: str
+
+
+class RotateRequest(msgspec.Struct, frozen=True):
+    alg: str
+    public_key: str
+    proof: str
+    context: bool = False
+
+
+class Gate:
+    """Attempts by address, counted for all workers of the machine together."""
+
+    def __init__(self, table: BucketTable, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._table = table
+        self._rule = table.key("unit-enrolment")
+        self._clock_ns = clock_ns
+
+    def admit(self, address: str) -> None:
+        """Raises: RateLimited."""
+        key = self._table.key("unit-enrolment", address_block(address))
+        admitted, _, wait_ns, _ = self._table.take(key, _INTERVAL_NS, ATTEMPTS, self._clock_ns(), self._rule)
+        if not admitted:
+            raise RateLimited(retry_after_s=-(-wait_ns // 1_000_000_000))
+
+
+class _Registration:
+    """What both endpoints do with a key that is registered."""
+
+    def __init__(
+        self,
+        store: Store,
+        roster: Roster,
+        gate: Gate,
+        *,
+        refresh: Callable[[], None],
+        tell: Callable[[str, str, str], None],
+    ) -> None:
+        """Shapes: `refresh` has this worker know the key at once; `tell(outcome, unit, kid)` is for log and metrics."""
+        self._store = store
+        self._roster = roster
+        self._gate = gate
+        self._refresh = refresh
+        self._tell = tell
+
+    def _admit(self, req: falcon.Request) -> RequestContext:
+        ctx: RequestContext = req.context.gateway
+        self._gate.admit(ctx.client_address)
+        return ctx
+
+    def _answer(
+        self, resp: falcon.Response, unit: str, kid: str, context: bytes | None, overlap_s: float | None
+    ) -> None:
+        try:
+            self._refresh()
+        except GatewayError:
+            pass  # registered it is; the feed brings it
+        resp.status = 201
+        resp.content_type = falcon.MEDIA_JSON
+        resp.set_header("Cache-Control", "no-store")
+        encoded = None if context is None else base64.urlsafe_b64encode(context).rstrip(b"=").decode("ascii")
+        resp.data = orjson.dumps({"unit": unit, "kid": kid, "context_key": encoded, "overlap_s": overlap_s})
+
+
+class EnrolResource(_Registration):
+    """A unit's first key, or one for a new machine."""
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Register the key of whoever has the code. Yields to the hub: yes.
+
+        Raises: BadRequest, EnrolmentRefused, RateLimited, Conflict, DatabaseUnavailable, DatabaseTimeout.
+        """
+        ctx = self._admit(req)
+        asked = _read(req, EnrolRequest)
+        proof = prove(asked.unit, asked.alg, asked.public_key, asked.proof, ENROL_AUDIENCE)
+        given = proof.claims.get("code")
+        if not isinstance(given, str) or len(given) > 128:
+            raise BadRequest("The proof has no code")
+        known = asked.unit in ctx.snapshot.units
+        context = self._roster.document_context(asked.unit)
+        # SEC: one statement decides, and what it finds wrong is not told. A unit that the configuration does not know
+        # takes the same way, with a digest that no code has.
+        digest = code.digest(given) if known else bytes(32)
+        secret = self._store.enrol(asked.unit, digest, proof.key, with_context=context is None)
+        if secret is None or not known:
+            self._tell("refused", "", proof.key.kid)
+            raise EnrolmentRefused("The code is not one that enrols this unit now")
+        ctx.unit = asked.unit
+        self._tell("enrolled", asked.unit, proof.key.kid)
+        self._answer(resp, asked.unit, proof.key.kid, context or secret.encode(), None)
+
+
+class RotateResource(_Registration):
+    """A unit's next key, vouched for by the one it has."""
+
+    def __init__(self, tokens: UnitTokens, overlap_s: float, *parts: Any, **options: Any) -> None:
+        """Units: `overlap_s` seconds for which the old key is good beside the new one."""
+        super().__init__(*parts, **options)
+        self._tokens = tokens
+        self._overlap_s = overlap_s
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Register the next key of the unit that the bearer token is of. Yields to the hub: yes.
+
+        Raises: what a dial is refused with, and as EnrolResource.
+        """
+        ctx = self._admit(req)
+        login = self._tokens.check(unit_bearer(req.env))
+        unit = login.unit.id
+        asked = _read(req, RotateRequest)
+        proof = prove(unit, asked.alg, asked.public_key, asked.proof, ROTATE_AUDIENCE)
+        context = self._roster.document_context(unit)
+        secret = self._store.rotate(
+            unit,
+            login.kid,
+            proof.key,
+            overlap_s=self._overlap_s,
+            with_context=context is None,
+            context_after_s=CONTEXT_AFTER_S if asked.context else None,
+        )
+        if secret is None:
+            self._tell("refused", unit, proof.key.kid)
+            raise EnrolmentRefused("The key cannot be registered for this unit")
+        ctx.unit = unit
+        self._tell("rotated", unit, proof.key.kid)
+        self._answer(resp, unit, proof.key.kid, context or secret.encode(), self._overlap_s)
+
+
+def _read(req: falcon.Request, kind: type[T]) -> T:
+    """The request's body. Raises: BadRequest, BodyTooLarge, and what reading raises."""
+    body = RequestBody(req.env["wsgi.input"], content_length(req.env), MAX_BODY_BYTES)
+    piece, end = body.first()
+    pieces = [piece]
+    while not end:
+        piece, end = body.next()
+        pieces.append(piece)
+    try:
+        return msgspec.json.decode(b"".join(pieces), type=kind)
+    except msgspec.DecodeError:
+        raise BadRequest("The body is not as this resource takes it") from None

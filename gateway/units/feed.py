@@ -1,0 +1,175 @@
+"""Keeps a worker's roster as the database has it: told by NOTIFY, looked at from time to time, kept on disk.
+
+Without its database a worker goes on with what it knew last; one that starts then takes it from the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Protocol
+
+import gevent
+import msgspec
+import structlog
+
+from gateway.errors import GatewayError
+from gateway.units.model import Changes
+from gateway.units.roster import Roster
+
+COPY: Final = "units-last-known.json"
+FIRST_LOAD_S: Final = 1.0
+RETRY_S: Final = 0.5
+COPY_EVERY_S: Final = 1.0
+HASTE_S: Final = 1.0
+"""How often at most a worker asks because a unit came with a key that it does not know."""
+HASTE_TIMEOUT_S: Final = 0.5
+
+log = structlog.get_logger()
+
+
+class Feed(Protocol):
+    """See store.units.UnitFeed."""
+
+    def changes(self, after: int) -> Changes: ...
+    def wait(self, timeout_s: float) -> None: ...
+    def close(self) -> None: ...
+
+
+class RosterFeed:
+    """One greenlet. `start` after the fork; `dial` makes a connection that is told of changes."""
+
+    def __init__(
+        self,
+        roster: Roster,
+        dial: Callable[[], Feed],
+        ask: Callable[[int, float], Changes],
+        directory: Path,
+        *,
+        poll_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Shapes: `ask(after, timeout_s)` asks once over another connection. Units: `poll_s` between two looks."""
+        self._roster = roster
+        self._dial = dial
+        self._ask = ask
+        self._path = directory / COPY
+        self._poll_s = poll_s
+        self._clock = clock
+        self._greenlets: list[gevent.Greenlet] = []
+        self._kept = 0
+        self._hasty_until_s = 0.0
+
+    def start(self) -> None:
+        """Know what is registered before the first unit dials. Yields to the hub: for a second at most."""
+        restored = self._restore()
+        feed = None
+        with gevent.Timeout(FIRST_LOAD_S, False):
+            try:
+                feed = self._open()
+            except GatewayError:
+                pass
+        if feed is None:
+            log.warning("the registry of units could not be read", last_known=restored)
+        self._greenlets = [gevent.spawn(self._run, feed), gevent.spawn(self._keep)]
+
+    def stop(self) -> None:
+        """Follow no more."""
+        gevent.killall(self._greenlets)
+
+    def hasten(self) -> None:
+        """A unit came with a key unknown here: perhaps it registered a moment ago. Yields to the hub: yes."""
+        now_s = self._clock()
+        if now_s < self._hasty_until_s:
+            return
+        self._hasty_until_s = now_s + HASTE_S
+        try:
+            self.refresh()
+        except GatewayError:
+            return
+
+    def refresh(self) -> None:
+        """Look now. Raises: DatabaseUnavailable, DatabaseTimeout. Yields to the hub: yes."""
+        self._roster.take(self._ask(self._roster.revision, HASTE_TIMEOUT_S))
+
+    def _open(self) -> Feed:
+        feed = self._dial()
+        try:
+            # NOTE: everything, once a connection: what it missed, and whether it is the same database at all.
+            self._roster.take(feed.changes(0))
+        except BaseException:
+            feed.close()
+            raise
+        return feed
+
+    def _run(self, feed: Feed | None) -> None:
+        while True:
+            try:
+                if feed is None:
+                    feed = self._open()
+                self._follow(feed)
+            except GatewayError:
+                if feed is not None:
+                    feed.close()
+                    log.warning("the registry of units is away; the last known keys go on")
+                feed = None
+            except Exception:
+                log.exception("the registry of units could not be followed")
+                if feed is not None:
+                    feed.close()
+                feed = None
+            self._roster.tick()
+            gevent.sleep(RETRY_S)
+
+    def _follow(self, feed: Feed) -> None:
+        while True:
+            feed.wait(self._poll_s)
+            self._roster.take(feed.changes(self._roster.revision))
+            self._roster.tick()
+
+    # --- the copy on disk
+
+    def _restore(self) -> int:
+        """The revision that was taken from the disk, 0 if there is none."""
+        try:
+            known = msgspec.json.decode(self._path.read_bytes(), type=Changes)
+        except (OSError, msgspec.DecodeError):
+            return 0
+        self._roster.take(known)
+        self._kept = known.revision
+        return known.revision
+
+    def _keep(self) -> None:
+        while True:
+            gevent.sleep(COPY_EVERY_S)
+            if self._roster.revision != self._kept:
+                revision, content = self._roster.revision, msgspec.json.encode(self._roster.whole())
+                error = gevent.get_hub().threadpool.apply(_write, (self._path, content))
+                self._kept = revision
+                if error is not None:
+                    log.warning("the registry of units could not be kept on disk", reason=error)
+
+
+def _write(path: Path, content: bytes) -> str | None:
+    """Replace the file; why that failed.
+
+    SEC: the keys of x-caregate-context are in it: readable by the owner alone.
+    NOTE: what leaves a function of gevent's thread pool as an exception is printed with its traceback.
+    """
+    try:
+        _replace(path, content)
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+    temporary.replace(path)
