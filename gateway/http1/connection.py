@@ -232,6 +232,7 @@ class Connection(Loop):
         status, fields, body = render(error, environ["caregate.request_id"], environ["REQUEST_METHOD"])
         payload, framing, _ = encode_response(status, fields, service.date, False, head_only, False, body, len(body))
         self._tell_refused(environ, error, int(status[:3]))
+        self.response.status, self.response.sent = status, 0 if head_only else len(body)
         self.response.keep_alive = False
         self._ended = True
         self.send((payload, body) if framing > 0 else (payload,))

@@ -156,8 +156,26 @@ def test_access_log_and_hooks(start_server: Start, exchange: Any, tmp_path: Path
         "-c", str(config), "--access-logfile", str(log), "--access-logformat", "%(m)s %(U)s %(s)s %(B)s %({x-a}i)s"
     )
     exchange(b"GET /a HTTP/1.1\r\nHost: g\r\nX-A: b\r\n\r\nGET /raises HTTP/1.1\r\nHost: g\r\n\r\n", to=server)
-    eventually(lambda: log.exists() and log.read_text().splitlines()[:1] == ["GET /a 200 2 b"])
+    eventually(lambda: log.exists() and log.read_text().count("\n") == 2)
+    first, second = log.read_text().splitlines()
+    assert first == "GET /a 200 2 b"
+    assert second.startswith("GET /raises 500 "), "what the caller got, though the application gave nothing"
     assert seen.read_text().splitlines()[:3] == ["pre GET /a", "post 200 OK", "pre GET /raises"]
+
+
+def test_statsd_counts_requests(start_server: Start, exchange: Any) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as statsd:
+        statsd.bind(("127.0.0.1", 0))
+        statsd.settimeout(5)
+        server = start_server("--statsd-host", f"127.0.0.1:{statsd.getsockname()[1]}", "--statsd-prefix", "gw")
+        exchange(REQUEST + b"GET /raises HTTP/1.1\r\nHost: g\r\n\r\n", to=server)
+        told: list[str] = []
+        while not any("status.500" in line for line in told):
+            told.append(statsd.recv(1000).decode())
+    counted = [line.split("|")[0] for line in told if "|c" in line]
+    assert counted.count("gw.gunicorn.requests:1") == 2
+    assert {"gw.gunicorn.request.status.200:1", "gw.gunicorn.request.status.500:1"} <= set(counted)
+    assert sum(line.startswith("gw.gunicorn.request.duration:") for line in told) == 2
 
 
 def free_port() -> int:
