@@ -6,13 +6,15 @@ PORT ?= 8080
 SECONDS ?= 60
 UNITS ?= 500
 BENCH_SECONDS ?= $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),5)
+FLEET_SECONDS ?= $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),20)
+FLEET_UNITS ?= $(if $(filter command line environment,$(origin UNITS)),$(UNITS),5000)
 SOAK_SECONDS ?= $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),600)
 CHAOS_SECONDS ?= $(SOAK_SECONDS)
 STAMP := $(VENV)/.installed
 KERNELS := $(VENV)/.built
 DEBUG_BUILT := $(VENV)/.debug-built
 
-.PHONY: run test lint build bench bench-fastpath profile load soak chaos fuzz autobahn annotate debug lock clean
+.PHONY: run test lint build bench bench-fastpath profile load fleet soak chaos fuzz autobahn annotate debug lock clean
 .DELETE_ON_ERROR:
 
 run: build
@@ -52,6 +54,9 @@ profile: build
 
 load: build
 	@$(BIN)/python -m loadtests.run --seconds $(SECONDS) --units $(UNITS)
+
+fleet: build
+	@$(BIN)/python -m loadtests.fleet_run --units $(FLEET_UNITS) --seconds $(FLEET_SECONDS)
 
 soak: build
 	@$(BIN)/python -m loadtests.soak --seconds $(SOAK_SECONDS)

@@ -127,7 +127,7 @@ class Gateway:
 
     def _admit(self, ready: bool) -> None:
         """While the trail has no room every request goes by way of the middleware, where `accounting` refuses it."""
-        self.public.lane = self._lanes if ready and not self.accounting.draining else None
+        self.public.lane = self._lanes if ready else None
 
     def _count_upstream(self, upstream: str, outcome: str) -> None:
         self.metrics.inc("caregate_upstream_requests", (upstream, outcome))
@@ -190,13 +190,16 @@ class Gateway:
         self.metrics.set("caregate_config_version", (), self.holder.current.version)
         self.log.info("worker ready", config_version=self.holder.current.version)
 
+    def ready(self) -> None:
+        """The worker accepts connections."""
+        self.control.phase = "serving"
+
     def drain(self) -> None:
-        """The worker leaves: no new requests, units move elsewhere, open streams finish.
+        """The worker leaves: it accepts no connections, units move elsewhere, open streams finish.
 
         Yields to the hub: until the relay is empty or the grace has ended.
         """
-        self.accounting.draining = True
-        self.public.lane = None
+        self.control.phase = "draining"
         self.relay.drain()
 
     def stop(self) -> None:
@@ -230,7 +233,7 @@ class Gateway:
         snapshot = self.holder.current
         return {
             "config_version": snapshot.version,
-            "draining": self.accounting.draining,
+            "draining": self.control.phase == "draining",
             "database": "up" if self.database.available else "down",
         }
 

@@ -52,6 +52,8 @@ class Settings:
     max_head_bytes: int = 32_768
     max_header_fields: int = 100
     drain_grace_s: int = 30
+    drain_linger_s: int = 2
+    """How long a worker that leaves still answers on the connections it has, each time with `Connection: close`."""
     relay_ping_ms: int = 15_000
     relay_dead_ms: int = 35_000
     relay_hello_timeout_ms: int = 5_000
@@ -61,6 +63,10 @@ class Settings:
     """How often a worker looks at the registry of units although nothing told it of a change."""
     unit_overlap_s: int = 86_400
     """How long a unit's old key is good beside the one that replaces it."""
+    relay_dials_open: int = 512
+    """Unit connections of a worker that may be on their way from the dial to HELLO; above it 503 with Retry-After."""
+    relay_moves_per_s: int = 500
+    """Unit connections that a leaving worker sends to its siblings in a second."""
     relay_buffer_bytes: int = 268_435_456
     """Relay buffers of one worker."""
     node: str = ""
@@ -128,7 +134,7 @@ _AT_MOST = {"max_head_bytes": 65_535, "max_header_fields": 250}
 """What the request parser can count."""
 _MAY_BE_EMPTY = frozenset({"ops_bind"})
 """Settings of which an empty value is one; of all others it means that nothing was set."""
-_MAY_BE_ZERO = frozenset({"max_requests"})
+_MAY_BE_ZERO = frozenset({"max_requests", "drain_linger_s"})
 
 
 def _boolean(text: str) -> bool:

@@ -18,14 +18,24 @@ class Shared:
     buckets: BucketTable
     regions: list[memoryview]
     secret: bytes
+    life: memoryview
     slots: dict[int, int] = field(default_factory=dict)
     """Region in use -> identity of its worker; kept by the arbiter."""
+    generation: int = 1
+    """Of the workers that are forked now. `life` holds the arbiter's at 0, and at 1 + a region that of its worker once
+    that accepts connections."""
+
+    def renew(self) -> None:
+        """In the arbiter, at HUP: from here on workers are of another generation, and the older ones know."""
+        self.generation += 1
+        self.life[0] = self.generation
 
     def take_slot(self, worker: int) -> int:
         """A free region for a worker, or -1 if all are taken (its metrics then stay its own)."""
         for slot in range(len(self.regions)):
             if slot not in self.slots:
                 self.slots[slot] = worker
+                self.life[1 + slot] = 0
                 return slot
         return -1
 
@@ -33,6 +43,7 @@ class Shared:
         """Give a dead worker's region to the next one; its counters stay, its gauges go."""
         for slot in [s for s, owner in self.slots.items() if owner == worker]:
             clear_gauges(self.regions[slot])
+            self.life[1 + slot] = 0
             del self.slots[slot]
 
 
@@ -43,7 +54,9 @@ def create(settings: Settings) -> Shared:
     buckets = BucketTable(memory, settings.bucket_capacity, secret, create=True)
     size = -(-settings.metric_series * SERIES_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE
     regions = [memoryview(mmap.mmap(-1, size)) for _ in range(3 * settings.workers + 2)]
-    return Shared(buckets, regions, secret)
+    life = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("I")
+    life[0] = 1
+    return Shared(buckets, regions, secret, life)
 
 
 slot = -1
@@ -57,3 +70,21 @@ def arbiter(settings: Settings) -> Shared:
     if _made is None:
         _made = create(settings)
     return _made
+
+
+def is_accepting() -> None:
+    """In a worker: it accepts connections from here on."""
+    if _made is not None and slot >= 0:
+        _made.life[1 + slot] = _made.generation
+
+
+def is_superseded() -> bool:
+    """In a worker: is a newer generation meant to take its place?"""
+    return _made is not None and _made.life[0] > _made.generation
+
+
+def successors() -> int:
+    """In a worker: how many of the newest generation accept connections."""
+    if _made is None:
+        return 0
+    return sum(1 for generation in _made.life[1 : 1 + len(_made.regions)] if generation == _made.life[0])

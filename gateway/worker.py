@@ -30,6 +30,7 @@ import fastpath
 from fastpath.http import HeadReader
 from fastpath.responses import RequestIds, Response
 from fastpath.routes import canonical_path
+from gateway import shared
 from gateway.errors import GraceEnded
 from gateway.http1.connection import Connection
 from gateway.http1.deadlines import TICK_NS, DeadlinePassed, Deadlines
@@ -48,15 +49,16 @@ _NOTIFY_S = 1.0
 _POLL_S = 0.1
 _CUT_S = 1.5
 """The last part of the grace: for accounting and answering what is cut off."""
-_IDLE_LINGER_S = 2.0
-"""How long an idle connection of a draining worker is kept, so that a request on its way gets an answer."""
+_SUCCESSORS_S = 15.0
+"""How long a worker that HUP replaces goes on at most, until the new ones accept connections."""
 
 
 class GatewayWorker(GeventWorker):  # type: ignore[misc]
     """gunicorn's gevent worker with its connection loop replaced.
 
-    The application may have four attributes beside being callable: `settings`; `refused(environ, error, status)` for
-    requests answered before it ran; `drain()` once when the worker stops accepting; `stop()` once at the end.
+    The application may have five attributes beside being callable: `settings`; `refused(environ, error, status)` for
+    requests answered before it ran; `ready()` once when the worker accepts connections; `drain()` once when it stops
+    accepting; `stop()` once at the end.
     Implements gateway.http1.connection.Service.
     """
 
@@ -70,6 +72,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             signal.signal(number, self.handle_exit)
         self.connections: set[Connection | Http2Connection] = set()
         self.draining = False
+        self.leaving = False
         super().init_process()
 
     # --- the worker's life
@@ -79,8 +82,12 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
     def run(self) -> None:
         self._prepare()
         servers = [self._listen(listener) for listener in self.sockets]
+        self._call("ready")
+        shared.is_accepting()
         self._run_until_told()
-        self._drain(servers)
+        ends_s = time.monotonic() + self.cfg.graceful_timeout
+        self._await_successors()
+        self._drain(servers, ends_s)
 
     def _prepare(self) -> None:
         settings = getattr(self.wsgi, "settings", None)
@@ -128,37 +135,42 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
                 notified = now
             gevent.sleep(_POLL_S)
 
-    def _drain(self, servers: list[StreamServer]) -> None:
-        """Stop accepting, let the application say goodbye, wait for what runs, then end the rest."""
-        grace_s = self.cfg.graceful_timeout
-        # NOTE: the arbiter kills at the end of the grace; what is cut off must be accounted for before that.
-        end = time.monotonic() + grace_s - min(_CUT_S, grace_s / 3)
-        idle_end = time.monotonic() + min(_IDLE_LINGER_S, self.cfg.graceful_timeout)
-        for server in servers:
-            server.close()
-        for connection in self.connections:
-            connection.leave()
-        # A worker that ends by `max_requests` serves what its kept connections still send, so that no request fails.
-        self.draining = self.nr < self.max_requests
-        said_goodbye = False
-        while self.connections and time.monotonic() < end:
-            idle_over = time.monotonic() >= idle_end
-            if not said_goodbye and (self.draining or idle_over):
-                said_goodbye = True
-                self._say_goodbye()
-            if idle_over:
-                self._close_idle()
+    def _await_successors(self) -> None:
+        """Replaced by HUP, go on until the new workers accept connections: nobody has to wait for one.
+
+        Yields to the hub: for _SUCCESSORS_S at most, and no more than half of the grace.
+        """
+        limit_s = time.monotonic() + min(_SUCCESSORS_S, self.cfg.graceful_timeout / 2)
+        while shared.is_superseded() and shared.successors() < self.cfg.workers and time.monotonic() < limit_s:
             self.notify()
             gevent.sleep(_POLL_S)
-        if not said_goodbye:
-            self._say_goodbye()
+        self.leaving = True
+
+    def _drain(self, servers: list[StreamServer], ends_s: float) -> None:
+        """Stop accepting, let the application say goodbye, wait for what runs, then end the rest.
+
+        For `drain_linger_s` the connections that there are get their answers, each with `Connection: close`, so that no
+        request fails that is on its way; then idle ones are closed. Units: `ends_s` of time.monotonic: the grace's end.
+        """
+        grace_s = self.cfg.graceful_timeout
+        # NOTE: the arbiter kills at the end of the grace; what is cut off must be accounted for before that.
+        end_s = ends_s - min(_CUT_S, grace_s / 3)
+        linger_end_s = time.monotonic() + min(self.settings.drain_linger_s, grace_s)
+        for server in servers:
+            server.close()
+        for connection in list(self.connections):
+            connection.leave()
+        self._say_goodbye()
+        while self.connections and time.monotonic() < end_s:
+            if time.monotonic() >= linger_end_s:
+                self.draining = True
+                self._close_idle()
+            self.notify()
             gevent.sleep(_POLL_S)
         if self.connections:
             self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
             self._interrupt(grace_s)
-        stop = getattr(self.wsgi, "stop", None)
-        if stop is not None:
-            stop()
+        self._call("stop")
         for server in servers:
             server.stop(timeout=1)
 
@@ -179,6 +191,13 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         drain = getattr(self.wsgi, "drain", None)
         if drain is not None:
             gevent.spawn(drain)
+            gevent.sleep(0)
+
+    def _call(self, name: str) -> None:
+        """One of the application's moments, if it has it."""
+        moment = getattr(self.wsgi, name, None)
+        if moment is not None:
+            moment()
 
     def _close_idle(self) -> None:
         # NOTE: `expire` switches to the connection's greenlet, which only the hub gets control back from.
@@ -286,12 +305,12 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
     # --- what connections ask of their worker
 
     def count(self) -> bool:
-        """Count a request; False from the last one of `max_requests` on, and once the worker is told to stop."""
+        """Count a request; False from the last one of `max_requests` on, and once the worker leaves."""
         self.nr += 1
         if self.nr >= self.max_requests and self.alive:
             self.log.info("Autorestarting worker after current request.")
             self.alive = False
-        return bool(self.alive)
+        return not self.leaving and self.nr < self.max_requests
 
     def before(self, environ: dict[str, Any]) -> None:
         if self._before is not None:

@@ -1,7 +1,7 @@
 """A fleet of units in one process: real WebSocket connections through the relay protocol, each answering for its unit.
 
-Run: `python -m loadtests.fleet --plan PLAN [--connections 2] [--report FILE]`; SIGTERM or Ctrl-C ends it, and the last
-line is what it counted, as JSON.
+Run: `python -m loadtests.fleet --plan PLAN [--connections 2] [--share 0/4] [--report FILE] [--journal FILE]`; SIGTERM
+or Ctrl-C ends it, and the last line is what it counted, as JSON. The journal gets a line of each POST that was run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from loadtests.measure import write_report
 from loadtests.plan import Plan, read_plan
 from loadtests.unit_link import LinkLost, Stopping, UnitLink
 
-DIALS_PER_S = 200
+DIALS_PER_S = 200.0
 """The fleet's first dials are spread at this rate, as units that start at different times are."""
 REFUSED_WAIT_S = 60.0
 """After 401, 403 or 404 the gateway is left alone for so long (protocol page)."""
@@ -41,8 +41,17 @@ REPORT_EVERY_S = 0.5
 
 @dataclass(slots=True)
 class Counts:
-    """`up` is how many connections each unit has now; the rest only grows."""
+    """`up` is how many connections each unit has now that were not told to move; the rest only grows.
 
+    Units: `first_dial_s`, `whole_s` seconds of time.monotonic; `whole_s`: since when all seats are up, 0 if not.
+    Shapes: `posts` are the targets of the POSTs that were run, in their order.
+    """
+
+    seats: int = 0
+    live: int = 0
+    first_dial_s: float = 0.0
+    whole_s: float = 0.0
+    posts: list[str] = field(default_factory=list)
     up: Counter[str] = field(default_factory=Counter)
     requests: int = 0
     dials: int = 0
@@ -50,12 +59,30 @@ class Counts:
     moved: int = 0
     refused: Counter[str] = field(default_factory=Counter)
 
+    def came(self, unit: str) -> None:
+        self.up[unit] += 1
+        self.live += 1
+        if self.live == self.seats:
+            self.whole_s = time.monotonic()
+
+    def went(self, unit: str) -> None:
+        self.up[unit] -= 1
+        self.live -= 1
+        self.whole_s = 0.0
+
+    def answered(self, method: str, target: str) -> None:
+        self.requests += 1
+        if method == "POST":
+            self.posts.append(target)
+
     def report(self, units: int) -> dict[str, Any]:
         """Shapes: `connected` counts units, `connections` their connections."""
         return {
             "units": units,
             "connected": sum(1 for count in self.up.values() if count > 0),
-            "connections": sum(self.up.values()),
+            "connections": self.live,
+            "first_dial_s": self.first_dial_s,
+            "whole_s": self.whole_s,
             "requests": self.requests,
             "dials": self.dials,
             "lost": self.lost,
@@ -65,7 +92,9 @@ class Counts:
 
 
 class Seat:
-    """One connection of one unit, kept up: dials, serves, dials again."""
+    """One connection of one unit, kept up: dials, serves, dials again; moves before its old connection ends."""
+
+    __slots__ = ("_backoff", "_counts", "_index", "_instance", "_last_close", "_old", "_settings")
 
     def __init__(self, settings: AgentSettings, index: int, counts: Counts, instance: str) -> None:
         self._settings = settings
@@ -74,6 +103,7 @@ class Seat:
         self._instance = instance
         self._backoff = Backoff()
         self._last_close: str | None = None
+        self._old: UnitLink | None = None
 
     def keep(self, delay_s: float) -> None:
         """Yields to the hub: until it is killed with Stopping."""
@@ -85,29 +115,38 @@ class Seat:
             return
 
     def serve_once(self) -> float:
-        """One connection from dial to end. Returns how long to wait before the next, in seconds."""
-        self._counts.dials += 1
+        """One connection from dial to its end or its move. Returns how long to wait before the next, in seconds."""
+        counts, unit = self._counts, self._settings.identity.unit
+        counts.dials += 1
+        counts.first_dial_s = counts.first_dial_s or time.monotonic()
         started_s = time.monotonic()
-        link = UnitLink(self._settings, self._index, self._instance, self._last_close, self._answered)
-        unit = self._settings.identity.unit
+        link = UnitLink(self._settings, self._index, self._instance, self._last_close, counts.answered)
         try:
             link.open()
         except HandshakeRefused as refusal:
-            self._counts.refused[str(refusal.status)] += 1
+            counts.refused[str(refusal.status)] += 1
             return self._after_refusal(refusal)
         except LinkLost as lost:
-            self._counts.refused[str(lost)] += 1
+            counts.refused[str(lost)] += 1
             return self._backoff.after_failure()
-        self._counts.up[unit] += 1
+        counts.came(unit)
+        self._leave_old()
+        moves = False
         try:
-            link.serve()
+            moves = link.serve()
         finally:
-            self._counts.up[unit] -= 1
-            link.close()
+            counts.went(unit)
+            if not moves:
+                link.close()
+        if moves:
+            self._old = link
+            gevent.spawn(_serve_on, link)
         return self._after_end(link, time.monotonic() - started_s)
 
-    def _answered(self) -> None:
-        self._counts.requests += 1
+    def _leave_old(self) -> None:
+        old, self._old = self._old, None
+        if old is not None:
+            old.leave()
 
     def _after_refusal(self, refusal: HandshakeRefused) -> float:
         if refusal.status in (401, 403, 404):
@@ -127,24 +166,42 @@ class Seat:
         return self._backoff.after_failure()
 
 
-class Fleet:
-    """All units of a plan."""
+def _serve_on(link: UnitLink) -> None:
+    """Until the connection that moved has ended."""
+    try:
+        link.serve()
+    except Stopping:
+        pass
+    finally:
+        link.close()
 
-    def __init__(self, plan: Plan, connections: int) -> None:
-        """Raises: OSError, BadKey for a unit's key; BadSettings for the gateway's address."""
+
+class Fleet:
+    """All units of a plan, or a share of them."""
+
+    def __init__(
+        self, plan: Plan, connections: int, share: tuple[int, int] = (0, 1), dials_per_s: float = DIALS_PER_S
+    ) -> None:
+        """Shapes: `share` is (number from 0, of how many).
+
+        Raises: OSError, BadKey for a unit's key; BadSettings for the gateway's address.
+        """
         self.counts = Counts()
+        self._dials_per_s = dials_per_s
+        plan = replace(plan, units=plan.units[share[0] :: share[1]])
         self.units = len(plan.units)
         self._seats = [
             Seat(settings, index, self.counts, f"{settings.identity.unit}-{os.getpid()}")
             for settings in _settings(plan)
             for index in range(connections)
         ]
+        self.counts.seats = len(self._seats)
         self._greenlets: list[gevent.Greenlet[..., None]] = []
 
     def start(self) -> None:
         """Begin to dial."""
         for number, seat in enumerate(self._seats):
-            self._greenlets.append(gevent.spawn(seat.keep, (number + random.random()) / DIALS_PER_S))
+            self._greenlets.append(gevent.spawn(seat.keep, (number + random.random()) / self._dials_per_s))
 
     def stop(self) -> None:
         """Each connection says good-bye. Yields to the hub: for STOP_S at most."""
@@ -174,11 +231,19 @@ def _watch(fleet: Fleet, stop: Event, report: Path | None, tell: Callable[[str],
             told = line
 
 
+def _share(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    return int(number), int(of)
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtests.fleet", description=__doc__)
     parser.add_argument("--plan", type=Path, required=True, help="the plan with the units and their keys")
     parser.add_argument("--connections", type=int, choices=(1, 2, 3, 4), default=1, help="of each unit")
     parser.add_argument("--report", type=Path, help="JSON file with the counts, renewed twice a second")
+    parser.add_argument("--journal", type=Path, help="file of the POSTs that were run, written at the end")
+    parser.add_argument("--share", type=_share, default=(0, 1), metavar="I/N", help="every Nth unit from the Ith (0/1)")
+    parser.add_argument("--dials-per-s", type=float, default=DIALS_PER_S, help="pace of the first dials (200)")
     return parser.parse_args(argv)
 
 
@@ -186,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Keep the fleet connected until a signal."""
     options = _parse(argv)
     try:
-        fleet = Fleet(read_plan(options.plan), options.connections)
+        fleet = Fleet(read_plan(options.plan), options.connections, options.share, options.dials_per_s)
     except (OSError, ValueError, KeyError, TypeError) as error:
         detail = error if isinstance(error, (OSError, BadSettings)) else type(error).__name__
         print(f"fleet: the plan cannot be used: {detail}", file=sys.stderr)
@@ -200,6 +265,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     fleet.stop()
     if options.report is not None:
         write_report(options.report, last)
+    if options.journal is not None:
+        options.journal.write_text("".join(f"{target}\n" for target in fleet.counts.posts))
     print(orjson.dumps(last).decode(), flush=True)
     return 0
 

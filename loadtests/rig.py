@@ -32,7 +32,7 @@ class Rig(Platform):
     def __init__(
         self, directory: Path, *, units: int, workers: int, seconds: int, tell: Callable[[str], None] = print
     ) -> None:
-        gateway, operations = _free_ports(2)
+        gateway, operations = free_ports(2)
         super().__init__(directory, gateway, workers, tell=tell)
         self.ports = Ports(gateway)
         self.ports.ops = operations
@@ -130,7 +130,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [int(probe.getsockname()[1]) for probe in probes]
     for probe in probes:

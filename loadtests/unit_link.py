@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -32,10 +33,15 @@ class Stopping(BaseException):
 
 
 class UnitLink:
-    """`open`, then `serve` until it ends, then `close`.
+    """`open`, then `serve` until it ends or is told to move, then `close`.
 
     Shapes: `moved_to` is (retry_ms, jitter_ms) of a GOAWAY, or None; `ended` says in a word how it ended.
     """
+
+    __slots__ = (
+        "_answered", "_decoder", "_identity", "_leaving", "_open_requests", "_renew_at_s", "_session", "_settings",
+        "_socket", "_told", "_welcomed", "ended", "moved_to",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -43,7 +49,7 @@ class UnitLink:
         index: int,
         instance: str,
         last_close: str | None,
-        answered: Callable[[], None],
+        answered: Callable[[str, str], None],
     ) -> None:
         self.moved_to: tuple[int, int] | None = None
         self.ended = "lost"
@@ -56,6 +62,8 @@ class UnitLink:
         self._open_requests: dict[int, Request] = {}
         self._renew_at_s = float("inf")
         self._welcomed = False
+        self._told = False
+        self._leaving = False
 
     def open(self) -> None:
         """Dial and introduce the unit; returns when the gateway has welcomed it.
@@ -75,16 +83,30 @@ class UnitLink:
             self.close()
             raise
 
-    def serve(self) -> None:
-        """Answer until the connection ends. Raises: Stopping, after a good-bye. Yields to the hub."""
+    def serve(self) -> bool:
+        """Answer until the connection ends, or, once, until it is told to move: True, and it is to be served on.
+
+        Raises: Stopping, after a good-bye. Yields to the hub.
+        """
         try:
             while self._turn():
-                pass
+                if self.moved_to is not None and not self._told:
+                    self._told = True
+                    return True
         except OSError:
-            return
+            pass
         except Stopping:
             self._say_good_bye()
             raise
+        return False
+
+    def leave(self) -> None:
+        """Another connection has taken over: end as soon as no request is open. Yields to the hub."""
+        self._leaving = True
+        if self._socket is not None and self._session.idle:
+            self._say_good_bye()
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(2)
 
     def close(self) -> None:
         """Free the socket, in any state."""
@@ -96,7 +118,7 @@ class UnitLink:
         """Write what waits, then wait for bytes or for the next moment something is due. False when it is over."""
         assert self._socket is not None
         self._flush()
-        if self._session.state is State.CLOSED or (self._session.state is State.DRAINING and self._session.idle):
+        if self._session.state is State.CLOSED or (self._leaving and self._session.idle):
             return False
         due_s = min(self._session.next_deadline_s, self._renew_at_s)
         self._socket.settimeout(min(max(0.0, due_s - time.monotonic()), 60.0) or 0.001)
@@ -168,7 +190,7 @@ class UnitLink:
             return
         response, content = answer(self._identity.unit, request.method, request.target)
         self._session.send_response(stream, response, content, end=True)
-        self._answered()
+        self._answered(request.method, request.target)
 
     def _renew_before(self, expires_s: int) -> None:
         """Units: `expires_s` seconds since 1970; 0: it does not expire."""

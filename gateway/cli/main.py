@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "token": ("gateway.cli.token", "issue or verify a token"),
     "unit": ("gateway.cli.unit", "let a unit register its key, revoke a unit or a key"),
     "units": ("gateway.cli.units", "the fleet: who is connected, since when, and why not"),
+    "workers": ("gateway.cli.workers", "list a gateway's workers, replace them one after another"),
     "db": ("gateway.cli.db", "prepare the database"),
     "serve": ("gateway.cli.serve", "run the gateway (gunicorn with gunicorn.conf.py)"),
     "demo": ("gateway.cli.demo", "run the demo platform, play its story"),

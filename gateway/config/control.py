@@ -1,11 +1,13 @@
 """The control socket of a worker: `control-PID.sock` in the run directory, mode 0600, one JSON object a line.
 
-    {"do": "status"}                                 -> {"ok": true, "pid", "version", "digest", "keys_digest"}
+    {"do": "status"}                                 -> {"ok": true, "pid", "version", "digest", "keys_digest", "phase",
+                                                         "arbiter", "workers"}
     {"do": "prepare"}                                -> {"ok": true, "digest", "keys_digest"}, or ok false and "faults"
     {"do": "commit", "version": N, "digest": "..."}  -> as status
     {"do": "abort"}                                  -> {"ok": true}
     {"do": NAME}                                     -> {"ok": true} and what the question of that name answers
 
+`phase` is starting, serving or draining; `arbiter` the parent's process id, `workers` how many it is to have.
 What a connection prepared is its own and is dropped with it, so that a caller that dies half-way changes nothing.
 """
 
@@ -61,6 +63,8 @@ class ControlServer:
     ) -> None:
         """`pid` is the number in the socket's name, by default this process's; `questions` are further commands."""
         self._questions = dict(questions or {})
+        self.phase = "starting"
+        self._workers = settings.workers
         self._holder = holder
         self._catalog_check = catalog_check
         self._in_force = in_force or InForce(settings)
@@ -99,11 +103,14 @@ class ControlServer:
                 log.warning("a foreign user knocked at the control socket")
                 return
             session = _Session(
-                self._holder, self._in_force, self._catalog_check, self._lock, self._pid, self._questions
+                self._holder, self._in_force, self._catalog_check, self._lock, self._pid, self._questions, self._life
             )
             with contextlib.suppress(OSError):  # a peer that is gone wants no answer
                 for line in _lines(connection):
                     connection.sendall(json.dumps(session.answer(line)).encode() + b"\n")
+
+    def _life(self) -> Answer:
+        return {"phase": self.phase, "arbiter": os.getppid(), "workers": self._workers}
 
 
 class _Session:
@@ -117,6 +124,7 @@ class _Session:
         lock: RLock,
         pid: int,
         questions: Mapping[str, Callable[[], Answer]],
+        life: Callable[[], Answer],
     ) -> None:
         self._holder = holder
         self._in_force = in_force
@@ -124,6 +132,7 @@ class _Session:
         self._lock = lock
         self._pid = pid
         self._questions = questions
+        self._life = life
         self._prepared: Loaded | None = None
 
     def answer(self, line: bytes) -> Answer:
@@ -153,6 +162,7 @@ class _Session:
             "version": current.version,
             "digest": current.digest,
             "keys_digest": current.keys_digest,
+            **self._life(),
         }
 
     def _prepare(self) -> Answer:

@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,15 @@ class ReloadFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
+    """Shapes: see gateway.config.control."""
+
     pid: int
     version: int
     digest: str
     keys_digest: str
+    phase: str = ""
+    arbiter: int = 0
+    workers: int = 0
 
 
 @dataclass(slots=True)
@@ -162,7 +167,8 @@ def _statuses(workers: list[_Worker]) -> list[WorkerStatus]:
     for worker in workers:
         worker.send(do="status")
     answers = [_receive(worker) for worker in workers]
-    return [WorkerStatus(a["pid"], a["version"], a["digest"], a["keys_digest"]) for a in answers if a is not None]
+    names = [named.name for named in fields(WorkerStatus)]
+    return [WorkerStatus(**{name: a[name] for name in names if name in a}) for a in answers if a is not None]
 
 
 def _receive(worker: _Worker) -> dict[str, Any] | None:

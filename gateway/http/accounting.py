@@ -20,7 +20,6 @@ from gateway.errors import (
     AuditUnavailable,
     BadTarget,
     Delivery,
-    Draining,
     GatewayError,
     Origin,
     RelayError,
@@ -46,7 +45,7 @@ class Audit(Protocol):
 class Accounting:
     """The outermost middleware: makes the context, and closes the books on the answer.
 
-    Holds: nothing between requests; `draining` is set once, when the worker begins to leave.
+    Holds: nothing between requests.
     """
 
     def __init__(self, holder: SnapshotHolder, metrics: Metrics, access_log: AccessLog, audit: Audit) -> None:
@@ -56,10 +55,9 @@ class Accounting:
         self._audit = audit
         self._in_flight = metrics.cell("caregate_requests_in_flight")
         self._cells: dict[tuple[str, str, int], tuple[int, int]] = {}
-        self.draining = False
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Raises: BadTarget, Draining, AuditUnavailable."""
+        """Raises: BadTarget, AuditUnavailable."""
         env = req.env
         snapshot = self._holder.current
         # PERF: by position; keywords cost as much again.
@@ -84,8 +82,6 @@ class Accounting:
             ctx.path, ctx.query = _target(env)
         if "HTTP_TRACEPARENT" in env:
             ctx.trace = trace_id(env["HTTP_TRACEPARENT"])
-        if self.draining:
-            raise Draining()
         if not self._audit.ready:
             raise AuditUnavailable("The audit trail has no room")
 

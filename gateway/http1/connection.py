@@ -49,6 +49,7 @@ class Service(Protocol):
     deadlines: Deadlines
     date: bytes
     draining: bool
+    """A request that begins now is refused."""
     keep_alive: bool
     observed: bool
 
@@ -305,7 +306,9 @@ class Connection(Loop):
             self._greenlet.throw(DeadlinePassed)
 
     def leave(self) -> None:
-        """The worker leaves: the answer to the next request will say so."""
+        """The worker leaves: the next answer whose head goes out says so."""
+        if not self.idle and not self.response.head_sent:
+            self.response.keep_alive = False
 
     def interrupt(self) -> None:
         """Have the request that still runs end with GraceEnded, which the application accounts for and answers."""

@@ -46,8 +46,10 @@ class UnitConnection(Link):
         token_exp_s: float,
         check_token: TokenCheck,
         kid: str = "",
+        on_settled: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`on_settled` is called once: when the unit has said HELLO, or at the end if it never did."""
         # A frame of the largest size and the header of its WebSocket message.
         carrier = UnitSocket(sock, unread, limits.max_frame)
         super().__init__(GatewaySession(limits, clock()), carrier, clock)
@@ -64,12 +66,14 @@ class UnitConnection(Link):
         self._max_connections = max_connections
         self._token_exp_s = token_exp_s
         self._check_token = check_token
+        self._on_settled: Callable[[], None] | None = on_settled
         self._heard = Wake()
         self.retired = False
 
     # --- HELLO and tokens
 
     def _on_hello(self, event: ev.HelloReceived) -> None:
+        self._settle()
         hello, session = event.hello, self.session
         self.seat = (hello.instance, hello.index)
         self.agent = hello.agent
@@ -99,6 +103,11 @@ class UnitConnection(Link):
         session.token_expires_s = self.clock() + self._token_exp_s - time.time()
         self.registry.register(self)
         self._schedule()
+
+    def _settle(self) -> None:
+        on_settled, self._on_settled = self._on_settled, None
+        if on_settled is not None:
+            on_settled()
 
     def _is_one_too_many(self) -> bool:
         replaced = sum(1 for other in self.registry.local(self.unit) if other.seat == self.seat)
@@ -145,12 +154,20 @@ class UnitConnection(Link):
             self._heard.clear()
         return False
 
+    @property
+    def stays(self) -> bool:
+        """Was the unit not yet asked to leave?"""
+        return not self.ended and self.session.state in (State.CONNECTING, State.ACTIVE, State.SUSPECT)
+
     def replace(self) -> None:
         """A newer connection has this one's seat: no new streams; the open ones finish."""
         self._leave(GoAwayCode.REPLACED, "replaced")
 
     def drain(self, code: GoAwayCode, why: str, retry_ms: int = 0, jitter_ms: int = 0) -> None:
         """Start no new streams, ask the unit to dial again; the link ends when the open streams have."""
+        if self.session.state is State.CONNECTING:
+            self.shut(code, why, retry_ms, jitter_ms)
+            return
         self.session.go_away(code, why, retry_ms, jitter_ms)
         self._retire()
         self._wake.set()
@@ -175,6 +192,7 @@ class UnitConnection(Link):
         return self.session.close_reason in ("replaced", "token-expired", "token-refused")
 
     def on_ended(self) -> None:
+        self._settle()
         self.registry.unregister(self, self.lost_reason)
 
     def describe(self) -> dict[str, object]:

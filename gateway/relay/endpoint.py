@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from fastpath.token import TokenError, Verified
 from gateway.config.snapshot import CompiledUnit, SnapshotHolder
 from gateway.errors import (
     BadRequest,
+    ClientDisconnected,
     Conflict,
     Draining,
     Forbidden,
@@ -27,6 +30,8 @@ from gateway.errors import (
     UnitUnknown,
     UpgradeRequired,
 )
+from gateway.http1.connection import TCP_CLOSING
+from gateway.relay.admission import DialGate
 from gateway.relay.frames import SUBPROTOCOL
 from gateway.relay.used_tokens import UsedTokens, mark_of
 
@@ -111,25 +116,6 @@ class UnitTokens:
         return (login.kid, login.expires_s) if login.unit.id == unit else None
 
 
-class DialGate:
-    """Admits so many dials a second, so that a storm of reconnects queues outside."""
-
-    def __init__(self, dials_per_s: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rate = float(dials_per_s)
-        self._clock = clock
-        self._tokens = self._rate
-        self._at_s = clock()
-
-    def admit(self) -> None:
-        """Raises: Overloaded."""
-        now_s = self._clock()
-        self._tokens = min(self._rate, self._tokens + (now_s - self._at_s) * self._rate)
-        self._at_s = now_s
-        if self._tokens < 1:
-            raise Overloaded("Too many units dial at once", retry_after_s=1)
-        self._tokens -= 1
-
-
 class ConnectResource:
     """The handshake of RFC 6455, after authentication."""
 
@@ -157,7 +143,7 @@ class ConnectResource:
         if self._draining():
             raise Draining(retry_after_s=1, close=True)
         key = check_upgrade(env)
-        self._gate.admit()
+        self._gate.admit(_waited_ms(env.get("caregate.socket")))
         login = self._tokens.check(unit_bearer(env))
         if not self._has_room(login.unit):
             raise Conflict("The unit has as many connections as it may have", retry_after_s=60)
@@ -175,6 +161,23 @@ class ConnectResource:
         raise MethodNotMapped(headers=(("Allow", "GET"),))
 
     on_head = on_post = on_put = on_patch = on_delete = on_options = _refuse_method
+
+
+def _waited_ms(sock: Any) -> int:
+    """How long the dial waited at the door.
+
+    Source: linux/tcp.h: `tcpi_state` is byte 0 of TCP_INFO, `tcpi_last_data_recv` (ms) the word at byte 52.
+    Raises: ClientDisconnected if the unit did not wait: it dials again, and what is done for it now is missing there.
+    """
+    if sock is None or sock.family == socket.AF_UNIX:
+        return 0
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 56)
+    except OSError:
+        raise ClientDisconnected("The unit went away before it was answered") from None
+    if info[0] in TCP_CLOSING:
+        raise ClientDisconnected("The unit went away before it was answered")
+    return int.from_bytes(info[52:56], sys.byteorder)
 
 
 def check_upgrade(env: dict[str, Any]) -> bytes:

@@ -10,10 +10,11 @@ from typing import Any, Final
 import gevent
 
 from gateway.config.snapshot import CompiledUnit, Snapshot, SnapshotHolder
+from gateway.relay.admission import DialGate
 from gateway.relay.connection import UnitConnection
 from gateway.relay.core import Limits
 from gateway.relay.dispatcher import Dispatcher
-from gateway.relay.endpoint import ConnectResource, DialGate, Login, UnitTokens
+from gateway.relay.endpoint import ConnectResource, Login, UnitTokens
 from gateway.relay.fabric import Fabric
 from gateway.relay.frames import GoAwayCode
 from gateway.relay.handover import Handover
@@ -26,8 +27,8 @@ PROBE_S: Final = 1.0
 
 RESET_BEFORE_END_S: Final = 3.0
 STOP_S: Final = 0.5
-DRAIN_BATCH: Final = 64
 DRAIN_STEP_S: Final = 0.05
+MOVE_JITTER_MS: Final = 100
 
 
 class Relay:
@@ -40,6 +41,7 @@ class Relay:
         self._metrics = metrics
         self._log = log
         self._draining = False
+        self._moves_per_s = getattr(settings, "relay_moves_per_s", 500)
         self._connections: set[UnitConnection] = set()
         self._limits = Limits(
             ping_s=getattr(settings, "relay_ping_ms", 15_000) / 1000,
@@ -57,6 +59,7 @@ class Relay:
         """Why the registry of units refuses a (unit, key id), "" if it does not; `enforce` after a change."""
         self.observe: Callable[[str, str, dict[str, object]], None] = lambda event, unit, details: None
         """Told of (event, unit, details), see registry.Watcher."""
+        self._gate = DialGate(getattr(settings, "relay_dials_per_s", 500), getattr(settings, "relay_dials_open", 512))
         dispatcher = Dispatcher(self.registry, buffer_bytes=getattr(settings, "relay_buffer_bytes", 268_435_456))
         self.unit_resource = UnitResource(dispatcher)
         self.connect_resource = ConnectResource(
@@ -64,7 +67,7 @@ class Relay:
             self.take_over,
             has_room=self.has_room,
             draining=lambda: self._draining,
-            gate=DialGate(getattr(settings, "relay_dials_per_s", 500)),
+            gate=self._gate,
         )
 
     # --- life
@@ -82,18 +85,25 @@ class Relay:
         """
         self._draining = True
         self.handover.stop()
-        end_s = time.monotonic() + getattr(self._settings, "drain_grace_s", 30) - RESET_BEFORE_END_S
-        connections = list(self._connections)
-        for start in range(0, len(connections), DRAIN_BATCH):
-            # Each batch dials at its own time, so that the siblings see no storm.
-            retry_ms = round(start / DRAIN_BATCH * DRAIN_STEP_S * 1000)
-            for connection in connections[start : start + DRAIN_BATCH]:
-                connection.drain(GoAwayCode.DRAIN, MOVING, retry_ms=retry_ms, jitter_ms=500)
-            gevent.sleep(0)
-        while self._connections and time.monotonic() < end_s:
+        began_s = time.monotonic()
+        end_s = began_s + getattr(self._settings, "drain_grace_s", 30) - RESET_BEFORE_END_S
+        rate = max(self._moves_per_s, 2 * len(self._connections) / max(0.1, end_s - began_s))
+        told = 0
+        while self._connections and (now_s := time.monotonic()) < end_s:
+            told += self._send_away(int((now_s - began_s) * rate) + 1 - told)
             gevent.sleep(DRAIN_STEP_S)
         for connection in list(self._connections):
-            connection.shut(GoAwayCode.DRAIN, "draining")
+            connection.shut(GoAwayCode.DRAIN, MOVING)
+
+    def _send_away(self, number: int) -> int:
+        """Ask so many units to dial again; until its turn a unit is served here, and its siblings see no storm.
+
+        Returns how many were asked.
+        """
+        waiting = [connection for connection in self._connections if connection.stays][: max(0, number)]
+        for connection in waiting:
+            connection.drain(GoAwayCode.DRAIN, MOVING, retry_ms=0, jitter_ms=MOVE_JITTER_MS)
+        return len(waiting)
 
     def stop(self) -> None:
         """Say goodbye to what is left, leave the mesh. Yields to the hub: yes."""
@@ -162,7 +172,9 @@ class Relay:
             token_exp_s=login.expires_s,
             check_token=self.tokens.renewed,
             kid=login.kid,
+            on_settled=self._gate.settled,
         )
+        self._gate.opened()
         self._connections.add(connection)
         self._held[unit.id] += 1
         try:

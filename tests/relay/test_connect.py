@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from types import SimpleNamespace
 
 import gevent
 import pytest
 
 from fastpath.frames import OP_BINARY, OP_CLOSE, OP_PING, OP_PONG, OP_TEXT, Decoder, decode_close, encode_frame
 from gateway.config.snapshot import CompiledUnit
-from gateway.errors import Overloaded
 from gateway.relay import frames as fr
 from gateway.relay.decoding import decode
-from gateway.relay.endpoint import DialGate, accept_key
+from gateway.relay.endpoint import accept_key
 
 
 def dial(rig, worker, request):
@@ -75,17 +73,6 @@ def test_a_token_is_for_one_dial(rig):
     token = rig.unit_token()
     assert dial(rig, worker, rig.handshake(token))[1] == 101
     assert dial(rig, worker, rig.handshake(token))[1] == 401
-
-
-def test_dial_gate():
-    clock = SimpleNamespace(now=0.0)
-    gate = DialGate(10, lambda: clock.now)
-    for _ in range(10):
-        gate.admit()
-    with pytest.raises(Overloaded):
-        gate.admit()
-    clock.now = 0.11
-    gate.admit()
 
 
 def test_bytes_after_the_handshake_are_not_lost(rig):

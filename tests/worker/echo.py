@@ -19,7 +19,7 @@ Start = Callable[..., Any]
 
 
 class Echo:
-    """One method a path; `refused`, `drain` and `stop` are the worker's hooks."""
+    """One method a path; `refused`, `ready`, `drain` and `stop` are the worker's hooks."""
 
     def __call__(self, environ: dict[str, Any], start_response: Start) -> Iterable[bytes]:
         name = environ["caregate.path"].strip("/").replace("-", "_")
@@ -30,6 +30,9 @@ class Echo:
         if error.code == "grace-ended":
             self._note(error.code)
         REFUSALS.append([environ["caregate.request_id"], error.code, status, environ["caregate.peer"]])
+
+    def ready(self) -> None:
+        self._note("ready")
 
     def drain(self) -> None:
         self._note("drain")
@@ -138,6 +141,12 @@ class Echo:
     def path_slow(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         gevent.sleep(0.5)
         return whole(start, b"slow")
+
+    def path_streams(self, environ: dict[str, Any], start: Start) -> Iterator[bytes]:
+        start("200 OK", [])
+        yield b"some"
+        gevent.sleep(0.5)
+        yield b"more"
 
     def path_hangs(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         self._note("hangs")

@@ -36,24 +36,38 @@ def eventually(check: Callable[[], object], within_s: float = 10) -> None:
 
 
 class TestDrain:
-    def test_a_running_request_is_finished_and_a_new_one_refused(self, start_server: Start, answers: Any) -> None:
+    def test_connections_that_are_there_get_their_answers_and_are_told_to_close(
+        self, start_server: Start, answers: Any
+    ) -> None:
         server = start_server()
-        with server.connect() as busy, server.connect() as idle:
-            idle.sendall(REQUEST)
-            read_until(idle, b"\r\n\r\n/")
+        with server.connect() as busy, server.connect() as kept:
+            kept.sendall(REQUEST)
+            read_until(kept, b"\r\n\r\n/")
             busy.sendall(b"GET /slow HTTP/1.1\r\nHost: g\r\n\r\n")
             time.sleep(0.01)
             os.kill(server.process.pid, signal.SIGTERM)
             eventually(lambda: "drain" in server.notes.read_text())
-            idle.sendall(REQUEST)
-            refused = answers(read_until(idle, b""))
+            kept.sendall(REQUEST)
+            late = answers(read_until(kept, b""))
             finished = answers(read_until(busy, b""), ended=True)
         assert finished.bodies == [b"slow"]
-        assert refused.statuses == [503]
-        assert refused.heads[0]["retry-after"] == "1"
-        assert refused.heads[0]["connection"] == "close"
+        assert late.statuses == [200]
+        assert late.heads[0]["connection"] == "close"
         assert server.process.wait(10) == 0
-        assert server.notes.read_text().split() == ["drain", "stop"]
+        assert server.notes.read_text().split() == ["ready", "drain", "stop"]
+
+    def test_after_the_linger_a_new_request_is_refused(self, start_server: Start, answers: Any) -> None:
+        server = start_server(CAREGATE_DRAIN_LINGER_S="0")
+        with server.connect() as busy:
+            busy.sendall(b"GET /streams HTTP/1.1\r\nHost: g\r\n\r\n")
+            begun = read_until(busy, b"4\r\nsome\r\n")
+            os.kill(server.process.pid, signal.SIGTERM)
+            eventually(lambda: "drain" in server.notes.read_text())
+            busy.sendall(REQUEST)
+            got = answers(begun + read_until(busy, b""))
+        assert got.statuses == [200, 503]
+        assert got.heads[1]["retry-after"] == "1"
+        assert got.heads[1]["connection"] == "close"
 
     def test_idle_connections_do_not_hold_the_worker(self, start_server: Start) -> None:
         server = start_server("--graceful-timeout", "30")
@@ -95,7 +109,7 @@ class TestDrain:
         assert b"grace-ended" in refused.bodies[0]
         assert cut.rest == b"", "no last chunk"
         assert server.process.wait(10) == 0
-        assert server.notes.read_text().split() == ["hangs", "drain", *["grace-ended"] * 3, "stop"]
+        assert server.notes.read_text().split() == ["ready", "hangs", "drain", *["grace-ended"] * 3, "stop"]
 
     def test_an_upgraded_connection_is_not_interrupted_by_it(self, start_server: Start) -> None:
         server = start_server("--graceful-timeout", "1")

@@ -1,0 +1,74 @@
+"""Admission of units that dial: a storm of reconnects is let in at the rate the gateway can take, and no faster."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Final
+
+from gateway.errors import Overloaded
+
+MAX_WAIT_S: Final = 30
+"""The longest that a unit is told to wait, which is also the agents' own longest pause."""
+LATE_MS: Final = 4_000
+"""A dial that waited so long at the door is told to come again: agents give up after ten seconds, and what is done for
+one that gave up is done for nobody."""
+LEAST: Final = 0.05
+SLOWER: Final = 0.5
+FASTER: Final = 0.05
+"""After a second with late dials the pace is halved, to a twentieth of the most at least; after one without, a
+twentieth of the most is added."""
+
+
+class DialGate:
+    """Lets dials in by rate, by how many are open and by how long they waited; who is refused gets a time of its own.
+
+    Source: the pace of those times falls and rises as a TCP window does (additive increase, multiplicative decrease);
+    what is measured is the wait at the door, as in RFC 8289.
+    """
+
+    def __init__(self, dials_per_s: int, dials_open: int = 512, clock: Callable[[], float] = time.monotonic) -> None:
+        """Units: `dials_per_s` at most; `dials_open` how many may be on their way to their HELLO."""
+        self._most_per_s = float(dials_per_s)
+        self._open_limit = dials_open
+        self._clock = clock
+        self._tokens = self._most_per_s
+        self._at_s = self._second_s = clock()
+        self._slot_s = 0.0
+        self._late = False
+        self.open = 0
+        self.pace_per_s = self._most_per_s / 4
+
+    def admit(self, waited_ms: int = 0) -> None:
+        """Units: `waited_ms` since the dial arrived. Raises: Overloaded with the time to come again."""
+        now_s = self._clock()
+        self._set_pace(now_s)
+        self._tokens = min(self._most_per_s, self._tokens + (now_s - self._at_s) * self._most_per_s)
+        self._at_s = now_s
+        self._late = self._late or waited_ms > LATE_MS
+        if self._tokens < 1 or self.open >= self._open_limit or waited_ms > LATE_MS:
+            raise Overloaded("Too many units dial at once", retry_after_s=self._next_slot(now_s))
+        self._tokens -= 1
+
+    def opened(self) -> None:
+        """A dial was answered with 101."""
+        self.open += 1
+
+    def settled(self) -> None:
+        """It said HELLO, or has ended."""
+        self.open -= 1
+
+    def _next_slot(self, now_s: float) -> int:
+        """Seconds until the refused one's own time."""
+        self._slot_s = min(max(self._slot_s, now_s) + 1 / self.pace_per_s, now_s + MAX_WAIT_S)
+        return max(1, math.ceil(self._slot_s - now_s))
+
+    def _set_pace(self, now_s: float) -> None:
+        if now_s - self._second_s < 1:
+            return
+        if self._late:
+            self.pace_per_s = max(self._most_per_s * LEAST, self.pace_per_s * SLOWER)
+        else:
+            self.pace_per_s = min(self._most_per_s, self.pace_per_s + self._most_per_s * FASTER)
+        self._second_s, self._late = now_s, False

@@ -1,0 +1,74 @@
+"""Admission of dials: by rate, by how many are open, by how long they waited; and a time of its own for each."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from gateway.errors import Overloaded
+from gateway.relay.admission import LATE_MS, LEAST, MAX_WAIT_S, DialGate
+
+
+@pytest.fixture
+def clock():
+    return SimpleNamespace(now=100.0)
+
+
+def refusal(gate: DialGate, waited_ms: int = 0) -> int:
+    with pytest.raises(Overloaded) as caught:
+        gate.admit(waited_ms)
+    assert caught.value.retry_after_s is not None
+    return caught.value.retry_after_s
+
+
+def test_by_rate(clock):
+    gate = DialGate(10, clock=lambda: clock.now)
+    for _ in range(10):
+        gate.admit()
+    assert refusal(gate) == 1
+    clock.now += 0.11
+    gate.admit()
+
+
+def test_by_how_many_have_not_said_hello(clock):
+    gate = DialGate(1_000, 3, lambda: clock.now)
+    for _ in range(3):
+        gate.admit()
+        gate.opened()
+    refusal(gate)
+    gate.settled()
+    gate.admit()
+
+
+@pytest.mark.parametrize(("waited_ms", "admitted"), [(0, True), (LATE_MS, True), (LATE_MS + 1, False)])
+def test_by_how_long_it_waited_at_the_door(clock, waited_ms, admitted):
+    gate = DialGate(1_000, clock=lambda: clock.now)
+    if admitted:
+        gate.admit(waited_ms)
+    else:
+        refusal(gate, waited_ms)
+
+
+def test_each_that_is_refused_gets_a_time_of_its_own(clock):
+    gate = DialGate(512, 0, lambda: clock.now)
+    waits = [refusal(gate) for _ in range(320)]
+    assert waits == sorted(waits)
+    assert [waits.count(second) for second in (1, 2, 3)] == [128, 128, 64]
+    assert max(refusal(gate) for _ in range(10_000)) == MAX_WAIT_S
+
+
+def test_the_pace_falls_while_dials_are_late_and_rises_again(clock):
+    gate = DialGate(1_000, clock=lambda: clock.now)
+    paces = []
+    for waited_ms in [LATE_MS + 1] * 10 + [0] * 20:
+        clock.now += 1
+        if waited_ms:
+            refusal(gate, waited_ms)
+        else:
+            gate.admit(waited_ms)
+        paces.append(gate.pace_per_s)
+    assert paces[:10] == sorted(paces[:10], reverse=True)
+    assert paces[1:3] == pytest.approx([150, 75])
+    assert min(paces) == 1_000 * LEAST
+    assert paces[-1] == pytest.approx(1_000)
