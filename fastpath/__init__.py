@@ -18,6 +18,7 @@ _KERNELS = (
     "context",
     "cells",
     "lane",
+    "books",
     "loop",
 )
 

@@ -42,6 +42,7 @@ class Grant:
     takes_fields: bool
     plain: bool
     hidden: bool
+    line: bytes | None
     def __init__(self, route: object, decision: object) -> None: ...
 
 @final

@@ -84,17 +84,8 @@ cdef class Grant:
 
     Shapes: `decision` is None where path parameters have a say; `charges` is a tuple of Charge, None until it is known;
     `resource`, `responders` and `takes_fields` are the route's endpoint. `plain`: an allowed request has nothing else to
-    pass; `hidden`: the route may have to look to this caller as if it did not exist.
+    pass; `hidden`: the route may have to look to this caller as if it did not exist; `line`: its part of a log line.
     """
-
-    cdef public object route
-    cdef public object decision
-    cdef public tuple charges
-    cdef public object resource
-    cdef public dict responders
-    cdef public bint takes_fields
-    cdef public bint plain
-    cdef public bint hidden
 
     def __init__(self, route, decision):
         self.route, self.decision, self.responders = route, decision, {}

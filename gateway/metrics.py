@@ -85,16 +85,12 @@ class Metrics:
 
     def observe(self, name: str, labels: tuple[str, ...], value: float) -> None:
         """Count a value into a histogram."""
-        self.observe_at(self.cell(name, labels), name, value)
+        self._cells.observe(self.cell(name, labels), _BY_NAME[name].buckets, value)
 
     def cell(self, name: str, labels: tuple[str, ...] = ()) -> int:
-        """Where a series is, for `add` and `observe_at`; -1 if there is no room for it."""
+        """Where a series is, for `add`; -1 if there is no room for it."""
         index = self._index.get((name, labels))
         return index if index is not None else self._add(name, labels)
-
-    def observe_at(self, cell: int, name: str, value: float) -> None:
-        """Count a value into a histogram by its cell; buckets are not cumulative in memory."""
-        self._cells.observe(cell, _BY_NAME[name].buckets, value)
 
     @property
     def cells(self) -> Cells:

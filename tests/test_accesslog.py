@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import os
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from fastpath.books import Lines
+from fastpath.lane import Grant
 from gateway import accesslog
 from gateway.accesslog import AccessLog
 from gateway.context import RequestContext
@@ -26,7 +31,7 @@ def lines(tmp_path):
 def test_a_line_says_when_the_request_ended(lines):
     log, written = lines
     before = datetime.now(UTC)
-    log.write(RequestContext(id="r-1", started_ns=0, method="GET", rule="allowed"), 200, 0.0123456)
+    log.write(RequestContext(id="r-1", started_ns=0, method="GET", rule="allowed"), 200, 12_345_678)
     after = datetime.now(UTC)
     assert written() == []
     log.flush()
@@ -34,13 +39,13 @@ def test_a_line_says_when_the_request_ended(lines):
     assert before <= datetime.fromisoformat(line.pop("time")) <= after
     assert line == {
         "event": "request", "request_id": "r-1", "method": "GET", "route": None, "template": None, "status": 200,
-        "ms": 12.346, "worker": 41, "rule": "allowed",
+        "ms": 12.345, "worker": 41, "rule": "allowed",
     }  # fmt: skip
 
 
 def test_an_error_is_named(lines):
     log, written = lines
-    log.write(RequestContext(id="r-1", started_ns=0, method="M" * 17, error=TokenMissing()), 401, 0.0)
+    log.write(RequestContext(id="r-1", started_ns=0, method="M" * 17, error=TokenMissing()), 401, 0)
     log.stop()
     (line,) = written()
     assert (line["method"], line["error"], line["origin"]) == ("other", "token-missing", "client")
@@ -48,9 +53,11 @@ def test_an_error_is_named(lines):
 
 def test_many_lines_are_written_without_waiting(lines):
     log, written = lines
-    for n in range(1000):
-        log.write(RequestContext(id=str(n), started_ns=0), 200, 0.0)
-    assert [line["request_id"] for line in written()] == [str(n) for n in range(512)]
+    for n in range(2000):
+        log.write(RequestContext(id=str(n), started_ns=0, method="GET"), 200, 0)
+    assert 500 < len(written()) < 2000
+    log.flush()
+    assert [line["request_id"] for line in written()] == [str(n) for n in range(2000)]
 
 
 @pytest.mark.parametrize(
@@ -63,4 +70,34 @@ def test_many_lines_are_written_without_waiting(lines):
     ],
 )
 def test_timestamp(moment_s, text):
-    assert accesslog._timestamp(moment_s) == text
+    made = Lines(1, accesslog.second)
+    made.add(RequestContext(id="r", started_ns=0), 200, 0, moment_s)
+    assert json.loads(made.take())["time"] == text
+
+
+TEXTS = st.text(st.characters(), max_size=20)
+
+
+@given(TEXTS, TEXTS, TEXTS, TEXTS, st.none() | TEXTS, st.integers(0, 10**12), st.booleans())
+def test_every_text_is_a_json_string(route, role, rule, unit, delivery, took_us, granted):
+    """Whatever callers and configurations write, a line is one object with those texts in it."""
+    ctx = RequestContext(
+        id="r", started_ns=0, method="GET", rule=rule, unit=unit, delivery=delivery,
+        route=SimpleNamespace(name=route, template=route),
+        principal=SimpleNamespace(role=role, audience=role, token_id=role),
+    )  # fmt: skip
+    ctx.grant = Grant(ctx.route, None) if granted else None
+    made = Lines(7, accesslog.second)
+    for _ in range(2):
+        made.add(ctx, 503, took_us, 1.0)
+    first, second, rest = made.take().split(b"\n")
+    assert (first, rest) == (second, b"")
+    line = json.loads(first)
+    written = [line["route"], line["template"], line["role"], line["jti"], line.get("rule", ""), line["unit"]]
+    assert written == [_replaced(text) for text in (route, route, role, role, rule, unit)]
+    assert line["delivery"] == (None if delivery is None else _replaced(delivery))
+    assert round(line["ms"] * 1000) == took_us
+
+
+def _replaced(text):
+    return text.encode("utf-8", "replace").decode()

@@ -10,6 +10,7 @@ from typing import Protocol, cast
 
 import falcon
 
+from fastpath.books import Books
 from fastpath.target import canonical_path, decode_segment
 from gateway.accesslog import AccessLog
 from gateway.bodies import Body
@@ -28,7 +29,7 @@ from gateway.http import problems
 from gateway.http.address import client_address
 from gateway.http.application import TOLD
 from gateway.http.trace import trace_id
-from gateway.metrics import Metrics
+from gateway.metrics import LATENCY_BUCKETS_S, Metrics
 from gateway.routing.model import RESERVED_PREFIXES
 
 
@@ -54,7 +55,7 @@ class Accounting:
         self._access_log = access_log
         self._audit = audit
         self._in_flight = metrics.cell("caregate_requests_in_flight")
-        self._cells: dict[tuple[str, str, int], tuple[int, int]] = {}
+        self._books = Books(metrics.cells, self._in_flight, self._cells, _METHODS, LATENCY_BUCKETS_S)
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Raises: BadTarget, AuditUnavailable."""
@@ -114,25 +115,19 @@ class Accounting:
 
     def close(self, ctx: RequestContext, status: int) -> None:
         """Count and log a finished request."""
-        metrics = self._metrics
-        seconds = (time.monotonic_ns() - ctx.started_ns) / 1e9
-        route = ctx.route.name if ctx.route is not None else "none"
-        count, duration = self._cells.get((route, ctx.method, status)) or self._find_cells(route, ctx.method, status)
-        metrics.add(self._in_flight, -1.0)
-        metrics.add(count)
-        metrics.observe_at(duration, _DURATION, seconds)
+        took_ns = time.monotonic_ns() - ctx.started_ns
+        self._books.close(ctx.route.name if ctx.route is not None else "none", ctx.method, status, took_ns)
         if ctx.error is not None:
-            metrics.inc("caregate_refusals", (ctx.error.code, ctx.error.origin.value))
-        self._access_log.write(ctx, status, seconds)
+            self._metrics.inc("caregate_refusals", (ctx.error.code, ctx.error.origin.value))
+        self._access_log.write(ctx, status, took_ns)
 
-    def _find_cells(self, route: str, method: str, status: int) -> tuple[int, int]:
-        """Where requests of this kind are counted; remembered for methods that are known, which are few."""
-        known = method in _METHODS
-        count = self._metrics.cell("caregate_requests", (route, method if known else "other", str(status)))
-        cells = count, self._metrics.cell(_DURATION, (route,))
-        if known:
-            self._cells[route, method, status] = cells
-        return cells
+    def _cells(self, route: str, method: str, status: int) -> tuple[int, int]:
+        """Where requests of this kind are counted."""
+        method = method if method in _METHODS else "other"
+        return (
+            self._metrics.cell("caregate_requests", (route, method, str(status))),
+            self._metrics.cell(_DURATION, (route,)),
+        )
 
     def _close_with_stream(self, req: falcon.Request, resp: falcon.Response, ctx: RequestContext) -> None:
         """The books of a streamed answer are closed when its last byte is out, or when it was cut."""
