@@ -100,9 +100,3 @@ def test_a_new_snapshot_decides_at_once(gateway, both, tokens) -> None:
     assert both["l"].simulate_get("/v1/who", headers=fields).status_code == 404
     gateway.holder.swap(old)
     assert both["l"].simulate_get("/v1/who", headers=fields).status_code == 200
-
-
-def test_a_draining_worker_refuses(gateway, both, tokens) -> None:
-    gateway.drain()
-    fields = {"Authorization": f"Bearer {tokens['member']}"}
-    assert both["l"].simulate_get("/v1/who", headers=fields).status_code == 503
