@@ -12,6 +12,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "agent": ("gateway.cli.agent", "relay a unit's local HTTP service to the gateway"),
     "agent enrol": ("gateway.cli.agent_keys", "make a unit's key and register it with a one-time code"),
     "agent rotate": ("gateway.cli.agent_keys", "replace a unit's registered key"),
+    "conformance": ("gateway.cli.conformance", "play the gateway against an agent: does it keep the relay protocol?"),
     "config": ("gateway.cli.config", "check the configuration document, reload it in a running gateway"),
     "token": ("gateway.cli.token", "issue or verify a token"),
     "unit": ("gateway.cli.unit", "let a unit register its key, revoke a unit or a key"),

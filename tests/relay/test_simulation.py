@@ -17,7 +17,7 @@ from gateway.relay.session import GatewaySession, UnitSession
 from gateway.relay.states import CONNECTION_ROWS, LIVE, ROWS, Role, State, StreamState
 from tests.relay.simulation import MAX_FRAME, World
 
-SEEDS = int(os.environ.get("CAREGATE_SIMULATIONS", "1200"))
+SEEDS = int(os.environ.get("CAREGATE_SIMULATIONS", "900"))
 """How many schedules; hundreds of thousands by hand, seconds' worth in CI."""
 BLOCKS = 6
 
