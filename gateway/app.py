@@ -7,18 +7,22 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, cast
 
 import falcon
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import fastpath
 from gateway import shared
 from gateway.accesslog import AccessLog
+from gateway.audit.notary import read_private_key
 from gateway.audit.trail import AuditTrail
 from gateway.config.control import ControlServer
 from gateway.config.fault import Fault
 from gateway.config.inforce import InForce
 from gateway.config.model import Document
+from gateway.config.secret import Secrets
 from gateway.config.snapshot import Snapshot, SnapshotHolder
 from gateway.context import RequestContext, new_request_id
 from gateway.errors import (
@@ -88,6 +92,9 @@ class Gateway:
             count=self._count_audit,
             measure=self._measure_audit,
             admit=self._admit,
+            key=self._audit_key(settings),
+            checkpoint_s=settings.audit_checkpoint_s,
+            checkpoint_copies=(Path(settings.audit_checkpoint_copy),) if settings.audit_checkpoint_copy else (),
         )
         self.relay = Relay(settings, self.holder, self.metrics, self.log)
         self.units = Units(settings, self.holder, self.database, self.relay, self.metrics)
@@ -124,6 +131,13 @@ class Gateway:
 
     def _measure_audit(self, pending: int) -> None:
         self.metrics.set("caregate_audit_backlog", (), pending)
+
+    def _audit_key(self, settings: Settings) -> Callable[[], Ed25519PrivateKey] | None:
+        """How to come by the key that signs checkpoints; None: a file of the trail's own."""
+        if not settings.audit_key:
+            return None
+        secrets = Secrets(settings.config_path.parent, os.environ)
+        return lambda: read_private_key(secrets.resolve(settings.audit_key, private=True), "CAREGATE_AUDIT_KEY")
 
     def _admit(self, ready: bool) -> None:
         """While the trail has no room every request goes by way of the middleware, where `accounting` refuses it."""

@@ -75,6 +75,12 @@ class Settings:
     """One file of a worker's audit spool; the next one is made before it is needed."""
     audit_spool_bytes: int = 4_294_967_296
     """How much one worker's audit spool may hold while the database is away; beyond it every request is refused."""
+    audit_checkpoint_s: int = 60
+    """How often the chains are signed."""
+    audit_key: str = ""
+    """The Ed25519 key that signs: `file:PATH` or `env:NAME` of a PEM; empty: audit/checkpoint.key of data_dir."""
+    audit_checkpoint_copy: str = ""
+    """A second folder for checkpoints, best on another machine; empty: none."""
     log_level: str = "info"
     access_log: bool = True
     tls_certificate: str = ""

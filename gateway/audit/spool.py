@@ -15,6 +15,7 @@ import fcntl
 import mmap
 import os
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from hashlib import sha256
@@ -362,7 +363,7 @@ def open_spool(root: Path, segment_bytes: int, max_bytes: int) -> Spool:
     """
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     for folder in chains(root):
-        lock = lock_chain(folder)
+        lock = _lock_patiently(folder)
         if lock is None:
             continue
         spool = Spool(folder, lock, segment_bytes, max_bytes)
@@ -395,6 +396,15 @@ def lock_chain(folder: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def _lock_patiently(folder: Path) -> int | None:
+    """As `lock_chain`; one who only looks whether the owner lives has it for some microseconds."""
+    lock = lock_chain(folder)
+    if lock is None:
+        time.sleep(0.005)
+        lock = lock_chain(folder)
+    return lock
 
 
 def chains(root: Path) -> list[Path]:

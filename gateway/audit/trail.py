@@ -10,10 +10,14 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway.audit.commit import Commit
 from gateway.audit.event import VERSION, Accesses, AuditEvent, encode
+from gateway.audit.notary import KEY, Notary, load_or_make_key
 from gateway.audit.shipper import Shipper
 from gateway.audit.spool import Spool, SpoolFull, open_spool
 from gateway.context import RequestContext
@@ -40,11 +44,15 @@ class AuditTrail:
         segment_bytes: int = 4 * 2**20,
         spool_bytes: int = 4 * 2**30,
         count: Callable[[str, int], None] = lambda outcome, number: None,
+        key: Callable[[], Ed25519PrivateKey] | None = None,
+        checkpoint_s: float = 60.0,
+        checkpoint_copies: tuple[Path, ...] = (),
         measure: Callable[[int], None] = lambda pending: None,
         admit: Callable[[bool], None] = lambda ready: None,
     ) -> None:
         """Shapes: `count(outcome, number)` hears of records: written, refused, damaged; `measure(pending)` of lag;
-        `admit(ready)` is told when `ready` changes.
+        `admit(ready)` is told when `ready` changes. Checkpoints are signed with `key()`, by default a file's that is
+        made at its first use.
         """
         self._store = AuditStore(database)
         self._root = data_dir / FOLDER
@@ -56,6 +64,10 @@ class AuditTrail:
         self._count = count
         self._measure = measure
         self._admit = admit
+        self._key = key or partial(load_or_make_key, self._root / KEY)
+        self._checkpoint_s = checkpoint_s
+        self._checkpoint_copies = checkpoint_copies
+        self._notary: Notary | None = None
         self._spool: Spool | None = None
         self._commit: Commit | None = None
         self._shipper: Shipper | None = None
@@ -71,6 +83,10 @@ class AuditTrail:
         self._spool = spool
         self._commit = Commit(spool)
         self._shipper = Shipper(self._store, spool, self._commit, self._count, self._look)
+        self._notary = Notary(
+            self._store, self._root, node=self._node, key=self._key, interval_s=self._checkpoint_s,
+            copies=self._checkpoint_copies, count=self._count,
+        )  # fmt: skip
 
     def record(self, ctx: RequestContext, status: int) -> None:
         """Keep the event of a request and wait until it is durable; status 0: the intent.
@@ -135,10 +151,11 @@ class AuditTrail:
 
         Yields to the hub: yes.
         """
-        shipper, commit, spool = self._shipper, self._commit, self._spool
-        if shipper is None or commit is None or spool is None:
+        shipper, commit, spool, notary = self._shipper, self._commit, self._spool, self._notary
+        if shipper is None or commit is None or spool is None or notary is None:
             return
         shipper.stop(timeout_s)
+        notary.stop(timeout_s)
         self._spool = self._commit = self._shipper = None
         commit.stop()
         spool.close()

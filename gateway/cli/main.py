@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "agent rotate": ("gateway.cli.agent_keys", "replace a unit's registered key"),
     "conformance": ("gateway.cli.conformance", "play the gateway against an agent: does it keep the relay protocol?"),
     "config": ("gateway.cli.config", "check the configuration document, reload it in a running gateway"),
+    "audit": ("gateway.cli.audit", "verify the audit trail, export it"),
     "token": ("gateway.cli.token", "issue or verify a token"),
     "unit": ("gateway.cli.unit", "let a unit register its key, revoke a unit or a key"),
     "units": ("gateway.cli.units", "the fleet: who is connected, since when, and why not"),

@@ -22,6 +22,11 @@ _INSERT = sql.SQL("INSERT INTO audit.event ({}) VALUES ({}) ON CONFLICT DO NOTHI
     _NAMES, sql.SQL(", ").join([sql.Placeholder()] * len(COLUMNS))
 )
 
+_CHECKPOINT = sql.SQL(
+    "INSERT INTO audit.checkpoint (source, number, checkpoint, signature) VALUES (%s, %s, %s, %s) "
+    "ON CONFLICT DO NOTHING"
+)
+
 
 class AlreadyThere(Exception):
     """A record of the batch is in the table already: what became of an earlier batch was not known."""
@@ -60,6 +65,15 @@ class AuditStore:
         """
         with self._asking(timeout_s) as connection:
             connection.execute(_INSERT, values)
+
+    def insert_checkpoint(self, source: str, number: int, checkpoint: str, signature: str, timeout_s: float) -> None:
+        """Write a signed checkpoint unless it is there.
+
+        Raises: RowRefused, DatabaseUnavailable, DatabaseTimeout.
+        Yields to the hub: until the database has it.
+        """
+        with self._asking(timeout_s) as connection:
+            connection.execute(_CHECKPOINT, (source, number, checkpoint, signature))
 
     @contextmanager
     def _asking(self, timeout_s: float) -> Iterator[psycopg.Connection[Any]]:

@@ -1,0 +1,120 @@
+"""The trail in one file, to be kept or verified elsewhere: a line of JSON for each checkpoint, then for each record.
+
+{"caregate_audit_export":1,"from_ms":…,"to_ms":…}
+{"checkpoint":"…","signature":"…"}                               canonical bytes as text
+{"chain":"…","start":…,"hash":"…"}                               the records that follow are of this chain
+{"sequence":…,"hash":"…","canonical":"…"}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import orjson
+
+from gateway.audit.checkpoint import Sealed
+from gateway.audit.columns import COLUMNS, row
+from gateway.audit.verify import Start, unescape
+
+_SEQUENCE, _HASH, _CANONICAL = (COLUMNS.index(name) for name in ("sequence", "hash", "canonical"))
+
+
+class ExportBad(ValueError):
+    """A file that is no export, or no longer one; the message says where."""
+
+
+def write_export(
+    file: IO[bytes],
+    sealed: Iterable[Sealed],
+    chains: Iterable[tuple[str, Start, Iterable[bytes]]],
+    times: tuple[int, int],
+) -> int:
+    """Write an export; the number of records.
+
+    Shapes: a chain's rows as PostgreSQL copies them out; `times` is from and to, in ms since 1970, 0: no bound.
+    Raises: OSError.
+    """
+    count = 0
+    _write(file, {"caregate_audit_export": 1, "from_ms": times[0], "to_ms": times[1]})
+    for one in sealed:
+        _write(file, {"checkpoint": one.checkpoint, "signature": one.signature})
+    for chain, start, lines in chains:
+        _write(file, {"chain": chain, "start": start.sequence, "hash": start.hash.hex()})
+        for line in lines:
+            texts = line[:-1].split(b"\t")
+            canonical = unescape(texts[_CANONICAL]).decode()
+            digest = unescape(texts[_HASH]).decode().removeprefix("\\x")
+            _write(file, {"sequence": int(texts[_SEQUENCE]), "hash": digest, "canonical": canonical})
+            count += 1
+    return count
+
+
+def _write(file: IO[bytes], line: dict[str, object]) -> None:
+    file.write(orjson.dumps(line) + b"\n")
+
+
+@dataclass(slots=True)
+class Export:
+    """What an export holds, but for the records: those are read from the file chain by chain.
+
+    Shapes: `chains`: name -> where it is taken up, and the byte its records begin at.
+    """
+
+    path: Path
+    sealed: list[Sealed] = field(default_factory=list)
+    chains: dict[str, tuple[Start, int]] = field(default_factory=dict)
+
+    def lines(self, chain: str) -> Iterator[bytes]:
+        """A chain's records as rows whose columns are derived: an export has none of its own."""
+        if chain not in self.chains:
+            return
+        with self.path.open("rb") as file:
+            file.seek(self.chains[chain][1])
+            for number, line in enumerate(file):
+                record = _parse(line, number)
+                if "chain" in record:
+                    return
+                yield _row(chain, record)
+
+
+def _row(chain: str, record: dict[str, object]) -> bytes:
+    try:
+        canonical = str(record["canonical"]).encode()
+        return row(chain, int(str(record["sequence"])), bytes.fromhex(str(record["hash"])), canonical)
+    except (KeyError, ValueError, OverflowError, OSError):
+        return b"unreadable\n"
+
+
+def read_export(path: Path) -> Export:
+    """Raises: ExportBad, OSError."""
+    export = Export(path)
+    with path.open("rb") as file:
+        if _parse(file.readline(), 1).get("caregate_audit_export") != 1:
+            raise ExportBad("not an audit export")
+        at = file.tell()
+        for number, line in enumerate(file, 2):
+            at += len(line)
+            if line.startswith(b'{"checkpoint"'):
+                record = _parse(line, number)
+                export.sealed.append(Sealed(str(record.get("checkpoint")), str(record.get("signature"))))
+            elif line.startswith(b'{"chain"'):
+                record = _parse(line, number)
+                try:
+                    start = Start(int(str(record["start"])), bytes.fromhex(str(record["hash"])))
+                except (KeyError, ValueError):
+                    raise ExportBad(f"line {number} says no chain") from None
+                export.chains[str(record["chain"])] = (start, at)
+    return export
+
+
+def _parse(line: bytes, number: int) -> dict[str, object]:
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        raise ExportBad(f"line {number} is torn") from None
+    if not isinstance(record, dict):
+        raise ExportBad(f"line {number} is no object")
+    return record

@@ -1,0 +1,294 @@
+"""Every minute one worker of the machine signs where all chains stand; into a file, and into PostgreSQL when it can."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import gevent
+import msgspec
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from gevent.event import Event
+
+from gateway.audit import checkpoint as cp
+from gateway.audit.spool import State, chains, lock_chain
+from gateway.errors import GatewayError
+from gateway.store.audit import AuditStore, RowRefused
+
+log = logging.getLogger("caregate.audit")
+
+FOLDER = "checkpoints"
+KEY = "checkpoint.key"
+PUBLIC = "checkpoint.pub"
+_LOCK = "lock"
+_SOURCE = "source"
+_SHIPPED = "shipped"
+_LOOK_S = 5.0
+_STORE_TIMEOUT_S = 5.0
+_MOST_WAITING = 100_000
+
+
+class KeyUnusable(ValueError):
+    """The signing key is there and cannot be used; the message says why."""
+
+
+class Notary:
+    """Signs, if no other worker of the machine does.
+
+    Holds: the lock that says so, as long as it lives.
+    """
+
+    def __init__(
+        self,
+        store: AuditStore,
+        root: Path,
+        *,
+        node: str,
+        key: Callable[[], Ed25519PrivateKey],
+        interval_s: float,
+        copies: Iterable[Path],
+        count: Callable[[str, int], None],
+    ) -> None:
+        """Shapes: `copies` are further folders that get the same lines; `count` hears of checkpoints: sealed, unsealed,
+        uncopied.
+        """
+        self._store = store
+        self._root = root
+        self._folder = root / FOLDER
+        self._node = node
+        self._load_key = key
+        self._interval_s = interval_s
+        self._copies = tuple(copies)
+        self._count = count
+        self._lock = -1
+        self._key: Ed25519PrivateKey | None = None
+        self._source = ""
+        self._number = 0
+        self._previous = cp.FIRST_PREVIOUS
+        self._waiting: deque[tuple[int, cp.Sealed]] = deque(maxlen=_MOST_WAITING)
+        self._due_s = 0.0
+        self._stopping = Event()
+        self._greenlet = gevent.spawn(self._run)
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Sign once more, then let another worker do it.
+
+        Yields to the hub: yes.
+        """
+        self._stopping.set()
+        # NOTE: killed while it signs, it would not know whether the number is taken.
+        self._greenlet.join(timeout=timeout_s)
+        if self._lock >= 0:
+            if self._greenlet.dead:
+                self._attempt(self._sign)
+            os.close(self._lock)
+            self._lock = -1
+        self._greenlet.kill()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            now_s = time.monotonic()
+            if self._lock < 0:
+                self._attempt(self._take_office)
+                self._due_s = now_s
+            if self._lock >= 0 and now_s >= self._due_s:
+                self._due_s = now_s + self._interval_s
+                self._attempt(self._sign)
+            if self._waiting:
+                self._attempt(self._ship)
+            self._stopping.wait(timeout=min(_LOOK_S, self._interval_s))
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except GatewayError:
+            pass
+        except Exception:
+            log.exception("no checkpoint could be made")
+            self._count("unsealed", 1)
+
+    def _take_office(self) -> None:
+        """Become the one who signs, unless another worker is."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        lock = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            return
+        try:
+            self._key = self._load_key()
+            self._source = _source(self._folder)
+            self._resume()
+        except BaseException:
+            os.close(lock)
+            raise
+        self._lock = lock
+
+    def _resume(self) -> None:
+        """Go on behind the last whole line; what PostgreSQL does not have yet is sent."""
+        shipped = _shipped(self._folder)
+        self._waiting.clear()
+        self._number, self._previous = 0, cp.FIRST_PREVIOUS
+        for path in sorted(self._folder.glob("*.ndjson"))[-2:]:
+            _end_at_line(path)
+            for sealed in read_sealed(path):
+                checkpoint = msgspec.json.decode(sealed.checkpoint, type=cp.Checkpoint)
+                self._number, self._previous = checkpoint.number, cp.digest(sealed.checkpoint)
+                if checkpoint.number > shipped:
+                    self._waiting.append((checkpoint.number, sealed))
+
+    def _sign(self) -> None:
+        """Yields to the hub: while the file is synced."""
+        if self._key is None:
+            raise KeyUnusable("no key")
+        now_ms = time.time_ns() // 1_000_000
+        heads, covers_ms = _heads(self._root, now_ms)
+        sealed = cp.seal(
+            cp.Checkpoint(
+                v=1, source=self._source, node=self._node, number=self._number + 1, at_ms=now_ms, covers_ms=covers_ms,
+                previous=self._previous, heads=heads, root=cp.merkle_root(heads),
+            ),
+            self._key,
+        )  # fmt: skip
+        name = time.strftime("%Y-%m.ndjson", time.gmtime(now_ms // 1000))
+        gevent.get_hub().threadpool.apply(_append, (self._folder / name, sealed))
+        self._number, self._previous = self._number + 1, cp.digest(sealed.checkpoint)
+        self._waiting.append((self._number, sealed))
+        self._count("sealed", 1)
+        for folder in self._copies:
+            try:
+                gevent.get_hub().threadpool.apply(_append, (folder / f"{self._source}-{name}", sealed))
+            except OSError as error:
+                log.error("a checkpoint could not be written to %s: %s", folder, error.strerror)
+                self._count("uncopied", 1)
+
+    def _ship(self) -> None:
+        """Raises: DatabaseUnavailable, DatabaseTimeout."""
+        while self._waiting and not self._stopping.is_set():
+            number, sealed = self._waiting[0]
+            try:
+                self._store.insert_checkpoint(
+                    self._source, number, sealed.checkpoint, sealed.signature, _STORE_TIMEOUT_S
+                )
+            except RowRefused as refused:
+                log.error("the database refused checkpoint %d: %s", number, refused)
+            self._waiting.popleft()
+            (self._folder / _SHIPPED).write_text(str(number))
+
+
+def load_or_make_key(path: Path) -> Ed25519PrivateKey:
+    """The signing key in a file of PEM; made, with its public half beside it, if there is none.
+
+    Raises: KeyUnusable, OSError.
+    """
+    if not path.exists():
+        _make_key(path)
+    # SEC: who can read it can sign another past.
+    if path.stat().st_mode & 0o077:
+        raise KeyUnusable(f"{path} is readable by others, chmod 600 it")
+    return read_private_key(path.read_bytes(), str(path))
+
+
+def read_private_key(pem: bytes, name: str) -> Ed25519PrivateKey:
+    """Raises: KeyUnusable."""
+    try:
+        key = serialization.load_pem_private_key(pem, None)
+    except (ValueError, TypeError):
+        raise KeyUnusable(f"{name} is no private key in PEM without a password") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise KeyUnusable(f"{name} is no Ed25519 key")
+    return key
+
+
+def _make_key(path: Path) -> None:
+    key = Ed25519PrivateKey.generate()
+    form = serialization.PrivateFormat.PKCS8
+    pem = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    for target, content, mode in ((path, pem, 0o600), (path.with_suffix(".pub"), public, 0o644)):
+        part = target.with_suffix(target.suffix + ".part")
+        part.unlink(missing_ok=True)
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        part.rename(target)
+
+
+def read_sealed(path: Path) -> Iterable[cp.Sealed]:
+    """The checkpoints of a file. Raises: ValueError, OSError."""
+    with path.open("rb") as file:
+        for line in file:
+            if line.strip():
+                yield cp.decode_sealed(line)
+
+
+def _heads(root: Path, now_ms: int) -> tuple[tuple[cp.ChainHead, ...], int]:
+    """The durable heads of all chains, and until when they tell everything."""
+    heads, covers_ms = [], now_ms
+    for folder in chains(root):
+        head = _head(folder)
+        if head is None:
+            continue
+        heads.append(head)
+        lock = lock_chain(folder)
+        if lock is None:
+            # Its owner lives, and may have written more since.
+            covers_ms = min(covers_ms, head.at_ms)
+        else:
+            os.close(lock)
+    return tuple(heads), covers_ms
+
+
+def _head(folder: Path) -> cp.ChainHead | None:
+    with contextlib.suppress(OSError, ValueError):
+        state = State(folder / "state", writable=False)
+        try:
+            for _ in range(3):
+                found = state.head
+                if found is not None:
+                    return cp.ChainHead(folder.name, found.sequence, found.hash.hex(), found.at_ms)
+        finally:
+            state.close()
+    return None
+
+
+def _source(folder: Path) -> str:
+    path = folder / _SOURCE
+    if not path.exists():
+        path.write_text(os.urandom(8).hex())
+    return path.read_text()
+
+
+def _shipped(folder: Path) -> int:
+    try:
+        return int((folder / _SHIPPED).read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _append(path: Path, sealed: cp.Sealed) -> None:
+    """Raises: OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, cp.encode(sealed) + b"\n")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _end_at_line(path: Path) -> None:
+    """Cut off a line that a crash tore."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)

@@ -1,0 +1,85 @@
+"""The SQL of those who read the audit trail: verification and export. For the command line, not for workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+
+import psycopg
+from psycopg import sql
+
+from gateway.audit.checkpoint import Sealed
+from gateway.audit.columns import COLUMNS
+
+_NAMES = sql.SQL(", ").join([sql.Identifier(name) for name in COLUMNS])
+_CHAINS = """
+WITH RECURSIVE found(chain) AS (
+    (SELECT chain FROM audit.event ORDER BY chain LIMIT 1)
+    UNION ALL
+    SELECT (SELECT e.chain FROM audit.event e WHERE e.chain > f.chain ORDER BY e.chain LIMIT 1)
+    FROM found f WHERE f.chain IS NOT NULL)
+SELECT chain FROM found WHERE chain IS NOT NULL
+"""
+
+
+class TrailUnreadable(RuntimeError):
+    """The database cannot be asked; the message says why."""
+
+
+class TrailReader:
+    """One connection, one snapshot: what arrives while it reads is not seen.
+
+    Raises: TrailUnreadable, in its `with` statement.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        """Raises: TrailUnreadable."""
+        try:
+            self._connection = psycopg.connect(dsn)
+        except psycopg.Error as reason:
+            raise TrailUnreadable(str(reason).strip()) from reason
+        self._connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        self._connection.read_only = True
+        self._connection.execute(
+            "SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO'; SET LOCAL bytea_output = 'hex'"
+        )
+
+    def __enter__(self) -> TrailReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._connection.close()
+        if isinstance(error, psycopg.Error):
+            raise TrailUnreadable(str(error).strip()) from error
+
+    def chains(self) -> list[str]:
+        """The names of all chains."""
+        return [name for (name,) in self._connection.execute(_CHAINS)]
+
+    def checkpoints(self) -> Iterator[Sealed]:
+        """All that are there, in the order of their numbers."""
+        query = "SELECT checkpoint, signature FROM audit.checkpoint ORDER BY source, number"
+        with self._connection.cursor("checkpoints") as cursor:
+            for checkpoint, signature in cursor.execute(query):
+                yield Sealed(checkpoint, signature)
+
+    def lines(self, chain: str, after: int = 0, until: int | None = None) -> Iterator[bytes]:
+        """A chain's rows in COPY's text format, in order."""
+        query = sql.SQL(
+            "COPY (SELECT {} FROM audit.event WHERE chain = {} AND sequence > {} AND sequence <= {} "
+            "ORDER BY sequence, occurred_at) TO STDOUT"
+        ).format(_NAMES, sql.Literal(chain), sql.Literal(after), sql.Literal(until if until is not None else 2**62))
+        with self._connection.cursor() as cursor, cursor.copy(query) as copy:
+            for block in copy:
+                yield bytes(block)
+
+    def unfinished(self, from_ms: int, to_ms: int) -> Iterator[tuple[str, str, int, str, str]]:
+        """Intents without an outcome. Shapes: occurred_at, chain, sequence, request_id, route."""
+        query = """
+        SELECT i.occurred_at::text, i.chain, i.sequence, i.request_id, i.route FROM audit.event i
+        WHERE i.phase = 'intent' AND i.occurred_at >= to_timestamp(%s / 1000.0)
+        AND i.occurred_at < to_timestamp(%s / 1000.0)
+        AND NOT EXISTS (SELECT FROM audit.event o WHERE o.request_id = i.request_id AND o.phase = 'outcome')
+        ORDER BY i.occurred_at
+        """
+        yield from self._connection.execute(query, (from_ms, to_ms))
