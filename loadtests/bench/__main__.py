@@ -15,7 +15,8 @@ from gateway.store.embedded import EmbeddedError
 from loadtests.bench.database import portal_database
 from loadtests.bench.progress import say, tell
 from loadtests.bench.report import Figure, as_document, judge, plot, remarks, table
-from loadtests.bench.rows import Row, Rows
+from loadtests.bench.row import Row
+from loadtests.bench.rows import Rows
 from loadtests.bench.run import measure
 from loadtests.bench.servers import Missing, debian_binary
 

@@ -19,9 +19,12 @@ local path = os.getenv("BENCH_PATH")
 local total = #tokens
 -- every run goes on where another left off, so that a token is used once as long as there are enough of them
 local start = tonumber(os.getenv("BENCH_START") or "0")
+local size = tonumber(os.getenv("BENCH_BODY") or "0")
+local body = size > 0 and string.rep("x", size) or nil
+local method = body and "POST" or "GET"
 function request()
   n = n + 1
-  return wrk.format("GET", path, {["Authorization"] = "Bearer " .. tokens[(start + n - 1) % total + 1]})
+  return wrk.format(method, path, {["Authorization"] = "Bearer " .. tokens[(start + n - 1) % total + 1]}, body)
 end
 function done(summary, latency, requests)
   io.write(string.format('\\nRESULT {"requests": %d, "us": %d, "errors": %d, "p50": %d, "p99": %d}\\n',
@@ -83,8 +86,9 @@ def wrk(
     cpu: str,
     start: int = 0,
     beside: Sequence[int] = (),
+    body_bytes: int = 0,
 ) -> Sample:
-    """Load a server from another core and say what a request cost it.
+    """Load a server from another core and say what a request cost it. With a body it is a POST.
 
     Raises: RuntimeError if wrk itself fails.
     """
@@ -95,7 +99,8 @@ def wrk(
         ["taskset", "-c", cpu, "wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s",
          "-s", str(script), f"http://127.0.0.1:{port}"],
         capture_output=True, text=True, check=False,
-        env={**os.environ, "BENCH_TOKENS": str(tokens), "BENCH_PATH": path, "BENCH_START": str(start)},
+        env={**os.environ, "BENCH_TOKENS": str(tokens), "BENCH_PATH": path, "BENCH_START": str(start),
+             "BENCH_BODY": str(body_bytes)},
     )  # fmt: skip
     spent, beside_spent, after = cpu_seconds(pids) - before, cpu_seconds(beside) - beside_before, os.times()
     load_s = after.children_user + after.children_system - children.children_user - children.children_system

@@ -19,12 +19,13 @@ from loadtests.bench.policy import (
     OTHER_ROLE,
     PORTAL_FUNCTION,
     ROLES,
+    UNIT,
     Keys,
     Portal,
 )
 from loadtests.bench.servers import LOAD_CPU, ROOT, SERVER_CPU, Missing, Server, free_port, start
 
-UNIT = "bench-unit"
+MIB = 1_048_576
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,11 @@ class Caregate:
                 "unbound_roles": [patient],
                 "unit": {"unit": "path:unit", "target": "/{rest}"},
             },
+            "upload": {
+                "path": "/upload/{unit}/{rest:path}", "methods": ["POST"], "roles": [patient], **common,
+                "unbound_roles": [patient], "body_max_bytes": 16 * MIB,
+                "unit": {"unit": "path:unit", "target": "/{rest}"},
+            },
             "portal": {
                 "path": "/portal/{patient}", "methods": ["GET"], "roles": [patient], **common,
                 "bind": [{"param": "patient", "claim": "patient"}],
@@ -117,12 +123,12 @@ class Caregate:
             "controllers": controllers,
         }  # fmt: skip
 
-    def agent(self, gateway: Server) -> None:
-        """A real unit agent in front of the plain HTTP service, on the load's core."""
+    def agent(self, gateway: Server, service_port: int = 0) -> None:
+        """A real unit agent in front of the plain HTTP service, or of another, on the load's core."""
         directory = self.run / gateway.name
         argv = [sys.executable, "-m", "gateway.cli.main", "agent", "--gateway", f"http://127.0.0.1:{gateway.port}",
                 "--unit", UNIT, "--kid", "unit-1", "--key", str(directory / "unit.key"),
-                "--target", f"http://127.0.0.1:{self.upstream_port}", "--connections", "1"]  # fmt: skip
+                "--target", f"http://127.0.0.1:{service_port or self.upstream_port}", "--connections", "1"]  # fmt: skip
         try:
             gateway.helpers.append(start("agent", argv, self.run, self.upstream_port, cpu=LOAD_CPU).process)
         except Missing:

@@ -24,6 +24,7 @@ ROLES = {"RS256": "patient", "HS256": "guest"}
 OTHER_ROLE = "outsider"
 """A role that no route lets in."""
 PATIENT = "pat-0001"
+UNIT = "bench-unit"
 PORTAL_FUNCTION = "portal.patient_appointments"
 LIFETIME_S = 7200
 

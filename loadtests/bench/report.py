@@ -27,7 +27,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A ratio of ours to a peer's in the same run, and its limit."""
+    """A ratio of ours to a peer's in the same run, and its limit; where the bar says so, milliseconds more."""
 
     bar: str
     ratio: float
@@ -47,9 +47,20 @@ LIMITS: tuple[tuple[str, str, str, str, float], ...] = (
     ("upstream_small", "caregate", "fastify-cached", "cpu_us", 0.55),
     ("upstream_1m", "caregate", "envoy-cached", "cpu_us", 2.0),
     ("relay_small", "caregate", "envoy-cached", "cpu_us", 1.0),
+    ("relay_small", "caregate", "node-ws", "cpu_us", 0.8),
     ("portal_read", "caregate", "fastify-pg", "cpu_us", 0.75),
     ("scale", "caregate-10k-100k", "caregate", "rps", 0.9),
     ("workers_2", "caregate-2", "caregate", "rps", 1.7),
+)
+
+LARGE_MIB = {"relay_64m_down": 64, "relay_64m_up": 16}
+"""Rows of large bodies: how many MiB one request moves."""
+
+OVERHEADS: tuple[tuple[str, str, str, str, float], ...] = (
+    # row, ours, what it is compared with, figure, at most so many milliseconds more
+    ("relay_open", "caregate", "direct", "p50_ms", 1.0),
+    ("relay_open", "caregate", "direct", "p99_ms", 8.0),
+    ("relay_open", "caregate-hop", "caregate", "p50_ms", 0.5),
 )
 
 
@@ -64,6 +75,11 @@ def judge(figures: list[Figure]) -> list[Bar]:
         ratio = getattr(one, name) / max(getattr(other, name), 1e-9)
         met = ratio >= limit if name == "rps" else ratio <= limit
         bars.append(Bar(f"{row}: {ours} / {peer} ({name})", round(ratio, 3), limit, met))
+    for row, ours, peer, name, limit in OVERHEADS:
+        one, other = found.get((row, ours)), found.get((row, peer))
+        if one is not None and other is not None:
+            more = round(getattr(one, name) - getattr(other, name), 3)
+            bars.append(Bar(f"{row}: {ours} - {peer} ({name})", more, limit, more <= limit))
     return bars
 
 
@@ -77,6 +93,12 @@ def remarks(figures: list[Figure]) -> list[str]:
     """What the figures do not say by themselves."""
     lines = []
     for figure in figures:
+        if figure.row in LARGE_MIB:
+            size = LARGE_MIB[figure.row]
+            lines.append(
+                f"{figure.row}: {figure.server} moved {figure.rps * size:.0f} MiB/s "
+                f"at {figure.cpu_us / size:.0f} us of CPU a MiB (helpers {figure.beside_us / size:.0f})"
+            )
         if figure.row == "workers_2" and figure.server == "caregate-2":
             used = figure.rps * figure.cpu_us / 1e6
             lines.append(

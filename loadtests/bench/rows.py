@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from loadtests.bench.ours import UNIT, Caregate
+from loadtests.bench.ours import Caregate
 from loadtests.bench.policy import PATIENT, Keys, Portal, TokenKind, make_keys, write_tokens, wrong_role_token
-from loadtests.bench.servers import BOTH_CPUS, Peers, Server, free_port
+from loadtests.bench.relay_rows import relay_rows
+from loadtests.bench.row import POLICY_BODY, Contender, Row
+from loadtests.bench.servers import BOTH_CPUS, Peers, free_port
 
 WORK = Path(".caregate/bench")
-POLICY_BODY = b'{"ok":true}'
-UPSTREAM_BODIES = {"small": b'{"ok":true}', "64k": b"x" * 65_536, "1m": b"x" * 1_048_576}
+UPSTREAM_BODIES = {"small": POLICY_BODY, "64k": b"x" * 65_536, "1m": b"x" * 1_048_576}
 TOKENS = {
     "rs256": TokenKind("RS256", 1),
     "hs256": TokenKind("HS256", 1),
@@ -24,29 +23,6 @@ _CACHE = 200_000
 """Tokens that everyone may remember, where tokens are repeated."""
 _SMALL_CACHE = 50_000
 """Half of the tokens of the row where each is used once: what comes round again is forgotten."""
-
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """One server of a row: how it starts, what it is asked with which tokens, what it must answer.
-
-    Shapes: `body` None: any; `warm_requests` at least are answered before the first round.
-    """
-
-    name: str
-    start: Callable[[], Server]
-    path: str
-    body: bytes | None = POLICY_BODY
-    ready: Callable[[Server], None] | None = None
-    tokens: str = ""
-    warm_requests: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    name: str
-    tokens: str
-    contenders: tuple[Contender, ...]
 
 
 class Rows:
@@ -69,7 +45,7 @@ class Rows:
             self._policy_unique(),
             self._policy_hs256(),
             *(self._upstream(size, body) for size, body in UPSTREAM_BODIES.items()),
-            self._relay(),
+            *relay_rows(self.ours, self.peers, lambda: self.tokens("rs256"), _CACHE),
             self._portal(),
             self._scale(),
             self._workers(),
@@ -124,15 +100,6 @@ class Rows:
             Contender("envoy-cached", lambda: peers.envoy("RS256", _CACHE, "envoy" + name), path, body),
             Contender("haproxy", lambda: peers.haproxy("RS256", "haproxy" + name), path, body),
             Contender("fastify-cached", lambda: peers.fastify("RS256", "fastify" + name), path, body),
-        ))  # fmt: skip
-
-    def _relay(self) -> Row:
-        """Against a peer's plain proxying: nobody else has a relay."""
-        ours, peers = self.ours, self.peers
-        return Row("relay_small", "rs256", (
-            Contender("caregate", lambda: ours.start("caregate-relay", bare=True), f"/units/{UNIT}/up/small",
-                      ready=ours.agent),
-            Contender("envoy-cached", lambda: peers.envoy("RS256", _CACHE, "envoy-relay"), "/up/small"),
         ))  # fmt: skip
 
     def _portal(self) -> Row:

@@ -9,10 +9,10 @@ from contextlib import ExitStack
 from loadtests.bench.measure import Sample, wrk
 from loadtests.bench.progress import say, tell
 from loadtests.bench.report import Figure
-from loadtests.bench.rows import Contender, Row, Rows
+from loadtests.bench.row import Contender, Row
+from loadtests.bench.rows import Rows
 from loadtests.bench.servers import LOAD_CPU, Missing, Server, answer
 
-CONNECTIONS = 32
 _PATIENCE_S = 20.0
 _WARM_S = 120.0
 
@@ -26,6 +26,8 @@ def measure(rows: Rows, row: Row, seconds: float, rounds: int) -> list[Figure]:
 
     Raises: WrongAnswer.
     """
+    if row.measure is not None:
+        return row.measure(seconds, rounds)
     samples: dict[str, list[Sample]] = {}
     with ExitStack() as stack:
         running = []
@@ -73,7 +75,8 @@ class _Runner:
         server = self._server
         sample = wrk(
             server.port, self.contender.path, self._tokens, server.pids(), beside=server.beside(), seconds=seconds,
-            connections=CONNECTIONS, cpu=LOAD_CPU, start=self._used,
+            connections=self.contender.connections, cpu=LOAD_CPU, start=self._used,
+            body_bytes=self.contender.body_bytes,
         )  # fmt: skip
         self._used += sample.requests
         if sample.errors:
@@ -98,12 +101,14 @@ def check(rows: Rows, row: Row, contender: Contender, server: Server) -> None:
     kind = contender.tokens or row.tokens
     good = rows.tokens(kind).open().readline().strip()
     _await(contender, server, good)
+    if not contender.policy:
+        return
     for what, token, expected in (
         ("no token", "", 401),
         ("a token with a bad signature", good[:-8] + "AAAAAAAA", 401),
         ("another role's token", rows.wrong_role(contender, kind), 403),
     ):
-        status, _ = answer(server, contender.path, token)
+        status, _ = answer(server, contender.path, token, post=contender.body_bytes > 0)
         if status != expected:
             raise WrongAnswer(f"{row.name}: {contender.name} answers {status}, not {expected}, to {what}")
 
@@ -115,7 +120,7 @@ def _await(contender: Contender, server: Server, token: str) -> None:
     """
     until = time.monotonic() + _PATIENCE_S
     while True:
-        status, body = answer(server, contender.path, token)
+        status, body = answer(server, contender.path, token, post=contender.body_bytes > 0)
         if status == 200 and (body == contender.body or (contender.body is None and body)):
             return
         if time.monotonic() > until:

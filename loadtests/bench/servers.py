@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -18,7 +19,7 @@ from pathlib import Path
 from gateway.store.embedded import ADMIN_ROLE, DATABASE
 from loadtests.bench.measure import tree
 from loadtests.bench.peers import configs
-from loadtests.bench.policy import AUDIENCE, ISSUER, PORTAL_FUNCTION, ROLES, Keys, Portal
+from loadtests.bench.policy import AUDIENCE, ISSUER, PORTAL_FUNCTION, ROLES, UNIT, Keys, Portal
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -101,9 +102,9 @@ def start(
     raise Missing(f"{name} did not start: {log.read_text(errors='replace')[-600:]}")
 
 
-def answer(server: Server, path: str, token: str) -> tuple[int, bytes]:
+def answer(server: Server, path: str, token: str, *, post: bool = False) -> tuple[int, bytes]:
     """Status and body of one request."""
-    request = urllib.request.Request(f"http://127.0.0.1:{server.port}{path}")
+    request = urllib.request.Request(f"http://127.0.0.1:{server.port}{path}", data=b"x" if post else None)
     if token:
         request.add_header("Authorization", f"Bearer {token}")
     try:
@@ -139,7 +140,8 @@ def fastify_modules(work: Path) -> Path:
         (folder / "package.json").write_text('{"private": true}')
         packages = ["fastify", "@fastify/jwt", "@fastify/rate-limit", "@fastify/http-proxy", "pg", "ws"]
         _install(["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder), *packages])
-    shutil.copy(HERE / "peers" / "fastify.mjs", folder)
+    for script in ("fastify.mjs", "unit.mjs"):
+        shutil.copy(HERE / "peers" / script, folder)
     return folder / "fastify.mjs"
 
 
@@ -170,6 +172,7 @@ class Peers:
     run: Path
     upstream_port: int
     portal: Portal
+    unit_key: str = field(default_factory=lambda: secrets.token_hex(16))
 
     def envoy(self, algorithm: str, cache: int, name: str) -> Server:
         port = free_port()
@@ -201,8 +204,36 @@ class Peers:
         env = {**self._policy_env(algorithm), "BENCH_PORT": str(port), "BENCH_CACHE": "200000", **more}
         env["BENCH_UPSTREAM"] = f"http://127.0.0.1:{self.upstream_port}"
         server = start(name, ["node", str(fastify_modules(self.work))], self.run, port, env=env)
-        server.database = self.portal.pid if more else 0
+        server.database = self.portal.pid if "BENCH_PG_HOST" in more else 0
         return server
+
+    def relay(self, name: str) -> Server:
+        """A relay as one would write it with fastify and `ws`: the policy, JSON envelopes, a unit that dials in."""
+        return self.fastify("RS256", name, BENCH_UNIT_KEY=self.unit_key)
+
+    def unit(self, relay: Server) -> None:
+        """The unit's side of that relay, in front of the plain HTTP service, on the load's core."""
+        env = {
+            "BENCH_RELAY": f"ws://127.0.0.1:{relay.port}/connect/{UNIT}",
+            "BENCH_UNIT_KEY": self.unit_key,
+            "BENCH_UPSTREAM": f"http://127.0.0.1:{self.upstream_port}",
+        }
+        script = fastify_modules(self.work).with_name("unit.mjs")
+        argv = ["node", str(script)]
+        relay.helpers.append(start(f"{relay.name}-unit", argv, self.run, relay.port, env=env, cpu=LOAD_CPU).process)
+
+    def tcp(self, name: str, service_port: int) -> Server:
+        """HAProxy that passes bytes on and looks at none: the least that any relay does."""
+        port = free_port()
+        path = self.run / f"{name}.cfg"
+        path.write_text(configs.tcp(port, service_port))
+        return start(name, [debian_binary("haproxy", "haproxy"), "-W", "-f", str(path)], self.run, port)
+
+    def large(self) -> Server:
+        """A service that takes and gives large bodies, on the load's core."""
+        port = free_port()
+        argv = [sys.executable, "-m", "loadtests.bench.large", str(port)]
+        return start("large", argv, self.run, port, cpu=LOAD_CPU)
 
     def postgres(self) -> dict[str, str]:
         """What lets the peer read the portal: as the superuser, past row-level security."""

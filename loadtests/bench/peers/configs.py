@@ -102,6 +102,20 @@ backend upstream
     server one 127.0.0.1:{upstream}
 """
 
+TCP = """
+global
+    nbthread 1
+    log stdout format raw local0 emerg
+defaults
+    mode tcp
+    timeout client 30s
+    timeout server 30s
+    timeout connect 1s
+listen bench
+    bind 127.0.0.1:{port}
+    server one 127.0.0.1:{service}
+"""
+
 NGINX = """
 worker_processes 1;
 daemon off;
@@ -139,6 +153,11 @@ def haproxy(algorithm: str, key: str, port: int, upstream: int) -> str:
         audience=AUDIENCE,
         role=ROLES[algorithm],
     )
+
+
+def tcp(port: int, service: int) -> str:
+    """Bytes passed on, unread."""
+    return TCP.format(port=port, service=service)
 
 
 def nginx(directory: str, port: int) -> str:
