@@ -61,6 +61,8 @@ class Settings:
     """New unit connections a worker admits in a second; above it 503 with Retry-After."""
     unit_poll_ms: int = 2_000
     """How often a worker looks at the registry of units although nothing told it of a change."""
+    unit_enrolments_per_minute: int = 10
+    """Attempts to register a key from one address; so many at once too."""
     unit_overlap_s: int = 86_400
     """How long a unit's old key is good beside the one that replaces it."""
     relay_dials_open: int = 512

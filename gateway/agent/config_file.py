@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.agent.allowlist import AllowList, TargetRefused, canonical_path, parse_rule
-from gateway.agent.context_token import ContextVerifier
+from gateway.agent.context_token import ContextVerifier, load_context
 from gateway.agent.endpoint import Endpoint, gateway_endpoint, service_endpoint
 from gateway.agent.identity import BadKey, UnitIdentity, load_identity
 from gateway.agent.services import ServiceSettings
@@ -79,6 +79,7 @@ def _settings(root: Table) -> AgentSettings | None:
     connections = root.whole("connections", 2, 1, MAX_CONNECTIONS)
     max_streams = root.whole("max_streams", 64, 1, 1024)
     grace_s = root.number("grace_s", 30.0, 0, 3600)
+    rotate_days = root.number("rotate_days", 30.0, 0, 3650)
     health_file = root.place("health_file")
     services = _services(root, ca_file)
     ledger = _ledger(root, state_dir)
@@ -98,6 +99,7 @@ def _settings(root: Table) -> AgentSettings | None:
         ca_file=None if ca_file is None else str(ca_file),
         max_streams=max_streams,
         grace_s=grace_s,
+        rotate_after_s=rotate_days * 86_400,
         state_dir=state_dir,
         health_file=health_file,
         ledger=ledger,
@@ -172,7 +174,7 @@ def _context(root: Table, unit: str | None) -> ContextVerifier | None:
     if path is None:
         return None
     try:
-        return ContextVerifier(unit or "unnamed", path.read_bytes().rstrip(b"\r\n"))
+        return load_context(unit or "unnamed", path)
     except OSError as error:
         root.fault("context_key", f"cannot read {path}: {error.strerror}")
     except ValueError as error:

@@ -10,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -25,22 +26,28 @@ class ContextRefused(ValueError):
 class ContextVerifier:
     """Checks signature, `aud` and `exp` of a context token.
 
+    Shapes: `more` are keys that are good too, for while one replaces another.
     Units: `leeway_s` seconds that the clocks of unit and gateway may differ.
     """
 
-    def __init__(self, unit: str, key: bytes, leeway_s: int = 5) -> None:
-        """Raises: ValueError when the key is shorter than 32 bytes (RFC 7518 3.2)."""
-        if len(key) < MIN_KEY_BYTES:
-            raise ValueError(f"a context key has at least {MIN_KEY_BYTES} bytes")
+    def __init__(self, unit: str, key: bytes, *more: bytes, leeway_s: int = 5) -> None:
+        """Raises: ValueError when a key is shorter than 32 bytes (RFC 7518 3.2)."""
         self._unit = unit
-        self._key = key
         self._leeway_s = leeway_s
+        self._keys: tuple[bytes, ...] = ()
+        self.adopt(key, *more)
+
+    def adopt(self, *keys: bytes) -> None:
+        """Take these keys instead. Raises: ValueError."""
+        if any(len(key) < MIN_KEY_BYTES for key in keys):
+            raise ValueError(f"a context key has at least {MIN_KEY_BYTES} bytes")
+        self._keys = keys
 
     def verify(self, token: str, now_s: float) -> dict[str, Any]:
         """The claims. Raises: ContextRefused."""
         signed, signature = self._split(token)
-        expected = hmac.digest(self._key, signed, hashlib.sha256)
-        if not hmac.compare_digest(expected, signature):
+        expected = (hmac.digest(key, signed, hashlib.sha256) for key in self._keys)
+        if not any(hmac.compare_digest(each, signature) for each in expected):
             raise ContextRefused("signature")
         # SEC: nothing of the token is parsed as JSON before its signature held.
         header, payload = (_json_object(_decode(part)) for part in signed.split(b"."))
@@ -64,6 +71,19 @@ class ContextVerifier:
             raise ContextRefused("malformed")
         if now_s >= expires_s + self._leeway_s:
             raise ContextRefused("expired")
+
+
+def load_context(unit: str, path: Path) -> ContextVerifier:
+    """The key in a file, and the one before it beside it (`NAME.previous`), if there is one.
+
+    NOTE: the bytes without a final line break are the key, as the gateway reads a secret file.
+    Raises: OSError, ValueError.
+    """
+    keys = [path.read_bytes().rstrip(b"\r\n")]
+    previous = path.with_name(f"{path.name}.previous")
+    if previous.exists():
+        keys.append(previous.read_bytes().rstrip(b"\r\n"))
+    return ContextVerifier(unit, *keys)
 
 
 def _decode(part: bytes) -> bytes:

@@ -13,7 +13,6 @@ A registration whose answer got lost is repeated with the same key, which the ga
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 import time
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from gateway.agent.endpoint import Endpoint
-from gateway.agent.identity import BadKey, UnitIdentity
+from gateway.agent.identity import RECORD, UnitIdentity, load_identity, thumbprint
 from gateway.agent.post import Refused, post
 
 ENROL_AUDIENCE = "unit-enrolment"
@@ -56,7 +55,7 @@ class KeyDirectory:
         self.next_key = path / "unit.key.next"
         self.context = path / "context.key"
         self.previous_context = path / "context.key.previous"
-        self._record = path / "enrolled.json"
+        self._record = path / RECORD
 
     def make(self) -> None:
         """Raises: OSError."""
@@ -110,8 +109,7 @@ class KeyDirectory:
 
     def identity(self, unit: str) -> UnitIdentity:
         """Who signs now. Raises: OSError, BadKey."""
-        pem = self.key.read_bytes()
-        return UnitIdentity(unit, kid_of(pem), pem)
+        return load_identity(unit, None, self.key)
 
     def contexts(self) -> list[bytes]:
         """The context keys to accept, the newest first; empty if there is none. Raises: OSError."""
@@ -122,21 +120,6 @@ class KeyDirectory:
             except FileNotFoundError:
                 continue
         return found
-
-
-def kid_of(pem: bytes) -> str:
-    """The id under which the gateway registers an Ed25519 key: its thumbprint.
-
-    Raises: BadKey.
-    Source: RFC 7638, RFC 8037 appendix A.3.
-    """
-    try:
-        key = load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError):
-        raise BadKey("not a PEM private key") from None
-    if not isinstance(key, ed25519.Ed25519PrivateKey):
-        raise BadKey("not an Ed25519 key")
-    return _thumbprint(key)
 
 
 def enrol(gateway: Endpoint, unit: str, code: str, directory: KeyDirectory, ca_file: str | None = None) -> Registered:
@@ -197,20 +180,14 @@ def _register(
         kid = answer["kid"]
     except (KeyError, TypeError, ValueError):
         raise EnrolmentFailed("the gateway's answer is not one of a registration") from None
-    if kid != _thumbprint(key):
+    if kid != thumbprint(key):
         raise EnrolmentFailed("the gateway registered another key")
     return Registered(kid, directory.keep(unit, kid, context, time.time()), overlap_s)
 
 
 def _proof(unit: str, key: ed25519.Ed25519PrivateKey, audience: str, now_s: float, **more: object) -> str:
-    identity = UnitIdentity(unit, _thumbprint(key), _pem(key))
+    identity = UnitIdentity(unit, thumbprint(key), _pem(key))
     return identity.sign(audience, now_s, PROOF_LIFETIME_S, **more)
-
-
-def _thumbprint(key: ed25519.Ed25519PrivateKey) -> str:
-    raw = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
-    members = b'{"crv":"Ed25519","kty":"OKP","x":"' + _encode(raw) + b'"}'
-    return _encode(hashlib.sha256(members).digest()).decode("ascii")
 
 
 def _pem(key: ed25519.Ed25519PrivateKey) -> bytes:
@@ -222,10 +199,6 @@ def _pem(key: ed25519.Ed25519PrivateKey) -> bytes:
 def _public_pem(key: ed25519.Ed25519PrivateKey) -> str:
     form = serialization.PublicFormat.SubjectPublicKeyInfo
     return key.public_key().public_bytes(serialization.Encoding.PEM, form).decode("ascii")
-
-
-def _encode(raw: bytes) -> bytes:
-    return base64.urlsafe_b64encode(raw).rstrip(b"=")
 
 
 def _decode(text: str) -> bytes:

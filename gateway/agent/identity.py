@@ -7,6 +7,7 @@ budget, for what is one signature here. The tests verify every algorithm's token
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,14 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 AUDIENCE = "unit-link"
 LIFETIME_S = 300
 """The most that the gateway accepts (protocol page)."""
 MIN_RSA_BITS = 2048
+RECORD = "enrolled.json"
+"""Beside a registered key: {unit, kid, registered_s}."""
 
 Signer = Callable[[bytes], bytes]
 
@@ -37,6 +40,8 @@ class UnitIdentity:
         """Raises: BadKey."""
         self.unit = unit
         self.kid = kid
+        self.directory: Path | None = None
+        """Where the key is kept, if it is one that the unit registered itself."""
         self.algorithm, self._sign = _signer(pem)
 
     def token(self, now_s: float) -> str:
@@ -71,8 +76,39 @@ class UnitIdentity:
 
 
 def load_identity(unit: str, kid: str | None, path: Path) -> UnitIdentity:
-    """Raises: BadKey, OSError."""
-    return UnitIdentity(unit, kid or unit, path.read_bytes())
+    """The key of a file; one that was registered from there has its thumbprint for an id. Raises: BadKey, OSError."""
+    pem = path.read_bytes()
+    if kid is not None or not _is_registered(path.parent, unit):
+        return UnitIdentity(unit, kid or unit, pem)
+    identity = UnitIdentity(unit, kid_of(pem), pem)
+    identity.directory = path.parent
+    return identity
+
+
+def _is_registered(directory: Path, unit: str) -> bool:
+    try:
+        record = orjson.loads((directory / RECORD).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("unit") == unit
+
+
+def kid_of(pem: bytes) -> str:
+    """The id under which the gateway registers an Ed25519 key. Raises: BadKey."""
+    try:
+        key = load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError):
+        raise BadKey("not a PEM private key") from None
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise BadKey("not an Ed25519 key, as registered ones are")
+    return thumbprint(key)
+
+
+def thumbprint(key: ed25519.Ed25519PrivateKey) -> str:
+    """Source: RFC 7638, RFC 8037 appendix A.3."""
+    raw = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    members = b'{"crv":"Ed25519","kty":"OKP","x":"' + _base64url(raw) + b'"}'
+    return _base64url(hashlib.sha256(members).digest()).decode("ascii")
 
 
 def _signer(pem: bytes) -> tuple[str, Signer]:

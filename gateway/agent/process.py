@@ -11,6 +11,7 @@ from gevent.event import Event
 from gateway.agent.health import Health
 from gateway.agent.log import Log
 from gateway.agent.notify import Notifier
+from gateway.agent.rotate import Rotation
 from gateway.agent.service import Agent
 from gateway.agent.settings import AgentSettings
 
@@ -36,8 +37,10 @@ def serve(settings: AgentSettings) -> int:
     agent.start()
     health.ready()
     beats = gevent.spawn(health.keep_beating)
+    rotation = gevent.spawn(Rotation(settings, log).run)
     agent.wait()
     draining = gevent.spawn(agent.drain, settings.grace_s)
     gevent.wait([draining, second], count=1)
     beats.kill()
+    rotation.kill()
     return 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.agent.allowlist import EVERYTHING, AllowList, parse_rule
-from gateway.agent.context_token import ContextVerifier
+from gateway.agent.context_token import ContextVerifier, load_context
 from gateway.agent.endpoint import BadUrl, Endpoint, gateway_endpoint, is_loopback, service_endpoint
 from gateway.agent.identity import BadKey, UnitIdentity, load_identity
 from gateway.agent.services import ServiceSettings
@@ -56,6 +56,8 @@ class AgentSettings:
     stable_after_s: float = 10.0
     """A connection that lived this long counts as a success; shorter ones keep the backoff growing."""
     grace_s: float = 30.0
+    rotate_after_s: float = 30 * 86_400.0
+    """How old a key that the unit registered itself may become, see `agent.rotate`; 0: it is never replaced."""
     state_dir: Path | None = None
     health_file: Path | None = None
     ledger: LedgerSettings | None = None
@@ -145,11 +147,10 @@ def _allow_list(rules: list[str]) -> AllowList:
 
 
 def _context(unit: str, path: str | None) -> ContextVerifier | None:
-    """The file's bytes without a final line break are the key, as the gateway reads a secret file."""
     if path is None:
         return None
     try:
-        return ContextVerifier(unit, Path(path).read_bytes().rstrip(b"\r\n"))
+        return load_context(unit, Path(path))
     except OSError as error:
         raise BadSettings(f"--context-key: cannot read {path}: {error.strerror}") from error
     except ValueError as error:

@@ -34,12 +34,9 @@ from gateway.units.roster import Roster
 MAX_BODY_BYTES: Final = 16_384
 ENROL_AUDIENCE: Final = "unit-enrolment"
 ROTATE_AUDIENCE: Final = "unit-rotation"
-ATTEMPTS: Final = 10
-"""From one address: so many at once, and as many again a minute."""
 CONTEXT_AFTER_S: Final = 60.0
 """Until the gateway signs with a new context key: the agent needs that long to hand it to whoever checks."""
 T = TypeVar("T")
-_INTERVAL_NS: Final = 60_000_000_000 // ATTEMPTS
 
 
 class Store(Protocol):
@@ -76,15 +73,18 @@ class RotateRequest(msgspec.Struct, frozen=True):
 class Gate:
     """Attempts by address, counted for all workers of the machine together."""
 
-    def __init__(self, table: BucketTable, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(self, table: BucketTable, per_minute: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        """Shapes: `per_minute` attempts in a minute, and so many at once."""
         self._table = table
         self._rule = table.key("unit-enrolment")
+        self._burst = per_minute
+        self._interval_ns = -(-60_000_000_000 // per_minute)
         self._clock_ns = clock_ns
 
     def admit(self, address: str) -> None:
         """Raises: RateLimited."""
         key = self._table.key("unit-enrolment", address_block(address))
-        admitted, _, wait_ns, _ = self._table.take(key, _INTERVAL_NS, ATTEMPTS, self._clock_ns(), self._rule)
+        admitted, _, wait_ns, _ = self._table.take(key, self._interval_ns, self._burst, self._clock_ns(), self._rule)
         if not admitted:
             raise RateLimited(retry_after_s=-(-wait_ns // 1_000_000_000))
 

@@ -60,7 +60,7 @@ class Units:
 
     def resources(self, buckets: BucketTable) -> dict[str, object]:
         """What units register their keys at."""
-        gate = Gate(buckets)
+        gate = Gate(buckets, self._settings.unit_enrolments_per_minute)
         enrol = EnrolResource(self._store, self.roster, gate, refresh=self.feed.refresh, tell=self._tell)
         rotate = RotateResource(
             self._relay.tokens,

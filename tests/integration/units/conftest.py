@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,16 @@ import pytest
 import yaml
 
 from fastpath.frames import OP_BINARY, OP_CLOSE, Decoder, encode_frame
-from gateway.agent.enrol import KeyDirectory
+from gateway.agent.endpoint import gateway_endpoint
+from gateway.agent.enrol import EnrolmentFailed, KeyDirectory, enrol
+from gateway.cli.fleet import FLAP_WINDOW_S, fleet
+from gateway.cli.operator import ask_workers
+from gateway.demo import story
 from gateway.demo.platform import ROOT, Platform
 from gateway.relay.decoding import decode
 from gateway.relay.frames import Hello, encode
-from gateway.store.unit_operator import UnitOperator
+from gateway.store.unit_operator import OperatorError, UnitOperator
+from gateway.units import code
 from loadtests.demo import free_base_port
 
 UNITS = [f"site-{number}" for number in range(1, 9)]
@@ -34,7 +41,12 @@ class UnitsPlatform(Platform):
 
     def __init__(self, directory: Path, port: int) -> None:
         super().__init__(directory, port, WORKERS, tell=lambda text: None)
-        self._env.update(CAREGATE_DRAIN_GRACE_S="5", CAREGATE_RELAY_PING_MS="500", CAREGATE_UNIT_OVERLAP_S="600")
+        self._env.update(
+            CAREGATE_DRAIN_GRACE_S="5",
+            CAREGATE_RELAY_PING_MS="500",
+            CAREGATE_UNIT_OVERLAP_S="600",
+            CAREGATE_UNIT_ENROLMENTS_PER_MINUTE="1000",
+        )
 
     def start(self) -> None:
         self._check_ports()
@@ -75,8 +87,11 @@ class UnitsPlatform(Platform):
         assert done.returncode == 0, done.stderr
         return done
 
-    def code(self, unit: str, *options: str) -> str:
-        return self.operate("unit", "enrol", unit, *options).stdout.strip()
+    def code(self, unit: str) -> str:
+        text = code.issue()
+        with self.operator() as operator:
+            operator.issue_code(unit, code.digest(text), 3_600)
+        return text
 
     def enrol(self, unit: str, code: str, directory: Path) -> subprocess.CompletedProcess[str]:
         return self.caregate(
@@ -84,12 +99,18 @@ class UnitsPlatform(Platform):
         )  # fmt: skip
 
     def enrolled(self, unit: str, directory: Path) -> KeyDirectory:
-        done = self.enrol(unit, self.code(unit), directory)
-        assert done.returncode == 0, done.stderr
-        return KeyDirectory(directory)
+        """Its keys, registered without the commands: they take a second each to start."""
+        keys = KeyDirectory(directory)
+        enrol(gateway_endpoint(self.gateway_url), unit, self.code(unit), keys)
+        return keys
 
     def fleet(self) -> dict[str, dict[str, Any]]:
-        return {row["unit"]: row for row in json.loads(self.operate("units", "--json").stdout)}
+        """As `caregate units` has it."""
+        workers = ask_workers(self.directory / "run")
+        live = [connection["conn"] for worker in workers for connection in worker["connections"]]
+        with self.operator() as operator:
+            rows = fleet(workers, operator.records(live, FLAP_WINDOW_S), operator.keys(), datetime.now(UTC))
+        return {row.unit: row.as_json() for row in rows}
 
     def sql(self, query: str) -> list[Any]:
         """As an administrator."""
@@ -101,6 +122,43 @@ class UnitsPlatform(Platform):
     def operator(self) -> UnitOperator:
         assert self._postgres is not None
         return UnitOperator(self._postgres.operator_dsn)
+
+    def call(self, unit: str) -> tuple[int, bytes]:
+        """A practitioner asks the unit."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.ports.gateway, timeout=10)
+        try:
+            connection.request("GET", f"/units/v1/{unit}/x", headers={"Authorization": f"Bearer {self.staff}"})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+    def ask(self, unit: str) -> dict[str, Any]:
+        """Why the unit cannot be asked."""
+        status, body = self.call(unit)
+        problem = json.loads(body)
+        assert status == 503
+        code = problem["type"].rpartition(":")[2]
+        return {"code": code, "why": problem["why"], "last_seen": problem["last_seen"]}
+
+    @property
+    def staff(self) -> str:
+        return next(self.tokens[name] for name, (role, _) in story.TOKENS.items() if role == "practitioner")
+
+    def try_enrol(self, unit: str, directory: Path) -> KeyDirectory | None:
+        try:
+            return self.enrolled(unit, directory)
+        except (OperatorError, EnrolmentFailed):
+            return None
+
+    def kill_workers(self) -> None:
+        """All processes of the gateway at once."""
+        arbiter = self.children["gateway"].process
+        assert arbiter is not None
+        children = Path(f"/proc/{arbiter.pid}/task/{arbiter.pid}/children").read_text().split()
+        for pid in (arbiter.pid, *map(int, children)):
+            os.kill(pid, signal.SIGKILL)
+        arbiter.wait()
 
     def restart(self) -> None:
         """Stop and start the gateway; PostgreSQL stays."""
