@@ -7,12 +7,16 @@ imports eleven megabytes of modules that the agent never uses, and what is coope
 from __future__ import annotations
 
 import socket as plain_socket
-from typing import TYPE_CHECKING
+from _socket import getaddrinfo
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import gevent
 from gevent import socket
 
 from gateway.agent.handshake import Handshake, HandshakeBroken
+from gateway.agent.offload import in_thread
 
 if TYPE_CHECKING:
     from gateway.agent.endpoint import Endpoint
@@ -49,8 +53,9 @@ def connect(endpoint: Endpoint, timeout_s: float, ca_file: str | None = None) ->
 
     Raises: OSError. Yields to the hub.
     """
-    sock = socket.create_connection((endpoint.host, endpoint.port), timeout=timeout_s)
+    sock = _connect_any(_addresses(endpoint), timeout_s)
     try:
+        sock.settimeout(timeout_s)
         sock.setsockopt(plain_socket.IPPROTO_TCP, plain_socket.TCP_NODELAY, 1)
         return _encrypt(sock, endpoint.host, ca_file) if endpoint.tls else sock
     except BaseException:
@@ -58,8 +63,55 @@ def connect(endpoint: Endpoint, timeout_s: float, ca_file: str | None = None) ->
         raise
 
 
+def _addresses(endpoint: Endpoint) -> list[Any]:
+    """Shapes: as getaddrinfo. Raises: OSError. Yields to the hub.
+
+    PERF: a name given as bytes is not run through IDNA, whose tables take 1 MB; it was checked to be ASCII.
+    """
+    host = endpoint.host.encode("ascii")
+    look_up = partial(getaddrinfo, host, endpoint.port, 0, plain_socket.SOCK_STREAM, 0)
+    try:
+        return look_up(plain_socket.AI_NUMERICHOST)
+    except plain_socket.gaierror:
+        return in_thread(partial(look_up, 0))
+
+
+def _connect_any(addresses: list[Any], timeout_s: float) -> socket.socket:
+    """The first that answers. Raises: OSError. Yields to the hub."""
+    failure = OSError("no address")
+    for family, kind, protocol, _, address in addresses:
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(timeout_s)
+            sock.connect(address)
+        except OSError as error:
+            sock.close()
+            failure = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise failure
+
+
 def _encrypt(sock: socket.socket, host: str, ca_file: str | None) -> socket.socket:
-    from gevent import ssl  # PERF: 4 MB resident, spared where the link is plain (`resident set` in tests/agent)
+    wrapped: socket.socket = _tls_context(ca_file).wrap_socket(sock, server_hostname=host)
+    return wrapped
+
+
+_contexts: WeakValueDictionary[str | None, Any] = WeakValueDictionary()
+
+
+def _tls_context(ca_file: str | None) -> Any:
+    """One context for all connections that are open: the certificates of a system's authorities take megabytes.
+
+    The next one, after the last connection ended, reads them anew.
+    """
+    context = _contexts.get(ca_file)
+    if context is not None:
+        return context
+    from gevent import ssl  # PERF: 1 MB resident, spared where the link is plain (tests/agent/test_footprint.py)
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -67,8 +119,8 @@ def _encrypt(sock: socket.socket, host: str, ca_file: str | None) -> socket.sock
         context.load_default_certs()
     else:
         context.load_verify_locations(ca_file)
-    wrapped: socket.socket = context.wrap_socket(sock, server_hostname=host)
-    return wrapped
+    _contexts[ca_file] = context
+    return context
 
 
 def _shake_hands(sock: socket.socket, handshake: Handshake) -> bytes:

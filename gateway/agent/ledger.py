@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from gevent.event import AsyncResult
 
 from gateway.agent.ledger_store import EntryState, LedgerStore, LedgerUnavailable
+from gateway.agent.offload import in_thread
 from gateway.relay.frames import Fields, RefusalReason
 
 if TYPE_CHECKING:
@@ -102,7 +104,7 @@ class Claim:
 
 
 class Ledger:
-    """Shared by all connections of an agent. The disk is touched in the hub's thread pool alone.
+    """Shared by all connections of an agent. The disk is touched in a native thread, one at a time.
 
     Units: `now` gives seconds since 1970.
     """
@@ -226,11 +228,10 @@ class Ledger:
         return result
 
     def _work(self) -> None:
-        pool = gevent.get_hub().threadpool
         while self._queue:
             batch, self._queue = self._queue, []
             try:
-                outcomes = pool.apply(self._execute, ([operation for operation, _ in batch], self.now()))
+                outcomes = in_thread(partial(self._execute, [operation for operation, _ in batch], self.now()))
             except LedgerUnavailable as error:
                 self._tell(str(error))
                 for _, result in batch:
@@ -283,7 +284,7 @@ class Ledger:
         while self._worker is not None:
             self._worker.join()
         if self._store is not None:
-            gevent.get_hub().threadpool.apply(self._store.close)
+            in_thread(self._store.close)
             self._store = None
 
 

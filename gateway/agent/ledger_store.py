@@ -98,7 +98,7 @@ class LedgerStore:
         for pragma in (
             "journal_mode = WAL",
             "synchronous = FULL",
-            "cache_size = -256",
+            "cache_size = -64",
             f"journal_size_limit = {1024 * PAGE_BYTES}",
             f"max_page_count = {pages}",
             "secure_delete = ON",

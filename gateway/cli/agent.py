@@ -6,13 +6,12 @@ Runs with the base dependencies alone. The agent itself is imported when it runs
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway import __version__
+from gateway.cli.help_text import HelpText
 
 if TYPE_CHECKING:
     from gateway.agent.settings import AgentSettings
@@ -37,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="relay a unit's local HTTP services to the gateway",
         description="Dials out to the gateway and relays what it asks for to the unit's local HTTP services.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpText,
     )
     parser.add_argument("--version", action="version", version=f"caregate-agent {__version__}")
     parser.add_argument("--config", metavar="FILE", help="agent.toml, instead of the options below (docs/agent.md)")
@@ -45,9 +44,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--log-level", choices=LOG_LEVELS, help="default info")
     _add_options(parser)
     parser.set_defaults(run=run)
-    actions = parser.add_subparsers(dest="action", metavar="ACTION")
-    unit_file = actions.add_parser("systemd-unit", help="print a hardened systemd unit for this installation")
-    unit_file.add_argument("--command", metavar="PATH", help="the caregate command; default: the one that runs")
+    unit_file = subparsers.add_parser(
+        "agent systemd-unit", help="print a systemd unit for the agent", formatter_class=HelpText
+    )
+    unit_file.add_argument("--executable", metavar="PATH", help="the caregate command; default: the one that runs")
     unit_file.set_defaults(run=print_systemd_unit)
 
 
@@ -141,7 +141,11 @@ def _from_options(options: argparse.Namespace) -> AgentSettings | None:
 
 def print_systemd_unit(options: argparse.Namespace) -> int:
     """The unit file that is shipped, with the path of this installation's command."""
-    command = options.command or shutil.which(sys.argv[0]) or UNIT_FILE_COMMAND
+    # PERF: these two take 2 MB, which an agent that runs need not hold.
+    import shutil
+    from importlib.resources import files
+
+    command = options.executable or shutil.which(sys.argv[0]) or UNIT_FILE_COMMAND
     text = files("gateway.agent").joinpath(UNIT_FILE).read_text(encoding="utf-8")
     print(text.replace(UNIT_FILE_COMMAND, str(Path(command).absolute())), end="")
     return 0

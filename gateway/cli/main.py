@@ -8,8 +8,12 @@ import os
 import sys
 from collections.abc import Sequence
 
+from gateway import __version__
+from gateway.cli.help_text import HelpText
+
 COMMANDS: dict[str, tuple[str, str]] = {
     "agent": ("gateway.cli.agent", "relay a unit's local HTTP service to the gateway"),
+    "agent systemd-unit": ("gateway.cli.agent", "print a systemd unit for the agent"),
     "agent enrol": ("gateway.cli.agent_keys", "make a unit's key and register it with a one-time code"),
     "agent rotate": ("gateway.cli.agent_keys", "replace a unit's registered key"),
     "conformance": ("gateway.cli.conformance", "play the gateway against an agent: does it keep the relay protocol?"),
@@ -31,18 +35,7 @@ What begins with `agent` runs with the base dependencies alone. A module of seve
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command; its parser sets `run(options) -> int`."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="caregate", description="One front door for a healthcare platform.")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    if " ".join(arguments[:2]) in COMMANDS:
-        arguments[:2] = [" ".join(arguments[:2])]
-    wanted = COMMANDS.get(arguments[0], ("", ""))[0] if arguments else ""
-    if wanted:
-        importlib.import_module(wanted).add_parser(subparsers)
-    for name, (module, text) in COMMANDS.items():
-        if module != wanted:
-            subparsers.add_parser(name, help=text)
-    options = parser.parse_args(arguments)
+    options = _parse(list(sys.argv[1:] if argv is None else argv))
     try:
         code = int(options.run(options) or 0)
         sys.stdout.flush()
@@ -53,6 +46,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="caregate", description="One front door for a healthcare platform.", formatter_class=HelpText
+    )
+    parser.add_argument("--version", action="version", version=f"caregate {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, prog="caregate")
+    if " ".join(arguments[:2]) in COMMANDS:
+        arguments[:2] = [" ".join(arguments[:2])]
+    wanted = COMMANDS.get(arguments[0], ("", ""))[0] if arguments else ""
+    if wanted:
+        importlib.import_module(wanted).add_parser(subparsers)
+    for name, (module, text) in COMMANDS.items():
+        if module != wanted:
+            subparsers.add_parser(name, help=text, formatter_class=HelpText)
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import hashlib
+import ipaddress
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -14,14 +16,18 @@ from typing import Any
 import gevent
 import orjson
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from gevent import socket
 from gevent.queue import Empty, Queue
 from gevent.server import StreamServer
 
 from fastpath.frames import OP_BINARY, OP_CLOSE, Decoder, encode_close, encode_frame
 from gateway.agent.endpoint import Endpoint
+from gateway.agent.health import Health
 from gateway.agent.identity import UnitIdentity
 from gateway.agent.log import Log
 from gateway.agent.service import Agent
@@ -250,6 +256,7 @@ class Rig:
         self.lines: list[dict[str, Any]] = []
         self.log = self._log()
         self.agent: Agent | None = None
+        self.health: Health | None = None
         self.settings = AgentSettings(
             gateway=Endpoint(False, "127.0.0.1", self.gateway.port, "/relay/v1/connect"),
             services=(ServiceSettings(Endpoint(False, "127.0.0.1", self.service.port, "")),),
@@ -264,7 +271,7 @@ class Rig:
         if of_service:
             changes["services"] = (replace(self.settings.services[0], **of_service),)
         self.settings = replace(self.settings, **changes)
-        self.agent = Agent(self.settings, self.log, draw=lambda: 0.5, pause=self._pause)
+        self.agent = Agent(self.settings, self.log, draw=lambda: 0.5, pause=self._pause, health=self.health)
         self.agent.start()
         return self.agent
 
@@ -338,3 +345,45 @@ def key_file(tmp_path: Path) -> Path:
     path.write_bytes(make_key())
     path.chmod(0o600)
     return path
+
+
+def certify(subject, key, issuer, issuer_key, names=(), days=2):
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=5))
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.BasicConstraints(ca=not names, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName(names or [x509.DNSName("ca")]), critical=False)
+        .sign(issuer_key, hashes.SHA256())
+    )
+
+
+@pytest.fixture(scope="module")
+def authority():
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
+    return name, key, certify(name, key, name, key)
+
+
+@pytest.fixture
+def serve(authority, tmp_path, gateway_over_tls):
+    """A gateway with a certificate for `names`; the path of the authority's certificate."""
+
+    def start(names, days=2):
+        name, key, root = authority
+        own = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gateway")])
+        leaf = certify(subject, own, name, key, names, days)
+        (tmp_path / "ca.pem").write_bytes(root.public_bytes(Encoding.PEM))
+        (tmp_path / "leaf.pem").write_bytes(leaf.public_bytes(Encoding.PEM))
+        (tmp_path / "leaf.key").write_bytes(own.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        gateway = gateway_over_tls(certfile=str(tmp_path / "leaf.pem"), keyfile=str(tmp_path / "leaf.key"))
+        return gateway, str(tmp_path / "ca.pem")
+
+    start.loopback = lambda: start([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    return start

@@ -471,14 +471,16 @@ class Rig:
         """Workers to call through: the one that holds the unit, and one that does not."""
         return {"held": unit.worker, "mesh": next(pid for pid in self.pids() if pid != unit.worker)}
 
-    def agent(self, target_port: int, unit: str = UNIT, gateway_port: int | None = None, *more: str) -> Any:
-        """The real agent in front of a local service."""
+    def agent(
+        self, target_port: int, unit: str = UNIT, gateway_port: int | None = None, *more: str, prefix: Any = ()
+    ) -> Any:
+        """The real agent in front of a local service. `prefix`: what runs it."""
         keys = self.platform.directory / "keys"
         log = (self.platform.logs / f"agent-{unit}.log").open("ab")
         process = subprocess.Popen(
-            [sys.executable, "-m", "gateway.cli.main", "agent", "--unit", unit, "--key", str(keys / f"{unit}.key"),
-             "--gateway", f"http://127.0.0.1:{gateway_port or self.port}", "--context-key",
-             str(keys / f"{unit}.context"), "--target", f"http://127.0.0.1:{target_port}", *more],
+            [*prefix, sys.executable, "-m", "gateway.cli.main", "agent", "--unit", unit,
+             "--key", str(keys / f"{unit}.key"), "--gateway", f"http://127.0.0.1:{gateway_port or self.port}",
+             "--context-key", str(keys / f"{unit}.context"), "--target", f"http://127.0.0.1:{target_port}", *more],
             cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
         self._ends.append(lambda: (process.send_signal(signal.SIGKILL), process.wait()))
