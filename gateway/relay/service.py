@@ -50,7 +50,7 @@ class Relay:
             hello_s=getattr(settings, "relay_hello_timeout_ms", 5_000) / 1000,
         )
         self.registry = Registry(self._on_event)
-        used = UsedTokens()
+        self._used = used = UsedTokens(directory=settings.run_dir / "used-tokens")
         self.fabric = Fabric(settings.run_dir, self.registry, used)
         self.handover = Handover(settings.run_dir, self.fabric.name, self._receive)
         self._held: Counter[str] = Counter()
@@ -75,6 +75,7 @@ class Relay:
     def start(self) -> None:
         """Join the mesh. Yields to the hub: yes."""
         self._holder.subscribe(self._on_snapshot)
+        self._used.open(time.time())
         self.fabric.start()
         self.handover.start()
 

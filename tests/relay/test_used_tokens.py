@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from gateway.errors import Overloaded
@@ -17,6 +19,32 @@ def test_used_tokens_are_forgotten_when_they_ran_out_and_never_before():
         used.use("c", 20.0, 5.0)
     assert used.use("c", 20.0, 10.0)
     assert used.use("a", 30.0, 20.0)
+
+
+def test_one_of_two_workers_takes_a_token_at_the_same_moment(tmp_path):
+    here, there = (UsedTokens(directory=tmp_path / "used") for _ in range(2))
+    here.open(0.0)
+    there.open(0.0)
+    assert here.use("a", 10.0, 0.0)
+    assert not there.use("a", 10.0, 0.0)
+    assert there.use("b", 10.0, 0.0)
+    assert not here.use("b", 10.0, 0.0)
+    assert [here.use("c", 20.0, 11.0), there.use("d", 20.0, 11.0)] == [True, True]
+    assert sorted(os.listdir(tmp_path / "used")) == ["c", "d"]
+
+
+def test_without_a_place_to_remember_no_unit_is_admitted(tmp_path):
+    with pytest.raises(Overloaded):
+        UsedTokens(directory=tmp_path / "missing").use("a", 10.0, 0.0)
+
+
+def test_what_killed_workers_left_is_taken_away(tmp_path):
+    (tmp_path / "old").touch()
+    os.utime(tmp_path / "old", (1_000.0, 1_000.0))
+    (tmp_path / "new").touch()
+    os.utime(tmp_path / "new", (1_900.0, 1_900.0))
+    UsedTokens(directory=tmp_path).open(2_000.0)
+    assert os.listdir(tmp_path) == ["new"]
 
 
 def test_what_a_sibling_saw_counts_and_is_not_told_again():

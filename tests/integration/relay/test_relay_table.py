@@ -86,6 +86,11 @@ def answer(status=200, body=b"", **options):
     return script
 
 
+def begin_only(unit, request):
+    unit.ack(request.stream)
+    unit.answer(request.stream, 200, b"x" * 1000, end=False, length=2000)
+
+
 def in_pieces(total, *, length=None):
     def script(unit, request):
         unit.ack(request.stream)
@@ -104,6 +109,7 @@ ROWS = [
     # id, route, script, status, type, delivery, who may retry
     ("accept timeout", "probe", ignore, 504, "unit-accept-timeout", UNKNOWN, SAFE),
     ("response timeout", "probe", ack_only, 504, "unit-response-timeout", DISPATCHED, SAFE),
+    ("response timeout, begun", "probe", begin_only, 504, "unit-response-timeout", STARTED, SAFE),
     ("refused", "probe", refuse(ResetCode.REFUSED, False), 503, "unit-refused", ND, ALWAYS),
     ("refused, untold", "probe", refuse(ResetCode.REFUSED, None), 503, "unit-refused", ND, ALWAYS),
     ("shed", "probe", refuse(ResetCode.SHED, False), 503, "unit-overloaded", ND, ALWAYS),
@@ -115,6 +121,8 @@ ROWS = [
     ("protocol", "probe", refuse(ResetCode.UPSTREAM_PROTOCOL, True, ack=True),
      502, "unit-bad-response", DISPATCHED, SAFE),
     ("internal", "probe", refuse(ResetCode.INTERNAL, True, ack=True), 502, "unit-bad-response", DISPATCHED, SAFE),
+    ("refused, told too late", "probe", refuse(ResetCode.REFUSED, True, ack=True),
+     502, "unit-bad-response", DISPATCHED, SAFE),
     ("strange code", "probe", refuse(77, True, ack=True), 502, "unit-bad-response", DISPATCHED, SAFE),
     ("lost at once", "probe", leave(), 502, "unit-disconnected", UNKNOWN, SAFE),
     ("lost after ACK", "probe", leave(ack=True), 502, "unit-disconnected", DISPATCHED, SAFE),

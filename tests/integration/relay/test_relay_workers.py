@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -159,3 +160,38 @@ def test_rolling_replacement_with_units_connected(rig, wait):
     kinds = Counter(json.loads(body)["type"].rpartition(":")[2] for _, body in failed)
     assert set(kinds) <= {"draining"}, (len(seen), kinds)
     assert len(failed) < len(seen) / 20
+
+
+def test_requests_that_wait_for_a_worker_that_dies(rig, wait):
+    """What had not left for it was certainly not dispatched: relay-path-unavailable, and any method may be repeated."""
+    rig.may_lose_workers = True
+    unit = rig.unit(by_path)
+    asking = rig.routes_to(unit)["mesh"]
+    stuffing = [rig.caller(asking) for _ in range(10)]
+    waiting = [rig.caller(asking) for _ in range(3)]
+    os.kill(unit.worker, signal.SIGSTOP)
+    try:
+        for caller in stuffing:
+            threading.Thread(
+                target=_send_quietly, args=(caller, f"/bulk/v1/{rig.UNIT}/before", b"x" * 400_000), daemon=True
+            ).start()
+        time.sleep(0.5)
+        for caller in waiting:
+            caller.send("POST", f"/bulk/v1/{rig.UNIT}/fine", b"1")
+        time.sleep(0.3)
+    finally:
+        os.kill(unit.worker, signal.SIGKILL)
+    for caller in waiting:
+        response = caller.connection.getresponse()
+        problem = json.loads(response.read())
+        assert (response.status, problem["type"]) == (503, "urn:caregate:problem:relay-path-unavailable")
+        assert problem["delivery"] == "not_dispatched"
+        assert problem["retryable"] is True
+        assert int(response.headers["Retry-After"]) >= 1
+    assert not [event for event in unit.requests if event.request.target == "/fine"]
+
+
+def _send_quietly(caller, path, body):
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        caller.send("POST", path, body)
+        caller.connection.getresponse().read()
