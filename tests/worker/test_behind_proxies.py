@@ -7,6 +7,7 @@ disagree on where a request ends. Each case is followed by a canary through the 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -94,12 +95,14 @@ class Proxy:
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         return sum(1 for line in lines if line.split()[:1] not in (["-"], ["<NOSRV>"], []))
 
-    def talk(self, raw: bytes) -> bytes:
+    def talk(self, *pieces: bytes) -> bytes:
         """Everything that comes back until the proxy has had enough."""
         data = b""
         with socket.create_connection(("127.0.0.1", self.port), 5) as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
-                sock.sendall(raw)
+                for piece in pieces:
+                    sock.sendall(piece)
                 while piece := sock.recv(1 << 20):
                     data += piece
             except ConnectionError:
@@ -155,9 +158,9 @@ class Complaints:
         self.found: list[str] = []
         self.passed = 0
 
-    def run(self, case: Any) -> None:
+    def run(self, case: Any, *pieces: bytes) -> None:
         before, sent_before = len(seen(self.proxy.behind)), self.proxy.forwarded()
-        data = self.proxy.talk(case.raw)
+        data = self.proxy.talk(*(pieces or (case.raw,)))
         canary = f"/canary-{case.id[:3]}"
         answer = self.proxy.talk(f"GET {canary} HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n".encode())
         rows = seen(self.proxy.behind)[before:]
@@ -199,6 +202,21 @@ def test_nobody_disagrees_on_where_a_request_ends(proxy: Proxy, answers: Any, co
         complaints.run(case)
     assert complaints.found == []
     assert complaints.passed > 150, "most of what is valid gets through"
+
+
+def test_nobody_disagrees_on_requests_that_come_in_pieces(proxy: Proxy, answers: Any, corpus: Any) -> None:
+    """A tenth of the cases byte by byte, a tenth cut once; all of them, and at every border, takes hours:
+    CAREGATE_TEST_EVERY_BORDER=1 takes all of them byte by byte and at four borders each."""
+    complaints = Complaints(proxy, answers)
+    every = os.environ.get("CAREGATE_TEST_EVERY_BORDER") == "1"
+    cases = [case for case in corpus.CASES if 1 < len(case.raw) <= 400]
+    for case in cases if every else cases[3::10]:
+        complaints.run(case, *(case.raw[i : i + 1] for i in range(len(case.raw))))
+    for case in cases if every else cases[7::10]:
+        for part in (1, 2, 3, 4) if every else (3,):
+            border = max(1, len(case.raw) * part // 5)
+            complaints.run(case, case.raw[:border], case.raw[border:])
+    assert complaints.found == []
 
 
 VALID = b"GET /first HTTP/1.1\r\nHost: g\r\n\r\nPOST /echo HTTP/1.1\r\nHost: g\r\nContent-Length: 5\r\n\r\nhello"
