@@ -66,10 +66,7 @@ chaos: build
 
 fuzz: build
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
-	@for target in tests/fuzz/fuzz_*.py; do echo "$$target"; $(BIN)/python $$target -max_total_time=$(SECONDS) || exit 1; done
-
-autobahn: build
-	@$(BIN)/python -m tests.autobahn.run
+	@$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS)
 
 annotate: $(STAMP)
 	$(BIN)/cython -3 -a fastpath/*.pyx

@@ -213,10 +213,11 @@ cdef class HeadReader:
 
     cdef int _check_incomplete(self, const uint8_t* at, Py_ssize_t size, Py_ssize_t searched) except -1:
         """Refuse early what no further byte can mend, so that it does not wait for the deadline."""
+        cdef Py_ssize_t start = 2 if size >= 2 and at[0] == 13 else 0
+        cdef const uint8_t* found = <const uint8_t*> memchr(at + start, 10, size - start)
         cdef Py_ssize_t i
-        if memchr(at, 10, size if size < 2 or at[0] != 13 else 0) == NULL and size > self.max_target + 64:
-            if memchr(at + 2, 10, size - 2) == NULL:
-                raise HeadError("target-too-long", "The request target is too long")
+        if (found - at if found != NULL else size) - start > self.max_target + 64:
+            raise HeadError("target-too-long", "The request target is too long")
         if size > self.max_head:
             self._check_limits(at, size)
         for i in range(searched - 1 if searched else 0, size):

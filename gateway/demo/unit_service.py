@@ -161,7 +161,9 @@ class Kind:
         if (req.content_type or "").partition(";")[0].strip() not in {"application/fhir+json", "application/json"}:
             raise FhirError(falcon.HTTP_415, "not-supported", "Send application/fhir+json")
         try:
-            value = orjson.loads(req.bounded_stream.read())
+            # NOTE: where no length is announced Falcon's bounded stream is empty, and pywsgi ends the other one itself.
+            stream = req.stream if req.content_length is None else req.bounded_stream
+            value = orjson.loads(stream.read())
         except orjson.JSONDecodeError as error:
             raise invalid("The body is not JSON") from error
         if not isinstance(value, dict) or value.get("resourceType") != "Observation":

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Fuzz target: WebSocket and relay frames. `python tests/fuzz/fuzz_frames.py [corpus] [-runs=N]` needs atheris."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Fuzz target: request heads, chunks and response heads against plain models of their grammars.
 
 `python tests/fuzz/fuzz_http.py [corpus] [-runs=N]` needs atheris.
@@ -201,9 +202,12 @@ def main() -> None:
     held = seeds()
 
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
-        # NOTE: the kernels are compiled without coverage, so libFuzzer alone would never get past the first byte.
+        # NOTE: without clang the kernels give no coverage, and libFuzzer alone would never get past the first byte.
         chance = random.Random(seed)
-        return mutated(chance, chance.choice(held)) if chance.random() < 0.9 else atheris.Mutate(data, max_size)
+        way = chance.random()
+        if way < 0.4:
+            return atheris.Mutate(data, max_size)
+        return mutated(chance, data if way < 0.7 else chance.choice(held))[:max_size]
 
     atheris.Setup(sys.argv, one_input, custom_mutator=mutate)
     atheris.Fuzz()

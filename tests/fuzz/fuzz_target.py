@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Fuzz target: request targets. `python tests/fuzz/fuzz_target.py [corpus] [-runs=N]` needs atheris."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Fuzz target: tokens, whole and signed, and the strict readers. `python tests/fuzz/fuzz_token.py -max_total_time=60`
 
 Whatever comes in, the verifier accepts or raises TokenError; what it accepts, json reads in the same way.

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Fuzz target: an upstream's answers against a plain model of their grammar and against llhttp; heads as sent.
 
 `python tests/fuzz/fuzz_upstream.py [corpus] [-runs=N]` needs atheris.

@@ -1,12 +1,15 @@
-"""A platform whose gateway speaks TLS only: callers, operations and the units' links."""
+"""A platform whose gateway speaks TLS only, HTTP/2 beside HTTP/1.1: callers, operations and the units' links."""
 
 from __future__ import annotations
 
 import datetime
 import http.client
+import importlib.util
 import ipaddress
 import json
+import socket
 import ssl
+import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,7 +61,7 @@ class TlsPlatform(Platform):
         self.authority.write_bytes(certify("authority", root, "authority", root, authority=True))
         leaf.write_bytes(certify("gateway", own, "authority", root, authority=False))
         key.write_bytes(own.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        self._env.update(CAREGATE_TLS_CERTIFICATE=str(leaf), CAREGATE_TLS_KEY=str(key))
+        self._env.update(CAREGATE_TLS_CERTIFICATE=str(leaf), CAREGATE_TLS_KEY=str(key), CAREGATE_HTTP2="1")
         self.ports.units = {UNIT: self.ports.units[UNIT]}
 
     def start(self) -> None:
@@ -168,6 +171,57 @@ def test_an_agent_that_trusts_another_authority_does_not_dial_in(
     stranger.signal(15)
     assert stranger.process is not None
     stranger.process.wait(15)
+
+
+@pytest.fixture
+def http2(tls_platform: TlsPlatform) -> Iterator[Any]:
+    """A client of tests/worker/http2_client.py at the platform; `ask_for` builds its requests."""
+    path = Path(__file__).parents[1] / "worker" / "http2_client.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules.setdefault(path.stem, importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(module)
+    context = tls_platform.client()
+    context.set_alpn_protocols(["h2"])
+    raw = socket.create_connection(("127.0.0.1", tls_platform.ports.gateway), 20)
+    with context.wrap_socket(raw, server_hostname="127.0.0.1") as sock:
+        client = module.Client(sock)
+        client.ask_for = module.request
+        yield client
+
+
+def test_http2_reaches_portal_and_unit_and_is_accounted_for(tls_platform: TlsPlatform, http2: Any) -> None:
+    def get(path: str, token: str | None = story.PATIENT) -> Any:
+        fields = [(b"authorization", b"Bearer " + tls_platform.tokens[token].encode())] if token else []
+        return http2.get(http2.ask_for(path.encode(), b"GET", *fields))
+
+    appointments = f"/portal/v1/patients/{story.OWN}/appointments"
+    found = {path: get(path) for path in (RESULTS, appointments)}
+    assert [one.status for one in found.values()] == [200, 200]
+    assert found[RESULTS].fields[b"relay-source"] == b"unit"
+    refused = get(RESULTS, None)
+    assert (refused.status, refused.fields[b"www-authenticate"]) == (401, b'Bearer realm="caregate"')
+    assert get("/portal//v1").status == 400
+    assert get("/relay/v1/connect", None).status == 426, "units dial over HTTP/1.1"
+    ids = [one.fields[b"x-request-id"].decode() for one in (*found.values(), refused)]
+    log = tls_platform.children["gateway"].log
+    lines = {row.get("request_id"): row for row in map(json.loads, filter(_is_json, log.read_text().splitlines()))}
+    assert [lines[one]["status"] for one in ids] == [200, 200, 401]
+
+
+def _is_json(line: str) -> bool:
+    return line.startswith("{")
+
+
+def test_http2_bodies_go_through_the_link(tls_platform: TlsPlatform, http2: Any) -> None:
+    resource = {"resourceType": "Observation", "status": "final", "note": [{"text": "x" * 50_000}]}
+    resource |= {"subject": {"reference": f"Patient/{story.OWN}"}, "code": {"text": "creatinine"}}
+    token = tls_platform.tokens[story.PRACTITIONER].encode()
+    fields = ((b"authorization", b"Bearer " + token), (b"content-type", b"application/fhir+json"))
+    got = http2.get(http2.ask_for(OBSERVATIONS.encode(), b"POST", *fields), json.dumps(resource).encode())
+    assert got.status in (200, 201), got.body
+    assert json.loads(got.body)["note"][0]["text"] == "x" * 50_000
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
