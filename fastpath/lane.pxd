@@ -11,3 +11,4 @@ cdef class Grant:
     cdef public bint plain
     cdef public bint hidden
     cdef public bytes line
+    cdef public bytes claims

@@ -43,6 +43,7 @@ class Grant:
     plain: bool
     hidden: bool
     line: bytes | None
+    claims: bytes | None
     def __init__(self, route: object, decision: object) -> None: ...
 
 @final

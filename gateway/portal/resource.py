@@ -51,9 +51,7 @@ class PortalResource:
         statement, values = plan.bind(ctx, body)
         began_ns = time.monotonic_ns()
         try:
-            answer = self._database.call(
-                statement, values, claims_of(ctx.principal), deadline_ns=_deadline_ns(ctx, route)
-            )
+            answer = self._database.call(statement, values, _claims(ctx), deadline_ns=_deadline_ns(ctx, route))
         except StatementFailed as failed:
             raise error_of(failed.sqlstate, has_body=plan.takes_body, hidden=_is_hidden(route, ctx.principal)) from None
         finally:
@@ -88,6 +86,17 @@ def claims_of(principal: Principal) -> bytes:
             "role": principal.role,
         }
     )
+
+
+def _claims(ctx: RequestContext) -> bytes:
+    """The claims as they were written for the principal's first request on the route."""
+    assert ctx.principal is not None  # noqa: S101
+    grant = ctx.grant
+    if grant is None:
+        return claims_of(ctx.principal)
+    if grant.claims is None:
+        grant.claims = claims_of(ctx.principal)
+    return grant.claims
 
 
 def read_body(env: dict[str, Any], limit_bytes: int) -> bytes:

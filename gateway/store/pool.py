@@ -17,7 +17,6 @@ import gevent
 import psycopg
 import psycopg.waiting
 from gevent import monkey
-from gevent.lock import BoundedSemaphore
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from gateway.errors import DatabaseInterrupted, DatabaseTimeout, DatabaseUnavailable
@@ -30,21 +29,23 @@ from gateway.store.pipeline import (
     StatementFailed,
     Step,
 )
+from gateway.turns import Turns
 
 log = logging.getLogger("caregate.database")
 
-_LEASE_S = 60.0
+_LEASE_NS = 60_000_000_000
 """A lane gives a connection back after so long, so that the pool can check, age and replace it."""
 _PROBE_INTERVAL_S = 0.1
 _PROBE_TIMEOUT_S = 0.5
 _LEASE_TICK_S = 0.05
-_PATIENCE_S = 1.0
+_PATIENCE_NS = 1_000_000_000
 """A server that is silent for so long does not answer; a caller with less time may only have been unlucky."""
 _ORDINARY_CONNECTIONS = 2
 """Room in the pool for `connection()`: catalog, configuration, administration."""
 _ORDINARY_TIMEOUT_S = 10.0
 _ACTIVE = psycopg.pq.TransactionStatus.ACTIVE
 _NO_ANSWER_MARGIN_MS = 100
+_MS_NS = 1_000_000
 _AGAIN = frozenset({"40001", "40P01"})
 """Serialization failure, deadlock: rolled back, and likely to pass the second time."""
 _UNPREPARED = frozenset({"26000", "0A000"})
@@ -248,21 +249,22 @@ class Lane:
     def __init__(self, database: Database, limit: int) -> None:
         self._database = database
         self._free: list[Pipeline] = []
-        self._turns = BoundedSemaphore(limit)
+        self._turns = Turns(limit)
 
     def call(
         self, statement: Statement, values: Sequence[bytes | None], claims: bytes, *, deadline_ns: int = 0
     ) -> bytes | None:
         """As Database.call."""
+        now_ns = time.monotonic_ns()
         budget_ms = self._database.statement_timeout_ms
-        if deadline_ns:
-            budget_ms = min(budget_ms, (deadline_ns - time.monotonic_ns()) // 1_000_000)
-        if budget_ms <= 0:
-            raise DatabaseTimeout("No time was left to ask the database")
+        if deadline_ns and deadline_ns - now_ns < budget_ms * _MS_NS:
+            budget_ms = (deadline_ns - now_ns) // _MS_NS
+            if budget_ms <= 0:
+                raise DatabaseTimeout("No time was left to ask the database")
         # The server gives up a little before we do, so that its refusal arrives and the connection can stay.
         server_ms = max(1, budget_ms - min(_NO_ANSWER_MARGIN_MS, budget_ms // 5))
         steps = ((SET_LOCAL, (claims, b"%d" % server_ms)), (statement, values))
-        return self._run(steps, budget_ms / 1000)
+        return self._run(steps, now_ns, now_ns + budget_ms * _MS_NS)
 
     def execute(self, statement: Statement, values: Sequence[bytes | None], *, timeout_s: float) -> bytes | None:
         """Run a statement without claims, in a transaction of its own.
@@ -270,11 +272,12 @@ class Lane:
         Raises: as Database.call.
         Yields to the hub: until the database answered.
         """
-        return self._run(((statement, values),), timeout_s)
+        now_ns = time.monotonic_ns()
+        return self._run(((statement, values),), now_ns, now_ns + int(timeout_s * 1e9))
 
     def ping(self, timeout_s: float) -> None:
         """Raises: DatabaseUnavailable, DatabaseTimeout."""
-        self._run(((PING, ()),), timeout_s)
+        self.execute(PING, (), timeout_s=timeout_s)
 
     def give_back(self) -> None:
         """Return the connections that wait for work to the pool."""
@@ -286,14 +289,18 @@ class Lane:
         while self._free:
             self._discard(self._free.pop())
 
-    def _run(self, steps: Sequence[Step], timeout_s: float) -> bytes | None:
+    def _run(self, steps: Sequence[Step], now_ns: int, deadline_ns: int) -> bytes | None:
         self._database.refuse_if_away()
-        deadline_s = time.monotonic() + timeout_s
-        if not self._turns.acquire(timeout=timeout_s):
-            raise DatabaseUnavailable("No database connection came free in time", retry_after_s=1)
+        turns = self._turns
+        if turns.free:
+            turns.free -= 1
+        else:
+            if not turns.wait(deadline_ns):
+                raise DatabaseUnavailable("No database connection came free in time", retry_after_s=1)
+            now_ns = time.monotonic_ns()
         try:
             try:
-                return self._use(self._lease(deadline_s), steps, deadline_s)
+                return self._use(self._lease(now_ns, deadline_ns), steps, now_ns, deadline_ns)
             except ConnectionLost as lost:
                 if lost.executed:
                     raise DatabaseInterrupted(retry_after_s=1) from None
@@ -301,24 +308,24 @@ class Lane:
                 if failed.sqlstate not in _AGAIN and failed.sqlstate not in _UNPREPARED:
                     raise
             # Nothing of it happened: once more.
-            return self._use_finally(steps, deadline_s)
+            return self._use_finally(steps, deadline_ns)
         finally:
-            self._turns.release()
+            turns.give_back()
 
-    def _use_finally(self, steps: Sequence[Step], deadline_s: float) -> bytes | None:
+    def _use_finally(self, steps: Sequence[Step], deadline_ns: int) -> bytes | None:
+        now_ns = time.monotonic_ns()
         try:
-            return self._use(self._lease(deadline_s), steps, deadline_s)
+            return self._use(self._lease(now_ns, deadline_ns), steps, now_ns, deadline_ns)
         except ConnectionLost as lost:
             if lost.executed:
                 raise DatabaseInterrupted(retry_after_s=1) from None
             raise DatabaseUnavailable(retry_after_s=1) from None
 
-    def _use(self, pipeline: Pipeline, steps: Sequence[Step], deadline_s: float) -> bytes | None:
-        timeout_s = deadline_s - time.monotonic()
+    def _use(self, pipeline: Pipeline, steps: Sequence[Step], now_ns: int, deadline_ns: int) -> bytes | None:
         try:
-            return pipeline.run(steps, timeout_s)
+            return pipeline.run(steps, deadline_ns)
         except Expired:
-            self._database.note_silence(certain=timeout_s >= _PATIENCE_S)
+            self._database.note_silence(certain=deadline_ns - now_ns >= _PATIENCE_NS)
             raise DatabaseTimeout("The database did not answer in time") from None
         except StatementFailed as failed:
             pipeline.broken = failed.sqlstate in _UNPREPARED
@@ -329,18 +336,17 @@ class Lane:
             else:
                 self._free.append(pipeline)
 
-    def _lease(self, deadline_s: float) -> Pipeline:
+    def _lease(self, now_ns: int, deadline_ns: int) -> Pipeline:
         """A connection that is open as far as one can know without asking the server."""
-        now_s = time.monotonic()
         while self._free:
             pipeline = self._free.pop()
-            if now_s - pipeline.leased_s > _LEASE_S:
+            if now_ns - pipeline.leased_ns > _LEASE_NS:
                 self._return(pipeline)
             elif pipeline.alive():
                 return pipeline
             else:
                 self._discard(pipeline)
-        return Pipeline(self._database.take(deadline_s))
+        return Pipeline(self._database.take(deadline_ns / 1e9))
 
     def _return(self, pipeline: Pipeline) -> None:
         pipeline.leave()
@@ -376,7 +382,7 @@ def _check(connection: PooledConnection) -> None:
     """
     pipeline = Pipeline(connection)
     try:
-        pipeline.run(((PING, ()),), _PROBE_TIMEOUT_S)
+        pipeline.run(((PING, ()),), time.monotonic_ns() + int(_PROBE_TIMEOUT_S * 1e9))
     except (ConnectionLost, Expired, StatementFailed) as error:
         pipeline.broken = True
         raise psycopg.OperationalError("the server does not answer") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import select
 import socket as stdlib_socket
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +11,12 @@ import gevent
 from gevent import get_hub, getcurrent, monkey, socket
 
 from gateway.errors import ClientDisconnected, UpstreamTimeout, UpstreamUnreachable
-from gateway.http1.deadlines import NEVER, TICK_NS, Deadlines
+from gateway.http1.deadlines import NEVER
+from gateway.wheel import deadlines_here
 
 RECEIVE_BYTES = 65_536
 _FIRST_RECEIVE_BYTES = 16_384
 """Asked for at first: most answers are short, and bytes that are asked for are memory taken."""
-_SECOND_NS = 1_000_000_000
 _poll = monkey.get_original("select", "poll")
 
 
@@ -27,23 +26,6 @@ class CallerGone(Exception):
 
 class _Expired(Exception):
     """Thrown into the greenlet that waits past its deadline."""
-
-
-class Wheel:
-    """The deadlines of all upstream connections of a worker, turned by one timer that starts with the first."""
-
-    def __init__(self) -> None:
-        self.deadlines = Deadlines(time.monotonic_ns())
-        self._timer: Any = None
-
-    def start(self) -> None:
-        if self._timer is None:
-            period_s = TICK_NS / _SECOND_NS
-            self._timer = get_hub().loop.timer(period_s, period_s, ref=False)
-            self._timer.start(self._turn)
-
-    def _turn(self) -> None:
-        self.deadlines.advance(time.monotonic_ns())
 
 
 class UpstreamConnection:
@@ -57,6 +39,7 @@ class UpstreamConnection:
 
     __slots__ = (
         "_armed",
+        "_deadlines",
         "_greenlet",
         "_hub",
         "_look",
@@ -65,7 +48,6 @@ class UpstreamConnection:
         "_unanswered",
         "_waiting",
         "_watcher",
-        "_wheel",
         "deadline_ns",
         "idle_since_ns",
         "served",
@@ -73,10 +55,10 @@ class UpstreamConnection:
         "written",
     )
 
-    def __init__(self, sock: Any, wheel: Wheel) -> None:
+    def __init__(self, sock: Any) -> None:
         self._sock = sock
         self._raw = sock._sock
-        self._wheel = wheel
+        self._deadlines = deadlines_here()
         self._hub = get_hub()
         self._watcher = self._hub.loop.io(sock.fileno(), 1)
         poll = _poll()
@@ -93,16 +75,15 @@ class UpstreamConnection:
         self.written = False
 
     @classmethod
-    def open(cls, address: tuple[str, int], wheel: Wheel, timeout_s: float) -> UpstreamConnection:
+    def open(cls, address: tuple[str, int], timeout_s: float) -> UpstreamConnection:
         """Raises: UpstreamUnreachable, also when it took too long. Yields to the hub: yes."""
-        wheel.start()
         try:
             with gevent.Timeout(max(timeout_s, 0.001), UpstreamUnreachable("The upstream did not accept in time")):
                 sock = socket.create_connection(address)
         except OSError as error:
             raise UpstreamUnreachable("The upstream cannot be reached") from error
         sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
-        return cls(sock, wheel)
+        return cls(sock)
 
     def alive(self) -> bool:
         """Is an idle connection still open and silent? Bytes nobody asked for count as dead.
@@ -153,7 +134,7 @@ class UpstreamConnection:
     def _wait_readable(self, deadline_ns: int) -> None:
         """Raises: UpstreamTimeout, ClientDisconnected."""
         if deadline_ns != self.deadline_ns:
-            self._wheel.deadlines.arm(self, deadline_ns)
+            self._deadlines.arm(self, deadline_ns)
         if not self._armed:
             self._armed = True
             self._watcher.start(self._readable)
@@ -172,7 +153,7 @@ class UpstreamConnection:
         """Raises: UpstreamTimeout, ClientDisconnected."""
         # NOTE: an answer that comes before the request is out must not wake who waits to write.
         self._disarm()
-        self._wheel.deadlines.arm(self, deadline_ns)
+        self._deadlines.arm(self, deadline_ns)
         self._greenlet = getcurrent()
         self._waiting = True
         try:
@@ -207,7 +188,7 @@ class UpstreamConnection:
             self._greenlet.throw(CallerGone)
 
     def close(self) -> None:
-        self._wheel.deadlines.forget(self)
+        self._deadlines.forget(self)
         self._greenlet = None
         self._armed = False
         self._watcher.stop()

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from urllib.parse import urlsplit
-
-from gevent.event import AsyncResult
 
 from gateway.config.model import Upstream
 from gateway.errors import UpstreamUnavailable, UpstreamUnreachable
+from gateway.turns import Turns
 from gateway.upstream.breaker import Breaker, RetryBudget
-from gateway.upstream.connection import UpstreamConnection, Wheel
+from gateway.upstream.connection import UpstreamConnection
 
 _MS_NS = 1_000_000
 _SECOND_NS = 1_000_000_000
@@ -52,16 +50,14 @@ class Pool:
     Holds: one of `max_connections` places while a connection is lent.
     """
 
-    def __init__(self, upstream: Upstream, wheel: Wheel) -> None:
+    def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
         self.endpoints = [Endpoint(url) for url in upstream.endpoints]
         self.breaker = Breaker()
         self.budget = RetryBudget()
-        self._wheel = wheel
         self._idle_ns = upstream.idle_timeout_ms * _MS_NS
         self.response_ns = upstream.response_timeout_ms * _MS_NS
-        self._free = upstream.max_connections
-        self._queue: deque[AsyncResult[None]] = deque()
+        self._places = Turns(upstream.max_connections)
         self._turn = 0
 
     def admit(self, now_ns: int) -> None:
@@ -78,9 +74,9 @@ class Pool:
         Raises: UpstreamUnavailable if no place comes free in time, UpstreamUnreachable.
         Yields to the hub: unless a place and a kept connection are at hand.
         """
-        # PERF: `upstream_small` of `make bench`: a count, where a semaphore costs two calls.
-        if self._free:
-            self._free -= 1
+        places = self._places
+        if places.free:
+            places.free -= 1
         else:
             self._wait_for_place(deadline_ns)
             now_ns = time.monotonic_ns()
@@ -88,7 +84,7 @@ class Pool:
             endpoint = self._choose(now_ns, avoid)
             return endpoint, self._kept(endpoint, now_ns) or self._open(endpoint, deadline_ns)
         except BaseException:
-            self._free_place()
+            places.give_back()
             raise
 
     def give_back(self, endpoint: Endpoint, connection: UpstreamConnection, keep: bool, now_ns: int) -> None:
@@ -100,10 +96,7 @@ class Pool:
             endpoint.idle.append(connection)
         else:
             connection.close()
-        if self._queue:
-            self._free_place()
-        else:
-            self._free += 1
+        self._places.give_back()
 
     def close(self) -> None:
         """Close idle connections; those lent are closed by whoever gives them back to a pool no longer in use."""
@@ -113,32 +106,11 @@ class Pool:
 
     def _wait_for_place(self, deadline_ns: int) -> None:
         """Raises: UpstreamUnavailable."""
-        if len(self._queue) >= self.upstream.max_connections * WAITERS_A_CONNECTION:
+        if self._places.line >= self.upstream.max_connections * WAITERS_A_CONNECTION:
             raise UpstreamUnavailable("Too many requests wait for the upstream", retry_after_s=1)
-        wait_ns = min(deadline_ns - time.monotonic_ns(), self.upstream.connect_timeout_ms * _MS_NS)
-        turn: AsyncResult[None] = AsyncResult()
-        self._queue.append(turn)
-        try:
-            turn.wait(max(wait_ns, 0) / _SECOND_NS)
-        except BaseException:
-            self._leave_queue(turn)
-            raise
-        if not turn.ready():
-            self._leave_queue(turn)
+        patient_ns = time.monotonic_ns() + self.upstream.connect_timeout_ms * _MS_NS
+        if not self._places.wait(min(deadline_ns, patient_ns)):
             raise UpstreamUnavailable("All connections to the upstream are busy", retry_after_s=1)
-
-    def _leave_queue(self, turn: AsyncResult[None]) -> None:
-        """Whoever waits no longer passes on the place that he may have been given in the meantime."""
-        if turn.ready():
-            self._free_place()
-        else:
-            self._queue.remove(turn)
-
-    def _free_place(self) -> None:
-        if self._queue:
-            self._queue.popleft().set(None)
-        else:
-            self._free += 1
 
     def _choose(self, now_ns: int, avoid: Endpoint | None) -> Endpoint:
         """The least busy endpoint that is not resting, in turn among equals; if all rest, the one rested longest."""
@@ -171,7 +143,7 @@ class Pool:
         left_ns = min(deadline_ns - time.monotonic_ns(), self.upstream.connect_timeout_ms * _MS_NS)
         endpoint.in_use += 1
         try:
-            return UpstreamConnection.open(endpoint.address, self._wheel, left_ns / _SECOND_NS)
+            return UpstreamConnection.open(endpoint.address, left_ns / _SECOND_NS)
         except BaseException as error:
             endpoint.in_use -= 1
             if isinstance(error, UpstreamUnreachable):
@@ -184,7 +156,6 @@ class Pools:
 
     def __init__(self) -> None:
         self._pools: dict[str, Pool] = {}
-        self._wheel = Wheel()
 
     def pool(self, name: str, upstream: Upstream) -> Pool:
         """The pool of an upstream as configured."""
@@ -193,7 +164,7 @@ class Pools:
             return held
         if held is not None:
             held.close()
-        made = self._pools[name] = Pool(upstream, self._wheel)
+        made = self._pools[name] = Pool(upstream)
         return made
 
     def close(self) -> None:
