@@ -146,7 +146,7 @@ class UnitConnection(Link):
         asked_s = self.clock()
         self._heard.clear()
         self.session.outbox.control.append(encode(Ping(os.urandom(8))))
-        self._wake.set()
+        self._wake_writer()
         while (left_s := asked_s + timeout_s - self.clock()) > 0 and not self.ended:
             self._heard.wait(left_s)
             if self.session.last_received_s >= asked_s:
@@ -170,7 +170,7 @@ class UnitConnection(Link):
             return
         self.session.go_away(code, why, retry_ms, jitter_ms)
         self._retire()
-        self._wake.set()
+        self._wake_writer()
 
     def _leave(self, code: GoAwayCode, why: str) -> None:
         if self.session.state is State.CONNECTING:
@@ -178,7 +178,7 @@ class UnitConnection(Link):
             return
         self.session.go_away(code, why)
         self._retire()
-        self._wake.set()
+        self._wake_writer()
         self._close_if_drained()
 
     def shut(self, code: GoAwayCode, why: str, retry_ms: int = 0, jitter_ms: int = 0) -> None:

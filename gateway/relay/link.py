@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import gevent
-from gevent.event import Event as Wake
 
 from gateway.errors import Delivery
 from gateway.relay import events as ev
@@ -89,7 +88,8 @@ class Link:
     """One peer. `run` is the reader; it returns when the connection has ended.
 
     PERF: `relay_small`: what all callers of one turn of the hub have to send leaves in one write, made from the hub
-    itself; the writer greenlet takes over where the socket is full or the link ends.
+    itself; a writer greenlet takes over where the socket is full or the link ends, and is there only as long as it has
+    something to write: an idle link is one greenlet.
     Shapes: `lost_reason` is a word for why it ended, "" while it lives.
     """
 
@@ -100,10 +100,10 @@ class Link:
         self.sinks: dict[int, Sink] = {}
         self.lost_reason = ""
         self.ended = False
-        self._wake = Wake()
+        self._writer: Any = None
         self._loop = gevent.get_hub().loop
         self._flush_due = False
-        self._writing = True
+        self._writing = False
         self._timer: Any = None
         self._timer_due_s = NEVER
         self._farewell: tuple[int, str] | None = None
@@ -112,14 +112,15 @@ class Link:
 
     def run(self) -> None:
         """Read until the connection ends, then fail what is open. Yields to the hub: yes."""
-        writer = gevent.spawn(self._write_loop)
+        self._wake_writer()
         self._schedule()
         try:
             self._read_loop()
         finally:
             self._end("lost")
-            writer.join(timeout=CLOSE_GRACE_S)
-            writer.kill()
+            self._wake_writer()
+            self._writer.join(timeout=CLOSE_GRACE_S)
+            self._writer.kill()
             self._stop_timer()
             self.carrier.close()
 
@@ -162,12 +163,17 @@ class Link:
                 elif self.ended:
                     return
                 else:
+                    self._writer = None
                     self._writing = False
-                    self._wake.wait()
-                    self._writing = True
-                    self._wake.clear()
+                    return
         except OSError:
             carrier.abort()
+
+    def _wake_writer(self) -> None:
+        """There may be something for the writer greenlet: to write or to end."""
+        if self._writer is None:
+            self._writing = True
+            self._writer = gevent.spawn(self._write_loop)
 
     def _send_soon(self) -> None:
         """Write what there is once the hub has run whoever is ready now."""
@@ -187,7 +193,7 @@ class Link:
             except OSError:
                 self.carrier.abort()
                 return
-        self._wake.set()
+        self._wake_writer()
 
     def _write_now(self) -> bool:
         """False if there is more than the socket or one turn takes; what is under way is then the greenlet's."""
@@ -223,7 +229,7 @@ class Link:
     def _bid_farewell(self, code: int, reason: str) -> None:
         if self._farewell is None:
             self._farewell = (code, reason)
-            self._wake.set()
+            self._wake_writer()
             gevent.spawn_later(CLOSE_GRACE_S, self.carrier.abort)
 
     def _close_if_drained(self) -> None:
@@ -246,7 +252,7 @@ class Link:
             if sink is not None:
                 sink.on_failed(Failure(LOST, self.lost_reason, delivery, lost=True))
         self.on_ended()
-        self._wake.set()
+        self._wake_writer()
 
     def on_ended(self) -> None:
         """The connection is over and its streams have failed."""
@@ -272,7 +278,7 @@ class Link:
     def _on_timer(self) -> None:
         self._timer_due_s = NEVER
         self._handle(self.session.tick(self.clock()))
-        self._wake.set()
+        self._send_soon()
         self._schedule()
 
     # --- streams

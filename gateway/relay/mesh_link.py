@@ -224,7 +224,7 @@ class HoldingLink(Link):
 
     def announce(self, membership: dict[str, Any]) -> None:
         self.carrier.announce(membership)
-        self._wake.set()
+        self._wake_writer()
 
     def _on_request(self, event: ev.RequestReceived) -> None:
         forward = Forward(self, event.stream)
