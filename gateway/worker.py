@@ -160,8 +160,8 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             server.close()
         for connection in list(self.connections):
             connection.leave()
-        self._say_goodbye()
-        while self.connections and time.monotonic() < end_s:
+        goodbye = self._say_goodbye()
+        while (self.connections or not goodbye.ready()) and time.monotonic() < end_s:
             if time.monotonic() >= linger_end_s:
                 self.draining = True
                 self._close_idle()
@@ -186,12 +186,11 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         while any(connection in self.connections for connection in running) and time.monotonic() < end:
             gevent.sleep(_POLL_S / 10)
 
-    def _say_goodbye(self) -> None:
-        """Let the application begin to leave, beside what it still serves."""
-        drain = getattr(self.wsgi, "drain", None)
-        if drain is not None:
-            gevent.spawn(drain)
-            gevent.sleep(0)
+    def _say_goodbye(self) -> gevent.Greenlet[..., None]:
+        """Let the application leave, beside what it still serves; the greenlet ends when it has."""
+        goodbye = gevent.spawn(self._call, "drain")
+        gevent.sleep(0)
+        return goodbye
 
     def _call(self, name: str) -> None:
         """One of the application's moments, if it has it."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import gevent
+from gevent import socket
 
 from gateway.config.snapshot import CompiledUnit, Snapshot, SnapshotHolder
 from gateway.relay.admission import DialGate
@@ -29,6 +30,14 @@ RESET_BEFORE_END_S: Final = 3.0
 STOP_S: Final = 0.5
 DRAIN_STEP_S: Final = 0.05
 MOVE_JITTER_MS: Final = 100
+
+
+def detached(sock: Any) -> Any:
+    """The same connection as a socket of its own, or None under TLS, which lives in the object.
+
+    PERF: `kb_per_connection` of `make fleet`: a greenlet of its own has nothing of the request's on its stack.
+    """
+    return socket.socket(sock.family, sock.type, fileno=sock.detach()) if type(sock) is socket.socket else None
 
 
 class Relay:
@@ -150,7 +159,17 @@ class Relay:
                     continue
                 if self.handover.pass_on(name, unit.id, login.kid, login.expires_s, sock, unread):
                     return
-        self._hold(login, sock, unread)
+        own = detached(sock)
+        if own is None:
+            self._hold(login, sock, unread)
+        else:
+            gevent.spawn(self._hold_detached, login, own, unread)
+
+    def _hold_detached(self, login: Login, sock: Any, unread: bytes) -> None:
+        try:
+            self._hold(login, sock, unread)
+        finally:
+            sock.close()
 
     def _receive(self, unit_id: str, kid: str, token_exp_s: float, sock: Any, unread: bytes) -> None:
         """A sibling authenticated and upgraded this connection."""

@@ -9,7 +9,6 @@ import os
 import signal
 import threading
 import time
-from collections import Counter
 
 import pytest
 
@@ -106,7 +105,7 @@ def test_two_connections_survive_one_killed_worker(rig, wait):
 
 
 def test_rolling_replacement_with_units_connected(rig, wait):
-    """HUP: new workers, the old ones drain; open requests finish, a late one is told to come again, no other fails."""
+    """HUP: new workers, the old ones accept until those do; open requests finish, and none fails."""
     rig.may_lose_workers = True
 
     def behave(sock, head, body):
@@ -157,9 +156,7 @@ def test_rolling_replacement_with_units_connected(rig, wait):
     assert {caller.connection.getresponse().status for caller in slow} == {200}
     failed = [(status, body) for status, body in seen if (status, body) != (200, b"ok")]
     assert len(seen) > 50
-    kinds = Counter(json.loads(body)["type"].rpartition(":")[2] for _, body in failed)
-    assert set(kinds) <= {"draining"}, (len(seen), kinds)
-    assert len(failed) < len(seen) / 20
+    assert failed == []
 
 
 def test_requests_that_wait_for_a_worker_that_dies(rig, wait):
