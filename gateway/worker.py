@@ -85,9 +85,8 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         self._call("ready")
         shared.is_accepting()
         self._run_until_told()
-        ends_s = time.monotonic() + self.cfg.graceful_timeout
         self._await_successors()
-        self._drain(servers, ends_s)
+        self._drain(servers)
 
     def _prepare(self) -> None:
         settings = getattr(self.wsgi, "settings", None)
@@ -138,23 +137,24 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
     def _await_successors(self) -> None:
         """Replaced by HUP, go on until the new workers accept connections: nobody has to wait for one.
 
-        Yields to the hub: for _SUCCESSORS_S at most, and no more than half of the grace.
+        NOTE: the arbiter kills nobody then, so the grace begins afterwards.
+        Yields to the hub: for _SUCCESSORS_S at most.
         """
-        limit_s = time.monotonic() + min(_SUCCESSORS_S, self.cfg.graceful_timeout / 2)
+        limit_s = time.monotonic() + _SUCCESSORS_S
         while shared.is_superseded() and shared.successors() < self.cfg.workers and time.monotonic() < limit_s:
             self.notify()
             gevent.sleep(_POLL_S)
         self.leaving = True
 
-    def _drain(self, servers: list[StreamServer], ends_s: float) -> None:
+    def _drain(self, servers: list[StreamServer]) -> None:
         """Stop accepting, let the application say goodbye, wait for what runs, then end the rest.
 
         For `drain_linger_s` the connections that there are get their answers, each with `Connection: close`, so that no
-        request fails that is on its way; then idle ones are closed. Units: `ends_s` of time.monotonic: the grace's end.
+        request fails that is on its way; then idle ones are closed.
         """
         grace_s = self.cfg.graceful_timeout
         # NOTE: the arbiter kills at the end of the grace; what is cut off must be accounted for before that.
-        end_s = ends_s - min(_CUT_S, grace_s / 3)
+        end_s = time.monotonic() + grace_s - min(_CUT_S, grace_s / 3)
         linger_end_s = time.monotonic() + min(self.settings.drain_linger_s, grace_s)
         for server in servers:
             server.close()
