@@ -29,6 +29,17 @@ WRITES_AT_ONCE: Final = 4
 _OPEN: Final = (State.ACTIVE, State.SUSPECT)
 
 
+TURN_COST: Final = 262_144
+MESSAGE_COST: Final = 2_048
+"""A reader lets others run after so many bytes, a message counting as 2 KiB more: about a millisecond's work."""
+
+NEXT_TURN_S: Final = 1e-6
+"""A timer comes after the hub has looked at its sockets; sleeping for nothing does not, while callbacks wait."""
+
+WRITES_A_TURN: Final = 4
+"""After so many writes of 64 KiB a writer whose socket takes everything lets others run."""
+
+
 class Carrier(Protocol):
     """Whole messages over a stream socket."""
 
@@ -125,6 +136,7 @@ class Link:
             self.carrier.close()
 
     def _read_loop(self) -> None:
+        turn = 0
         try:
             while True:
                 messages = self.carrier.read()
@@ -133,6 +145,13 @@ class Link:
                 now_s = self.clock()
                 for message in messages:
                     self._handle(self.session.receive(message, now_s))
+                    turn += len(message) + MESSAGE_COST
+                    if turn >= TURN_COST:
+                        # NOTE: reading does not yield while bytes are there, and a peer may see to it that they are.
+                        turn = 0
+                        if self.session.has_frames:
+                            self._send_soon()
+                        gevent.sleep(NEXT_TURN_S)
                 if self.session.has_frames or self.carrier.has_replies():
                     self._send_soon()
                 self._close_if_drained()
@@ -150,6 +169,7 @@ class Link:
 
     def _write_loop(self) -> None:
         session, carrier = self.session, self.carrier
+        turn = 0
         try:
             while True:
                 messages = session.data_to_send(self.clock())
@@ -157,6 +177,9 @@ class Link:
                     carrier.write(messages)
                     self._tell_flushed()
                     self._close_if_drained()
+                    turn += 1
+                    if turn % WRITES_A_TURN == 0:
+                        gevent.sleep(NEXT_TURN_S)
                 elif self._farewell is not None:
                     carrier.say_goodbye(*self._farewell)
                     return

@@ -193,7 +193,7 @@ CASES = [
 @pytest.mark.parametrize(("script", "status", "code", "delivery"), CASES, ids=[c[0].__name__ for c in CASES])
 @pytest.mark.parametrize("hops", [0, 1], ids=["here", "through-sibling"])
 def test_relay_table(rig, script, status, code, delivery, hops):
-    route = {"deadline_ms": 100 if status == 504 else 3_000, "response_max_bytes": 1000}
+    route = {"deadline_ms": 300 if status == 504 else 3_000, "response_max_bytes": 1000}
     worker = rig.worker(route)
     caller = worker if not hops else rig.worker(route)
     rig.unit(worker, script)

@@ -345,3 +345,40 @@ def test_a_request_body_over_the_routes_limit(rig, hops):
     counted = rig.caller(pid)("POST", f"/probe/v1/{rig.UNIT}/x", chunks, Transfer_Encoding="chunked")
     assert counted.status == 413
     assert rig.caller(pid)("POST", f"/probe/v1/{rig.UNIT}/x", b"fine").body == b"fine"
+
+
+@HOPS
+def test_a_large_download_and_a_slow_reader_stop_nobody(rig, wait, hops):
+    """Of one unit: 64 MiB for one caller, a caller who reads a byte a second, and small answers for others."""
+    large = 64 * 1_048_576
+
+    def script(unit, request):
+        unit.ack(request.stream)
+        if request.request.target == "/small":
+            unit.answer(request.stream, 200, b"small")
+            return
+        unit.answer(request.stream, 200, b"", end=False, length=large)
+        unit.say(lambda session: [session.send_data(request.stream, bytes(1_048_576)) for _ in range(64)])
+        unit.data(request.stream, b"", end=True)
+
+    unit = rig.unit(script)
+    pid = rig.routes_to(unit)[hops]
+    slow, fast, small = (rig.caller(pid) for _ in range(3))
+    slow.send("GET", f"/bulk/v1/{rig.UNIT}/slow")
+    wait(lambda: unit.requests)
+    reading = slow.connection.getresponse()
+    took = []
+    done = threading.Thread(target=lambda: took.append(fast("GET", f"/bulk/v1/{rig.UNIT}/fast")))
+    done.start()
+    wait(lambda: len(unit.requests) == 2)
+    answered = 0
+    while done.is_alive():
+        assert small("GET", f"/probe/v1/{rig.UNIT}/small").body == b"small"
+        answered += 1
+        if answered % 10 == 1:
+            assert len(reading.read(1)) == 1
+    assert answered >= 5
+    assert len(took[0].body) == large
+    # What the slow one does not read waits at the unit, apart from windows and sockets on the way.
+    assert unit.session.queued_bytes(unit.requests[0].stream) > large - 16 * 1_048_576
+    slow.vanish()
