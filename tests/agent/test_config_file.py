@@ -18,6 +18,7 @@ unit = "linden-clinic"
 key = "unit.key"
 kid = "k-7"
 connections = 3
+rotate_days = 7
 grace_s = 12.5
 context_key = "context"
 state_dir = "state"
@@ -71,6 +72,7 @@ def test_complete(load, tmp_path):
     assert (settings.identity.unit, settings.identity.kid) == ("linden-clinic", "k-7")
     assert (settings.connections, settings.grace_s, settings.log_level) == (3, 12.5, "debug")
     assert settings.context is not None
+    assert settings.rotate_after_s == 7 * 86_400
     assert settings.log_file == tmp_path / "agent.log"
     assert settings.health_file == tmp_path / "run/health.json"
     assert (settings.ledger.directory, settings.ledger.keep_s) == (tmp_path / "state", 43_200)
