@@ -22,7 +22,7 @@ _MAX_BYTES = 4096
 
 def main() -> None:
     arguments = read_arguments()
-    environ = instrumented() or dict(os.environ)
+    environ = instrumented() or os.environ | {"PYTHONPATH": str(ROOT)}
     for name in arguments.targets or sorted(path.stem.removeprefix("fuzz_") for path in HERE.glob("fuzz_*.py")):
         fuzz(name, arguments.seconds, environ)
         if arguments.keep:
