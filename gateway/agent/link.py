@@ -45,6 +45,8 @@ ROOM_BYTES = 32_768
 RENEW_AT = 0.6
 """Of a token's remaining life; late enough to be rare, early enough for two more attempts."""
 CLOSE_GRACE_S = 1.0
+ACK_DELAY_S = 0.005
+"""How long an ACK waits for an answer to leave with; if the link is lost meanwhile, `unknown` is true."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,8 @@ class Link:
         self._exchanges: dict[int, tuple[Exchange, gevent.Greenlet]] = {}
         self._room: dict[int, Event] = {}
         self._wake = Event()
+        self._ack_timer = gevent.get_hub().loop.timer(ACK_DELAY_S)
+        self._waiting_acks = 0
         self._pong: bytes | None = None
         self._closing: bytes | None = None
         self._leaving = False
@@ -159,7 +163,9 @@ class Link:
 
     def _flush(self, sock: socket.socket) -> None:
         session = self._session
+        self._ack_timer.stop()
         while session.has_frames or self._pong is not None:
+            self._waiting_acks = 0
             messages = self._messages()
             # PERF: `relay_small`: one draw of entropy and one piece for all frames of a write.
             data = encode_messages(messages, os.urandom(4 * len(messages)))
@@ -221,7 +227,7 @@ class Link:
     def _on_events(self, events: list[ev.Event]) -> None:
         for event in events:
             self._on_event(event)
-        if self._session.has_frames or self._leaving:
+        if self._leaving or self._has_more_than_acks():
             self._wake.set()
 
     def _on_event(self, event: ev.Event) -> None:
@@ -308,7 +314,17 @@ class Link:
     # --- Carrier: called by exchanges
 
     def send_ack(self, stream: int) -> bool:
-        return self._sent(self._session.send_ack(stream))
+        """PERF: `relay_small`: with the answer in one write it spares both sides a wake-up a request."""
+        if not self._session.send_ack(stream):
+            return False
+        self._waiting_acks += 1
+        if not self._ack_timer.active:
+            self._ack_timer.start(self._wake.set)
+        return True
+
+    def _has_more_than_acks(self) -> bool:
+        outbox = self._session.outbox
+        return bool(outbox.ring) or len(outbox.control) > self._waiting_acks
 
     def send_response(self, stream: int, response: Response, body: bytes, end: bool) -> bool:
         return self._sent(self._session.send_response(stream, response, body, end))
@@ -328,7 +344,7 @@ class Link:
     def consumed(self, stream: int, size: int) -> None:
         if size:
             self._session.consumed(stream, size)
-            if self._session.has_frames:
+            if self._has_more_than_acks():
                 self._wake.set()
 
     def _sent(self, alive: bool) -> bool:
@@ -347,6 +363,8 @@ class Link:
         self._wake.set()
 
     def _release_all(self) -> None:
+        self._ack_timer.stop()
+        self._ack_timer.close()
         self._session.fail_all()
         for exchange, greenlet in list(self._exchanges.values()):
             self._let_go(exchange, greenlet)

@@ -332,8 +332,10 @@ class Link:
 
     def consumed(self, stream: int, size: int) -> None:
         """`size` body bytes of the stream left this process."""
-        self.session.consumed(stream, size)
-        self.poke()
+        session = self.session
+        session.consumed(stream, size)
+        if session.outbox.control:
+            self._send_soon()
 
     def reset(self, stream: int, code: ResetCode, reason: str = "", dispatched: bool | None = None) -> Delivery | None:
         """End the stream from this side; None if it has ended already. Its sink is not told."""

@@ -28,6 +28,7 @@ from gateway.relay.core import Limits, NotSendable
 from gateway.relay.failures import NOT_CONNECTED, STREAMS
 from gateway.relay.frames import Hello, Oversize, Request, ResetCode, Response, Welcome
 from gateway.relay.link import CarrierFault, Failure, Link, Sink, quietly_shut
+from gateway.relay.readable import Readable
 from gateway.relay.registry import Membership, Registry
 from gateway.relay.session import GatewaySession, UnitSession
 from gateway.relay.used_tokens import UsedTokens
@@ -72,6 +73,7 @@ class UnixCarrier:
     def __init__(self, sock: Any, on_membership: Callable[[MembershipRecord], None]) -> None:
         self._sock = sock
         self._on_membership = on_membership
+        self._readable = Readable(sock)
         self._pending = bytearray()
         self._replies: list[bytes] = []
         self._rest = b""
@@ -83,7 +85,7 @@ class UnixCarrier:
 
     def read(self) -> list[bytes] | None:
         while True:
-            data = self._sock.recv(262_144)
+            data = self._readable.receive(262_144)
             if not data:
                 return None
             self._pending += data
@@ -142,6 +144,7 @@ class UnixCarrier:
         quietly_shut(self._sock)
 
     def close(self) -> None:
+        self._readable.close()
         quietly_shut(self._sock)
         with contextlib.suppress(OSError):
             self._sock.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 from gevent.socket import socket as PlainSocket
@@ -28,6 +29,7 @@ from fastpath.frames import (
     encode_messages,
 )
 from gateway.relay.link import CarrierFault, quietly_shut
+from gateway.relay.readable import Readable
 
 READ_BYTES: Final = 65_536
 MAX_REPLIES: Final = 64
@@ -51,6 +53,8 @@ class UnitSocket(WebSocket):  # type: ignore[misc]
         "_events",
         "_fault",
         "_raw",
+        "_readable",
+        "_receive",
         "_replies",
         "_rest",
         "_sock",
@@ -63,7 +67,10 @@ class UnitSocket(WebSocket):  # type: ignore[misc]
         super().__init__(environ or {}, _Stream(sock), None)
         self._sock = sock
         # TLS may have to read before it writes: that is left to the greenlets.
-        self._raw = sock._sock if type(sock) is PlainSocket else None
+        plain = type(sock) is PlainSocket
+        self._raw = sock._sock if plain else None
+        self._readable = Readable(sock) if plain else None
+        self._receive: Callable[[int], bytes] = sock.recv if self._readable is None else self._readable.receive
         self._rest = b""
         self._unread = unread
         self._decoder = Decoder(masked=True, max_bytes=max_bytes)
@@ -95,7 +102,7 @@ class UnitSocket(WebSocket):  # type: ignore[misc]
             return None
         if self._fault is not None:
             raise self._fault
-        data, self._unread = self._unread or self._sock.recv(READ_BYTES), b""
+        data, self._unread = self._unread or self._receive(READ_BYTES), b""
         if not data:
             return None
         events = self._decoder.feed(data)
@@ -241,6 +248,8 @@ class UnitSocket(WebSocket):  # type: ignore[misc]
         if self.closed:
             return
         self.closed = True  # type: ignore[misc]
+        if self._readable is not None:
+            self._readable.close()
         with contextlib.suppress(OSError):
             if not self.close_sent:
                 # NOTE: the owner is leaving: a peer that does not read must not hold it.
