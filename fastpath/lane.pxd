@@ -1,4 +1,17 @@
-"""Grants as other kernels read them."""
+"""Rules and grants as other kernels read them."""
+
+from libc.stdint cimport int64_t, uint64_t
+
+
+cdef class Rule:
+    cdef readonly object limit
+    cdef readonly str prefix
+    cdef readonly uint64_t number
+    cdef readonly int64_t interval_ns
+    cdef readonly int64_t burst
+    cdef readonly str opening
+    cdef readonly str policy
+    cdef readonly tuple policy_field
 
 
 cdef class Grant:
@@ -12,3 +25,8 @@ cdef class Grant:
     cdef public bint hidden
     cdef public bytes line
     cdef public bytes claims
+    cdef bint looked
+    cdef Rule one
+    cdef uint64_t bucket
+
+    cdef int look_for_one(self) except -1

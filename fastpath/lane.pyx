@@ -20,6 +20,7 @@ from libc.string cimport memcmp
 from fastpath.bucket cimport BucketTable, Taken, tokens_left
 from fastpath.cells cimport Cells
 from fastpath.context cimport RequestContext
+from fastpath.token cimport Verified, Verifier
 
 cdef extern from "Python.h":
     bint PyUnicode_IS_COMPACT_ASCII(object text)
@@ -48,15 +49,6 @@ cdef class Rule:
     Units: `interval_ns` nanoseconds a token. Shapes: `opening` begins the RateLimit field, `policy_field` is the whole
     RateLimit-Policy field.
     """
-
-    cdef readonly object limit
-    cdef readonly str prefix
-    cdef readonly uint64_t number
-    cdef readonly int64_t interval_ns
-    cdef readonly int64_t burst
-    cdef readonly str opening
-    cdef readonly str policy
-    cdef readonly tuple policy_field
 
     def __init__(self, limit, str prefix not None, uint64_t number, int64_t interval_ns, int64_t burst,
                  str opening not None, str policy not None):
@@ -91,6 +83,16 @@ cdef class Grant:
     def __init__(self, route, decision):
         self.route, self.decision, self.responders = route, decision, {}
 
+    cdef int look_for_one(self) except -1:
+        """Note the charge if it is the only one, which saves looking through the tuple."""
+        cdef Charge charge
+        self.looked = True
+        if len(self.charges) == 1:
+            charge = self.charges[0]
+            if charge.key is not None:
+                self.one, self.bucket = charge.rule, charge.bucket
+        return 0
+
 
 cdef struct Take:
     # One token taken for a request; `rule` is borrowed from the charge.
@@ -118,8 +120,9 @@ cdef class Lane:
     """
 
     cdef readonly object snapshot
-    cdef object _trace, _client_address, _bucket, _identify, _grant, _decide, _decode, _match, _hit, _clock_s, _clock_ns
+    cdef object _trace, _client_address, _bucket, _identify, _grant, _decide, _decode, _match, _clock_s, _clock_ns
     cdef BucketTable _buckets
+    cdef Verifier _verifier
     cdef Cells _cells
     cdef Py_ssize_t _in_flight
     cdef tuple _reserved, _address_charges
@@ -136,7 +139,7 @@ cdef class Lane:
         self._trace = policy.trace
         self._client_address, self._bucket, self._identify = policy.client_address, policy.bucket, policy.identify
         self._grant, self._decide, self._decode = policy.grant, policy.decide, policy.decode
-        self._match, self._hit = snapshot.routes.match, snapshot.verifier.hit
+        self._match, self._verifier = snapshot.routes.match, snapshot.verifier
         self._address_charges = policy.address_charges(snapshot)
         self._addresses = {}
         self._behind_proxies = bool(snapshot.trusted_proxies)
@@ -147,6 +150,7 @@ cdef class Lane:
         Raises: what `identify` and `grant` of the policy raise; the context is there by then.
         """
         cdef RequestContext ctx = self._begin(env)
+        cdef Verified verified
         cdef Purse purse
         target.gateway = ctx
         purse.count = 0
@@ -157,14 +161,15 @@ cdef class Lane:
             return self._stop(ctx, &purse, CHARGED_ADDRESS)
         if ctx.path.startswith(self._reserved):
             return self._stop(ctx, &purse, NO_PREFLIGHT)
-        if not self._knows(ctx, env):
+        verified = self._known(ctx, env)
+        if verified is None:
             self._note(ctx, &purse)
             self._identify(ctx, env)
             if ctx.principal is None:
                 return IDENTIFIED
-        if not self._find(ctx):
+        if not self._find(ctx, verified):
             return self._stop(ctx, &purse, IDENTIFIED)
-        if not self._take(ctx, (<Grant> ctx.grant).charges, None, &purse):
+        if not self._take_of_grant(ctx, &purse):
             return self._stop(ctx, &purse, ROUTED)
         if not self._may(ctx, env):
             return self._stop(ctx, &purse, CHARGED)
@@ -188,24 +193,24 @@ cdef class Lane:
 
     # --- identity and routing
 
-    cdef bint _knows(self, RequestContext ctx, dict env) except -1:
-        """Is the bearer token one that was verified before and still holds? Then its principal is the caller."""
+    cdef Verified _known(self, RequestContext ctx, dict env):
+        """What is known of the bearer token if it was verified before and still holds: its principal is the caller."""
         cdef str value = env.get("HTTP_AUTHORIZATION")
         cdef const unsigned char* text
-        cdef object verified
+        cdef Verified verified
         # SEC: only a field that came once, in its plain form, without a query that may carry a token too.
         if value is None or ctx.query or env["caregate.duplicate"] or not PyUnicode_IS_COMPACT_ASCII(value):
-            return False
+            return None
         text = PyUnicode_1BYTE_DATA(value)
         if PyUnicode_GET_LENGTH(value) < 8 or memcmp(text, b"Bearer ", 7) != 0:
-            return False
-        verified = self._hit(PyUnicode_Substring(value, 7, PyUnicode_GET_LENGTH(value)), self._clock_s())
-        if verified is None:
-            return False
+            return None
+        verified = self._verifier.hit(PyUnicode_Substring(value, 7, PyUnicode_GET_LENGTH(value)), self._clock_s())
+        if verified is None or verified.principal is None:
+            return None
         ctx.principal = verified.principal
-        return ctx.principal is not None
+        return verified
 
-    cdef bint _find(self, RequestContext ctx) except -1:
+    cdef bint _find(self, RequestContext ctx, Verified verified) except -1:
         """Find the route and the caller's grant on it; False: no route, or one that shows itself to nobody else."""
         cdef object found = self._match(ctx.method, ctx.path)
         cdef dict raw
@@ -216,10 +221,16 @@ cdef class Lane:
         ctx.route = found[0]
         if raw:
             ctx.params = {name: self._decode(value) for name, value in raw.items()}
-        grant = ctx.principal.grants.get(ctx.route.name)
-        # SEC: the route itself is compared, so that a principal that met another snapshot brings nothing along from it.
+        # PERF: `scale` of `make bench`: the last grant lies with the token; with 100,000 callers each step is a cache miss.
+        grant = None if verified is None else verified.grant
+        # SEC: the route itself is compared, so that a caller that met another snapshot brings nothing along from it.
         if grant is None or grant.route is not ctx.route:
-            grant = self._grant(ctx)
+            grant = ctx.principal.grants.get(ctx.route.name)
+            if grant is None or grant.route is not ctx.route or not grant.looked:
+                grant = self._grant(ctx)
+                grant.look_for_one()
+            if verified is not None:
+                verified.grant = grant
         if grant.hidden or ctx.method not in grant.responders:
             ctx.route = None
             ctx.params = {}
@@ -251,6 +262,12 @@ cdef class Lane:
             keys = tuple([self._bucket((<Charge> charge).rule, ctx) for charge in self._address_charges])
             self._addresses[ctx.client_address] = keys
         return self._take(ctx, self._address_charges, keys, purse)
+
+    cdef bint _take_of_grant(self, RequestContext ctx, Purse* purse) except -1:
+        cdef Grant grant = ctx.grant
+        if grant.one is not None and purse.count == 0:
+            return self._take_one(grant.one, grant.bucket, purse)
+        return self._take(ctx, grant.charges, None, purse)
 
     cdef bint _take(self, RequestContext ctx, tuple charges, tuple keys, Purse* purse) except -1:
         """Take all or nothing; False: one was refused."""

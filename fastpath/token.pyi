@@ -50,6 +50,7 @@ class Key:
 @final
 class Verified:
     principal: Any
+    grant: Any
     @property
     def claims(self) -> dict[str, Any]: ...
     @property

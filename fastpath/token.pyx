@@ -89,20 +89,6 @@ cdef class Key:
     Raises: ValueError if the material does not fit the algorithm.
     """
 
-    cdef readonly str kid
-    cdef readonly str alg
-    cdef readonly str issuer
-    cdef readonly frozenset audiences
-    cdef readonly str role
-    cdef readonly object max_lifetime_s
-    cdef readonly object epoch
-    cdef readonly object attachment
-    cdef double _max_lifetime_s
-    cdef Py_ssize_t _signature_bytes
-    cdef object _inner
-    cdef object _outer
-    cdef object _verifies
-
     def __init__(
         self, kid, alg, material, *, issuer, audiences, role=None, max_lifetime_s=None, epoch=0, attachment=None
     ):
@@ -171,20 +157,10 @@ cdef class Key:
 @cython.final
 cdef class Verified:
     """What a token says, once all of it was checked. Shared by every request that carries the token: read only, but for
-    `principal`, which is the caller's.
+    `principal` and `grant`, which are the caller's.
 
     Units: `expires_at_s` seconds since 1970, whole.
     """
-
-    cdef readonly dict claims
-    cdef readonly Key key
-    cdef readonly str audience
-    cdef readonly str subject
-    cdef readonly str jti
-    cdef readonly double expires_at_s
-    cdef public object principal
-    cdef double _valid_from_s
-    cdef double _issued_at_s
 
     def __repr__(self):
         return f"Verified(key={self.key!r}, audience={self.audience!r})"
@@ -261,23 +237,6 @@ cdef class Verifier:
     Units: `leeway_s`, `now_s` seconds.
     Raises: ValueError for keys that cannot be told apart.
     """
-
-    cdef dict _by_kid
-    cdef dict _by_alg
-    cdef set _live
-    cdef readonly dict revoked
-    cdef readonly frozenset known_audiences
-    cdef tuple _checks
-    cdef double _leeway_s
-    cdef bint _require_kid
-    cdef bint _require_sub
-    cdef Py_ssize_t _max_token_bytes
-    cdef Py_ssize_t _generation_size
-    cdef Py_ssize_t _young_bytes
-    cdef dict _young
-    cdef dict _old
-    cdef readonly Py_ssize_t hits
-    cdef readonly Py_ssize_t misses
 
     def __init__(
         self, keys, *, leeway_s=0, require_kid=True, require_sub=True, known_audiences=None, cache_size=65536,
@@ -380,7 +339,7 @@ cdef class Verifier:
         self.hits += 1
         return verified
 
-    def hit(self, str token not None, double now_s):
+    cpdef Verified hit(self, str token, double now_s):
         """What `verify` returns for a token it remembers and would not refuse now; None otherwise."""
         cdef Verified verified = self._young.get(token)
         if verified is None or not self._holds(verified, now_s):

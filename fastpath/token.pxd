@@ -1,0 +1,64 @@
+"""Verified tokens as other kernels read them."""
+
+
+cdef class Key:
+    cdef readonly str kid
+    cdef readonly str alg
+    cdef readonly str issuer
+    cdef readonly frozenset audiences
+    cdef readonly str role
+    cdef readonly object max_lifetime_s
+    cdef readonly object epoch
+    cdef readonly object attachment
+    cdef double _max_lifetime_s
+    cdef Py_ssize_t _signature_bytes
+    cdef object _inner
+    cdef object _outer
+    cdef object _verifies
+
+    cdef _take_secret(self, material)
+    cdef _take_public_key(self, material)
+    cdef bint _signed(self, bytes signature, bytes data) except -1
+
+
+cdef class Verified:
+    cdef readonly dict claims
+    cdef readonly Key key
+    cdef readonly str audience
+    cdef readonly str subject
+    cdef readonly str jti
+    cdef readonly double expires_at_s
+    cdef public object principal
+    cdef public object grant
+    cdef double _valid_from_s
+    cdef double _issued_at_s
+
+
+cdef class Verifier:
+    cdef dict _by_kid
+    cdef dict _by_alg
+    cdef set _live
+    cdef readonly dict revoked
+    cdef readonly frozenset known_audiences
+    cdef tuple _checks
+    cdef double _leeway_s
+    cdef bint _require_kid
+    cdef bint _require_sub
+    cdef Py_ssize_t _max_token_bytes
+    cdef Py_ssize_t _generation_size
+    cdef Py_ssize_t _young_bytes
+    cdef dict _young
+    cdef dict _old
+    cdef readonly Py_ssize_t hits
+    cdef readonly Py_ssize_t misses
+
+    cdef _add(self, Key key)
+    cpdef Verified hit(self, str token, double now_s)
+    cdef bint _holds(self, Verified verified, double now_s) except -1
+    cdef int _check_again(self, Verified verified, double now_s) except -1
+    cdef int _check_times(self, Verified verified, double now_s) except -1
+    cdef int _remember(self, str token, Verified verified) except -1
+    cdef Verified _verify_unseen(self, str token, double now_s)
+    cdef Key _find_key(self, dict header)
+    cdef Verified _check_claims(self, Key key, dict claims, double now_s)
+    cdef str _audience(self, Key key, aud)
