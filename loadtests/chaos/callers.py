@@ -25,6 +25,7 @@ class Attempt:
     root: str
     name: str
     method: str
+    keyed: bool = False
     told: str = BROKEN
     code: str = ""
     delivery: str = ""
@@ -64,6 +65,9 @@ class Caller:
         target, body = self._target(), b""
         if method == "POST":
             body = b"b" * self._dice.choice([0, 10, 1_000, 60_000, 200_000])
+            if self._dice.random() < 0.4:
+                await self._call_keyed(root, target, body)
+                return
         for number in (1, 2):
             attempt = Attempt(root, f"{root}.{number}", method)
             self._records.attempts.append(attempt)
@@ -71,6 +75,16 @@ class Caller:
             if not attempt.retryable:
                 return
             await asyncio.sleep(0.05)
+
+    async def _call_keyed(self, root: str, target: str, body: bytes) -> None:
+        """The same request with the same key until it is answered: it may be seen once at most."""
+        for _ in range(4):
+            attempt = Attempt(root, f"{root}.key", "POST", keyed=True)
+            self._records.attempts.append(attempt)
+            await self._attempt(attempt, target, body)
+            if attempt.told == ANSWERED or (attempt.told == PROBLEM and not attempt.retryable):
+                return
+            await asyncio.sleep(self._dice.uniform(0.05, 0.8))
 
     def _target(self) -> str:
         unit = self._dice.choice(list(self._units))
@@ -97,9 +111,10 @@ class Caller:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
         length = f"Content-Length: {len(body)}\r\n" if attempt.method == "POST" else ""
+        key = f"Idempotency-Key: {attempt.root}\r\n" if attempt.keyed else ""
         head = (
             f"{attempt.method} {target} HTTP/1.1\r\nHost: chaos\r\nAuthorization: Bearer {self._token}\r\n"
-            f"x-chaos-id: {attempt.name}\r\n{length}\r\n"
+            f"x-chaos-id: {attempt.name}\r\n{key}{length}\r\n"
         )
         writer.write(head.encode() + body)
         status, fields = await _read_head(reader)

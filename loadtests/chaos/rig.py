@@ -46,10 +46,12 @@ class ChaosPlatform(DemoUnderLoad):
                 f"{unit}-service", "-m", "loadtests.chaos.service",
                 "--port", str(port), "--journal", str(self.journals[unit]),
             )  # fmt: skip
+            state = self.directory / f"{unit}.state"
+            state.mkdir(mode=0o700)
             self._spawn(
                 f"{unit}-agent", "-m", "gateway.cli.main", "agent", "--unit", unit,
                 "--gateway", f"http://127.0.0.1:{line_port}", "--key", str(self.directory / "keys" / f"{unit}.key"),
-                "--target", f"http://127.0.0.1:{port}", "--log-level", "info",
+                "--target", f"http://127.0.0.1:{port}", "--state-dir", str(state),
             )  # fmt: skip
 
     def restart(self, name: str) -> None:

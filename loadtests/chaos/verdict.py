@@ -15,7 +15,7 @@ HANG_S = DEADLINE_S + 1.0
 
 @dataclass(slots=True)
 class Verdict:
-    """Names of attempts by the rule they break. `ran_twice` and `repeated_post_ran_twice`: at the local service."""
+    """Names of attempts by the rule they break; those of one idempotency key share a name, and run once."""
 
     answered_wrongly: list[str] = field(default_factory=list)
     ran_twice: list[str] = field(default_factory=list)
@@ -43,7 +43,9 @@ def read_journals(paths: Iterable[Path]) -> Counter[str]:
 
 def judge(attempts: Iterable[Attempt], runs: Counter[str]) -> Verdict:
     """Every rule for every attempt."""
+    attempts = list(attempts)
     verdict = Verdict()
+    sent_again = {attempt.name for attempt in attempts if attempt.keyed and attempt.delivery != "not_dispatched"}
     posts: Counter[str] = Counter()
     for attempt in attempts:
         ran = runs[attempt.name]
@@ -53,11 +55,11 @@ def judge(attempts: Iterable[Attempt], runs: Counter[str]) -> Verdict:
             verdict.hanging.append(f"{attempt.name}: {attempt.took_s:.2f} s")
         if ran > 1:
             verdict.ran_twice.append(attempt.name)
-        if ran and attempt.delivery == "not_dispatched":
+        if ran and attempt.delivery == "not_dispatched" and attempt.name not in sent_again:
             verdict.not_dispatched_ran.append(f"{attempt.name}: {attempt.code}")
         if attempt.told == "answered" and not ran:
             verdict.answered_without_running.append(attempt.name)
-        if attempt.method == "POST":
+        if attempt.method == "POST" and not attempt.keyed:
             posts[attempt.root] += ran
     verdict.post_ran_twice = [root for root, count in posts.items() if count > 1]
     return verdict

@@ -11,7 +11,7 @@ from loadtests.chaos.verdict import judge, read_journals
 
 
 def attempt(name="1-1.1", method="POST", told="answered", **options):
-    return Attempt(name.partition(".")[0], name, method, told, **options)
+    return Attempt(name.partition(".")[0], name, method, told=told, **options)
 
 
 OVERLOADED = {"told": "problem", "code": "unit-overloaded", "delivery": "not_dispatched"}
@@ -28,6 +28,24 @@ CASES = [
     ("gave up", [attempt(told="broken", fault="hanging")], {}, "hanging"),
     ("mixed up", [attempt(fault="the answer to another request")], {"1-1.1": 1}, "answered_wrongly"),
     ("POST twice", [attempt("1-1.1", **OVERLOADED), attempt("1-1.2")], {"1-1.2": 1, "1-1.1": 1}, "post_ran_twice"),
+    (
+        "key, run once",
+        [attempt("1-1.key", told="broken", keyed=True), attempt("1-1.key", keyed=True)],
+        {"1-1.key": 1},
+        None,
+    ),
+    (
+        "key, run twice",
+        [attempt("1-1.key", told="broken", keyed=True), attempt("1-1.key", keyed=True)],
+        {"1-1.key": 2},
+        "ran_twice",
+    ),
+    (
+        "key, refused first",
+        [attempt("1-1.key", keyed=True, **OVERLOADED), attempt("1-1.key", keyed=True)],
+        {"1-1.key": 1},
+        None,
+    ),
     ("GET twice", [attempt("1-1.1", "GET", "broken"), attempt("1-1.2", "GET")], {"1-1.2": 1, "1-1.1": 1}, None),
 ]
 

@@ -1,7 +1,7 @@
 """Writes tests/vectors/relay-frames.json: `python tests/relay/make_vectors.py`. struct spells the hex, not our encoder.
 
-A vector is {name, hex, meaning} for a valid frame, {name, hex, code} for one that is refused; `stream` beside a code
-says that only that stream is at fault.
+A vector is {name, hex, meaning} for a valid frame (beside REQ and RES, `header` is their JSON as it is meant),
+{name, hex, code} for one that is refused; `stream` beside a code says that only that stream is at fault.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ RES = {"s": 200, "h": [["content-type", "text/plain"]], "len": 2, "up": 12}
 
 
 def valid() -> list[dict[str, Any]]:
-    rows = [
+    rows: list[tuple[Any, ...]] = [
         ("hello", frame(0x01, header=HELLO), {"type": "Hello", **HELLO, "clock_ms": None}),
         (
             "lease-with-unknown-object",
@@ -77,7 +77,53 @@ def valid() -> list[dict[str, Any]]:
             {"type": "RequestFrame", "stream": 3, "body": "616263", "end": False},
         ),
         ("req-hold", frame(0x10, END | HOLD, 5, REQ), {"type": "RequestFrame", "stream": 5, "body": "", "end": True}),
+        (
+            "req-of-a-key-with-every-member",
+            frame(
+                0x10,
+                END | HOLD,
+                0xFFFFFFFF,
+                {**REQ, "m": "DELETE", "len": 0, "dl": 0, "tp": "00-aa-bb-01", "idem": "k"},
+            ),
+            {"type": "RequestFrame", "stream": 0xFFFFFFFF, "body": "", "end": True},
+            {**REQ, "m": "DELETE", "len": 0, "dl": 0, "tp": "00-aa-bb-01", "idem": "k"},
+        ),
+        (
+            "req-with-a-latin-1-value-and-unknown-members",
+            frame(0x10, END, 1, {**REQ, "h": [["a", "\u00ff\t"]], "new": {"a": [1]}}),
+            {"type": "RequestFrame", "stream": 1, "body": "", "end": True},
+            {**REQ, "h": [["a", "\u00ff\t"]]},
+        ),
         ("ack", frame(0x11, 0, 1), {"type": "Ack", "stream": 1}),
+        (
+            "res-of-unknown-length",
+            frame(0x12, 0, 1, {**RES, "s": 599, "h": [], "len": None, "up": 0}),
+            {"type": "ResponseFrame", "stream": 1, "body": "", "end": False},
+            {**RES, "s": 599, "h": [], "len": None, "up": 0},
+        ),
+        (
+            "res-with-a-field-twice",
+            frame(0x12, END, 1, {**RES, "s": 304, "h": [["etag", "1"], ["via", "a"], ["via", "b"]], "len": 9}),
+            {"type": "ResponseFrame", "stream": 1, "body": "", "end": True},
+            {**RES, "s": 304, "h": [["etag", "1"], ["via", "a"], ["via", "b"]], "len": 9},
+        ),
+        (
+            "window-of-the-most",
+            frame(0x14, 0, 1, aux=0x7FFFFFFF),
+            {"type": "Window", "stream": 1, "credit": 0x7FFFFFFF},
+        ),
+        (
+            "reset-of-an-unknown-code",
+            frame(0x15, 0, 1, body=b'{"reason":"","dispatched":true,"new":1}', aux=900),
+            {"type": "Reset", "stream": 1, "code": 900, "reason": "", "dispatched": True},
+        ),
+        (
+            "goaway-of-an-unknown-code",
+            frame(0x22, header={"code": 99, "retry_ms": 0, "jitter_ms": 0, "why": ""}),
+            {"type": "GoAway", "code": 99, "retry_ms": 0, "jitter_ms": 0, "why": ""},
+        ),
+        ("lease-of-none", frame(0x26, header={"max_streams": 0}), {"type": "Lease", "max_streams": 0}),
+        ("unknown-type-with-header", frame(0x60, 0, 7, {"a": 1}, b"?"), None),
         ("res", frame(0x12, END, 1, RES, b"ok"), {"type": "ResponseFrame", "stream": 1, "body": "6f6b", "end": True}),
         ("data", frame(0x13, 0, 1, body=b"\x00\xff"), {"type": "Data", "stream": 1, "body": "00ff", "end": False}),
         ("data-end-empty", frame(0x13, END, 1), {"type": "Data", "stream": 1, "body": "", "end": True}),
@@ -105,7 +151,14 @@ def valid() -> list[dict[str, Any]]:
         ("critical-on-a-known-type", frame(0x11, CRITICAL, 1), {"type": "Ack", "stream": 1}),
         ("unknown-type-is-ignored", frame(0x7F, 0, 0, body=b"?"), None),
     ]
-    return [{"name": name, "hex": text, "meaning": meaning} for name, text, meaning in rows]
+    headers = {"req-whole": REQ, "req-with-body": {**REQ, "m": "POST", "len": 9}, "req-hold": REQ, "res": RES}
+    vectors = []
+    for name, text, meaning, *header in rows:
+        vector = {"name": name, "hex": text, "meaning": meaning}
+        if header or name in headers:
+            vector["header"] = header[0] if header else headers[name]
+        vectors.append(vector)
+    return vectors
 
 
 def invalid() -> list[dict[str, Any]]:
@@ -165,6 +218,25 @@ def invalid() -> list[dict[str, Any]]:
         ("status-as-text", frame(0x12, END, 1, {**RES, "s": "200"}, b"ok"), "header"),
         ("reset-without-json", frame(0x15, 0, 1, aux=1), "header"),
         ("reset-dispatched-as-number", frame(0x15, 0, 1, body=b'{"reason":"","dispatched":1}', aux=1), "header"),
+        ("res-without-up", frame(0x12, END, 1, {k: v for k, v in RES.items() if k != "up"}, b"ok"), "header"),
+        ("res-status-as-boolean", frame(0x12, END, 1, {**RES, "s": True}, b"ok"), "header"),
+        ("res-value-with-line-break", frame(0x12, END, 1, {**RES, "h": [["a", "b\n"]]}, b"ok"), "fields", 1),
+        ("reset-ack-untold", frame(0x16, 0, 1, {"dispatched": None}), "header"),
+        ("goaway-without-code", frame(0x22, header={"retry_ms": 0, "jitter_ms": 0, "why": ""}), "header"),
+        ("token-as-number", frame(0x23, header={"token": 1}), "header"),
+        ("token-on-a-stream", frame(0x23, 0, 1, {"token": "a.b.c"}), "stream"),
+        ("token-ok-negative", frame(0x24, header={"exp": -1}), "header"),
+        ("lease-negative", frame(0x26, header={"max_streams": -1}), "header"),
+        ("lease-as-float", frame(0x26, header=b'{"max_streams":8.0}'), "header"),
+        ("welcome-without-epoch", frame(0x02, header={k: v for k, v in WELCOME.items() if k != "epoch"}), "header"),
+        ("data-with-header", frame(0x13, 0, 1, {}, b"x"), "header"),
+        ("data-without-stream", frame(0x13, 0, 0, body=b"x"), "stream"),
+        ("go-with-body", frame(0x17, 0, 1, body=b"x"), "length"),
+        ("pong-of-nine", frame(0x21, body=b"123456789"), "length"),
+        ("hello-with-body", frame(0x01, header=HELLO, body=b"x"), "length"),
+        ("sync-on-a-stream", frame(0x25, 0, 1), "stream"),
+        ("header-with-byte-order-mark", frame(0x26, header=b'\xef\xbb\xbf{"max_streams":8}'), "header"),
+        ("header-empty-object-of-req", frame(0x10, END, 1, b"{}"), "header"),
         ("hello-without-instance", frame(0x01, header={k: v for k, v in HELLO.items() if k != "instance"}), "header"),
         ("hello-window-of-nothing", frame(0x01, header={**HELLO, "stream_window": 0}), "header"),
         ("hello-caps-of-numbers", frame(0x01, header={**HELLO, "caps": [1]}), "header"),

@@ -29,10 +29,30 @@ def plain(frame):
     return meaning
 
 
+def header_of(frame):
+    """The JSON of a REQ or RES, as the protocol names its members."""
+    if isinstance(frame, fr.RequestFrame):
+        r = frame.request
+        names = {
+            "id": r.id,
+            "m": r.method,
+            "t": r.target,
+            "dl": r.deadline_ms,
+            "tp": r.traceparent,
+            "idem": r.idempotency,
+        }
+    else:
+        r = frame.response
+        names = {"s": r.status, "up": r.upstream_ms}
+    return {**names, "len": r.length, "h": [list(pair) for pair in r.fields]}
+
+
 @pytest.mark.parametrize("vector", VECTORS["valid"], ids=lambda v: v["name"])
 def test_valid(vector):
     frame = decode(bytes.fromhex(vector["hex"]))
     assert plain(frame) == vector["meaning"]
+    if "header" in vector:
+        assert header_of(frame) == vector["header"]
     if frame is not None:
         assert decode(fr.encode(frame)) == frame
 
