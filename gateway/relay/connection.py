@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from gevent.event import Event as Wake
 
+from gateway.errors import Delivery
 from gateway.relay import events as ev
 from gateway.relay.core import Limits
-from gateway.relay.frames import LEDGER, GoAwayCode, Ping, Welcome, encode
+from gateway.relay.frames import LEDGER, GoAwayCode, Ping, ResetCode, Welcome, encode
+from gateway.relay.health import Health
 from gateway.relay.link import Link
 from gateway.relay.registry import Registry
 from gateway.relay.session import GatewaySession
 from gateway.relay.states import State
 from gateway.relay.websocket import UnitSocket
+
+EJECT_JITTER_MS: Final = 1_000
 
 
 class TokenCheck(Protocol):
@@ -69,6 +73,7 @@ class UnitConnection(Link):
         self._on_settled: Callable[[], None] | None = on_settled
         self._heard = Wake()
         self.retired = False
+        self._health = Health()
 
     # --- HELLO and tokens
 
@@ -153,6 +158,21 @@ class UnitConnection(Link):
                 return True
             self._heard.clear()
         return False
+
+    def check(self) -> None:
+        """Take the connection out if it is of no use: see gateway.relay.health."""
+        if self.ended or not self.epoch:
+            return
+        why = self._health.look(self.session, self.clock())
+        if why == "slow-ack":
+            self.drain(GoAwayCode.DRAIN, why, jitter_ms=EJECT_JITTER_MS)
+        elif why:
+            self.shut(GoAwayCode.IDLE, why)
+
+    def _on_aborted(self, event: ev.StreamAborted) -> None:
+        if event.code == ResetCode.DEADLINE and event.delivery is Delivery.UNKNOWN and not event.remote:
+            self._health.missed += 1
+        super()._on_aborted(event)
 
     @property
     def stays(self) -> bool:

@@ -153,6 +153,16 @@ class Session:
         stuck_s = self.outbox.stuck_since_s()
         return due if stuck_s is None else min(due, stuck_s + self.limits.stall_s)
 
+    @property
+    def unanswered_ping_s(self) -> float | None:
+        """When the oldest PING was sent that has no PONG."""
+        return None if self._timed_ping is None else self._timed_ping[1]
+
+    @property
+    def last_stream(self) -> int:
+        """The highest stream id so far."""
+        return self._last_stream
+
     def _silence_deadline_s(self) -> float:
         wait_s = self.suspect_s if self.state is State.ACTIVE else self.dead_s
         return self.last_received_s + wait_s

@@ -125,12 +125,14 @@ class ConnectResource:
         take_over: TakeOver,
         *,
         has_room: Callable[[CompiledUnit], bool],
+        spread: Callable[[CompiledUnit, Any], None] = lambda unit, sock: None,
         draining: Callable[[], bool],
         gate: DialGate,
     ) -> None:
         self._tokens = tokens
         self._take_over = take_over
         self._has_room = has_room
+        self._spread = spread
         self._draining = draining
         self._gate = gate
 
@@ -147,6 +149,7 @@ class ConnectResource:
         login = self._tokens.check(unit_bearer(env))
         if not self._has_room(login.unit):
             raise Conflict("The unit has as many connections as it may have", retry_after_s=60)
+        self._spread(login.unit, env.get("caregate.socket"))
         ctx = getattr(req.context, "gateway", None)
         if ctx is not None:
             ctx.unit = login.unit.id

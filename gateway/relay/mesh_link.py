@@ -29,7 +29,7 @@ from gateway.relay.failures import NOT_CONNECTED, STREAMS
 from gateway.relay.frames import Hello, Oversize, Request, ResetCode, Response, Welcome
 from gateway.relay.link import CarrierFault, Failure, Link, Sink, quietly_shut
 from gateway.relay.readable import Readable
-from gateway.relay.registry import Membership, Registry
+from gateway.relay.registry import Membership, Registry, by_use
 from gateway.relay.session import GatewaySession, UnitSession
 from gateway.relay.used_tokens import UsedTokens
 
@@ -235,7 +235,7 @@ class HoldingLink(Link):
         unit, request.unit = request.unit or "", None
         deadline_s = self.clock() + request.deadline_ms / 1000
         reason = NOT_CONNECTED
-        for link in sorted(self._registry.local(unit), key=lambda c: len(c.session.streams)):
+        for link in sorted(self._registry.local(unit), key=by_use):
             try:
                 forward.onward_stream = link.start(request, deadline_s, forward, event.body, event.end)
             except NotSendable as refusal:

@@ -247,3 +247,8 @@ class Registry:
             }
             for unit, record in sorted(self._units.items())
         ]
+
+
+def by_use(connection: UnitConnection) -> tuple[bool, int]:
+    """Sorts connections: those that have not fallen silent first, then those with the fewest streams."""
+    return connection.session.state is not State.ACTIVE, len(connection.session.streams)

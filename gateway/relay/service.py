@@ -11,6 +11,7 @@ import gevent
 from gevent import socket
 
 from gateway.config.snapshot import CompiledUnit, Snapshot, SnapshotHolder
+from gateway.errors import Overloaded
 from gateway.relay.admission import DialGate
 from gateway.relay.connection import UnitConnection
 from gateway.relay.core import Limits
@@ -19,6 +20,7 @@ from gateway.relay.endpoint import ConnectResource, Login, UnitTokens
 from gateway.relay.fabric import Fabric
 from gateway.relay.frames import GoAwayCode
 from gateway.relay.handover import Handover
+from gateway.relay.health import LOOK_S
 from gateway.relay.registry import MOVING, Registry
 from gateway.relay.resource import UnitResource
 from gateway.relay.used_tokens import UsedTokens
@@ -30,6 +32,8 @@ RESET_BEFORE_END_S: Final = 3.0
 STOP_S: Final = 0.5
 DRAIN_STEP_S: Final = 0.05
 MOVE_JITTER_MS: Final = 100
+SENT_OFF: Final = 4
+"""How often a unit's dial is sent off at most, so that it meets another worker."""
 
 
 def detached(sock: Any) -> Any:
@@ -63,6 +67,8 @@ class Relay:
         self.fabric = Fabric(settings.run_dir, self.registry, used)
         self.handover = Handover(settings.run_dir, self.fabric.name, self._receive)
         self._held: Counter[str] = Counter()
+        self._sent_off: Counter[str] = Counter()
+        self._watch: Any = None
         self.tokens = UnitTokens(holder, used)
         self.refuses: Callable[[str, str], str] = lambda unit, kid: ""
         """Why the registry of units refuses a (unit, key id), "" if it does not; `enforce` after a change."""
@@ -75,6 +81,7 @@ class Relay:
             self.tokens,
             self.take_over,
             has_room=self.has_room,
+            spread=self.spread,
             draining=lambda: self._draining,
             gate=self._gate,
         )
@@ -87,6 +94,7 @@ class Relay:
         self._used.open(time.time())
         self.fabric.start()
         self.handover.start()
+        self._watch = gevent.spawn(self._look_on)
 
     def drain(self) -> None:
         """Units move to other workers, open streams finish, the rest is reset before the grace ends.
@@ -118,12 +126,21 @@ class Relay:
     def stop(self) -> None:
         """Say goodbye to what is left, leave the mesh. Yields to the hub: yes."""
         self.handover.stop()
+        if self._watch is not None:
+            self._watch.kill()
         for connection in list(self._connections):
             connection.shut(GoAwayCode.DRAIN, "stopping")
         end_s = time.monotonic() + STOP_S
         while self._connections and time.monotonic() < end_s:
             gevent.sleep(0.01)
         self.fabric.stop()
+
+    def _look_on(self) -> None:
+        """One timer for all connections."""
+        while True:
+            gevent.sleep(LOOK_S)
+            for connection in list(self._connections):
+                connection.check()
 
     def units(self) -> list[dict[str, object]]:
         """The connected units, as far as this worker knows."""
@@ -146,6 +163,24 @@ class Relay:
         dead = sum(1 for probe in probes if not probe.value)
         return self.registry.count(unit.id) - dead < unit.max_connections
 
+    def spread(self, unit: CompiledUnit, sock: Any) -> None:
+        """Under TLS a second connection cannot be passed to a sibling: its unit is told to dial again, a few times.
+
+        Raises: Overloaded.
+        """
+        if sock is None or type(sock) is socket.socket or self._draining:
+            return
+        here = any(not connection.retired for connection in self.registry.local(unit.id))
+        if here and self._free_siblings(unit.id) and self._sent_off[unit.id] < SENT_OFF:
+            self._sent_off[unit.id] += 1
+            raise Overloaded("Another worker is to hold it", retry_after_s=1)
+        del self._sent_off[unit.id]
+
+    def _free_siblings(self, unit_id: str) -> list[str]:
+        """Workers that hold none of the unit."""
+        holders = {getattr(link, "name", "") for link in self.registry.remote(unit_id)}
+        return [name for name in self.fabric.siblings if name not in holders]
+
     def take_over(self, login: Login, sock: Any, unread: bytes) -> None:
         """Have the relay protocol spoken on an upgraded connection, here or at a sibling. Yields to the hub: yes.
 
@@ -153,10 +188,7 @@ class Relay:
         """
         unit = login.unit
         if self._held[unit.id] and not self._draining:
-            holders = {getattr(link, "name", "") for link in self.registry.remote(unit.id)}
-            for name in self.fabric.siblings:
-                if name in holders:
-                    continue
+            for name in self._free_siblings(unit.id):
                 if self.handover.pass_on(name, unit.id, login.kid, login.expires_s, sock, unread):
                     return
         own = detached(sock)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import gevent
 import pytest
 
 from fastpath.frames import OP_BINARY, OP_CLOSE, OP_PING, OP_PONG, OP_TEXT, Decoder, decode_close, encode_frame
 from gateway.config.snapshot import CompiledUnit
+from gateway.errors import Overloaded
 from gateway.relay import frames as fr
 from gateway.relay.decoding import decode
 from gateway.relay.endpoint import accept_key
+from gateway.relay.service import SENT_OFF
 
 
 def dial(rig, worker, request):
@@ -224,6 +227,50 @@ def test_silence_is_the_end(rig):
     rig.until(lambda: worker.relay.registry.connected("hospital"))
     rig.until(lambda: not worker.relay.registry.connected("hospital"))
     assert worker.relay.registry.why("hospital") == "silent"
+
+
+def test_a_unit_that_sends_and_never_reads_is_taken_out(rig, monkeypatch):
+    monkeypatch.setattr("gateway.relay.service.LOOK_S", 0.005)
+    worker = rig.worker(relay_ping_ms=10, relay_dead_ms=60)
+    hello = encode_frame(OP_BINARY, fr.encode(fr.Hello("deaf", "one")), b"abcd")
+    sock, _, _ = dial(rig, worker, rig.handshake(rig.unit_token()) + hello)
+    rig.until(lambda: worker.relay.registry.connected("hospital"))
+    began = time.monotonic()
+    while worker.relay.registry.connected("hospital"):
+        sock.sendall(encode_frame(OP_BINARY, fr.encode(fr.Ping(b"12345678")), b"abcd"))
+        gevent.sleep(0.005)
+    assert time.monotonic() - began > 0.1
+    assert worker.relay.registry.why("hospital") == "deaf"
+
+
+def test_a_connection_that_does_not_acknowledge_is_taken_out_although_it_answers_pings(rig, monkeypatch):
+    monkeypatch.setattr("gateway.relay.service.LOOK_S", 0.01)
+    worker = rig.worker()
+    unit = rig.unit(worker, lambda unit, event: None)
+    connection = worker.relay.registry.local("hospital")[0]
+    waiting = [rig.send_request(worker.port, "GET", "/units/hospital/x") for _ in range(3)]
+    rig.until(lambda: unit.goaway is not None)
+    assert (unit.goaway.code, unit.goaway.why) == (fr.GoAwayCode.DRAIN, "slow-ack")
+    assert connection.retired
+    assert not connection.ended, "what is open may finish"
+    assert len(waiting) == 3
+
+
+def test_under_tls_a_second_connection_is_sent_off_to_meet_another_worker(rig):
+    one, two = rig.worker(), rig.worker()
+    rig.until(lambda: one.relay.fabric.siblings)
+    unit, encrypted = rig.holder.current.units["hospital"], SimpleNamespace()
+    one.relay.spread(unit, encrypted)  # the first stays
+    rig.unit(one)
+    for _ in range(SENT_OFF):
+        with pytest.raises(Overloaded) as refused:
+            one.relay.spread(unit, encrypted)
+        assert refused.value.retry_after_s == 1
+    one.relay.spread(unit, encrypted)  # it met no other: better here than nowhere
+    one.relay.spread(unit, gevent.socket.socket())  # plain ones are passed on instead
+    rig.unit(two, index=1)
+    rig.until(lambda: one.relay.registry.remote("hospital"))
+    one.relay.spread(unit, encrypted)  # all workers hold it
 
 
 def test_a_unit_that_answers_pings_stays(rig):
