@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -47,8 +48,13 @@ class PlainDumper(yaml.SafeDumper):
 
 
 def free_base_port() -> int:
-    """A port with all of a platform's other ports free beside it. Raises: DemoError."""
-    for base in range(12_200, 31_000, 40):
+    """A port with all of a platform's other ports free beside it. Raises: DemoError.
+
+    Processes that look at the same moment begin at different places.
+    """
+    bases = range(12_200, 31_000, 40)
+    start = os.getpid() % len(bases)
+    for base in [*bases[start:], *bases[:start]]:
         if all(_free(base + offset) for offset in (0, 11, 12, 13, 14, 15, 1010)):
             return base
     raise DemoError("no free ports between 12200 and 31000")
