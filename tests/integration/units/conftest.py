@@ -28,7 +28,7 @@ from gateway.demo import story
 from gateway.demo.platform import ROOT, Platform
 from gateway.relay.decoding import decode
 from gateway.relay.frames import Hello, encode
-from gateway.store.unit_operator import OperatorError, UnitOperator
+from gateway.store.unit_operator import UnitOperator
 from gateway.units import code
 from loadtests.demo import free_base_port
 
@@ -101,8 +101,18 @@ class UnitsPlatform(Platform):
     def enrolled(self, unit: str, directory: Path) -> KeyDirectory:
         """Its keys, registered without the commands: they take a second each to start."""
         keys = KeyDirectory(directory)
-        enrol(gateway_endpoint(self.gateway_url), unit, self.code(unit), keys)
-        return keys
+        text = self.code(unit)
+        for _ in range(100):
+            try:
+                enrol(gateway_endpoint(self.gateway_url), unit, text, keys)
+            except EnrolmentFailed as error:
+                # A worker may not have noticed yet that the database is back; the code is good for this key.
+                if "503" not in str(error):
+                    raise
+                time.sleep(0.1)
+            else:
+                return keys
+        raise AssertionError("the database did not come back")
 
     def fleet(self) -> dict[str, dict[str, Any]]:
         """As `caregate units` has it."""
@@ -144,12 +154,6 @@ class UnitsPlatform(Platform):
     @property
     def staff(self) -> str:
         return next(self.tokens[name] for name, (role, _) in story.TOKENS.items() if role == "practitioner")
-
-    def try_enrol(self, unit: str, directory: Path) -> KeyDirectory | None:
-        try:
-            return self.enrolled(unit, directory)
-        except (OperatorError, EnrolmentFailed):
-            return None
 
     def kill_workers(self) -> None:
         """All processes of the gateway at once."""

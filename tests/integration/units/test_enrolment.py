@@ -157,8 +157,8 @@ def test_without_the_database_the_last_known_keys_go_on(site, tmp_path, wait):
         assert [Link(site, unit, k).status for unit, k in (("site-1", keys), ("site-2", gone))] == [101, 401]
     finally:
         site._postgres.start()
-    late = wait(lambda: site.try_enrol("site-3", tmp_path / "late"), 15)
-    assert Link(site, "site-3", late).status == 101
+    late = site.enrolled("site-3", tmp_path / "late")
+    wait(lambda: Link(site, "site-3", late).status == 101)
 
 
 def test_a_lost_notification_is_healed_by_looking(site, tmp_path):
