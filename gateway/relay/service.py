@@ -259,6 +259,8 @@ class Relay:
                 if connection.conn == details["conn"]:
                     details = {**details, "agent": connection.agent, "kid": connection.kid}
         self.observe(event, unit, details)
+        if event == "connection.lost":
+            return  # every sibling sees it, and the units that are lost with it have lines of their own
         if self._log is not None:
             self._log.info(event, unit=unit, **details)
         if self._metrics is not None and event.startswith("connection."):

@@ -7,12 +7,13 @@ says of a revoked unit that it is not enabled and gives each its context key. No
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
 
-from fastpath.token import Key
+from fastpath.token import Key, Verifier
 from gateway.auth.keys import load_public_key
 from gateway.config.snapshot import (
     UNIT_LINK_AUDIENCE,
@@ -38,11 +39,12 @@ class Roster:
         self.revision = 0
         self.keys: dict[str, KeyRow] = {}
         self._revoked: set[str] = set()
-        self._contexts: dict[str, list[ContextRow]] = {}
+        self._contexts: dict[str, dict[int, ContextRow]] = {}
         self._material: dict[str, Key] = {}
         self._joined: set[str] = set()
         self._base: dict[str, CompiledUnit] = {}
-        self._touched: set[str] = set()
+        self._amended: set[str] = set()
+        """Units that are, or were, other than the document says."""
         self._due_s = float("inf")
         self.on_change: Callable[[], None] = lambda: None
         """Told after a change: links that are no longer allowed must end."""
@@ -57,15 +59,18 @@ class Roster:
             self.keys.clear()
             self._revoked.clear()
             self._contexts.clear()
-            self._material.clear()
         self.revision = changes.revision
         for key in changes.keys:
             self.keys[key.kid] = key
         for row in changes.units:
             (self._revoked.add if row.revoked else self._revoked.discard)(row.unit)
         for context in changes.contexts:
-            self._contexts.setdefault(context.unit, []).append(context)
-        self._apply()
+            self._contexts.setdefault(context.unit, {})[context.generation] = context
+        if changes.whole:
+            self._apply()
+        else:
+            units = {row.unit for row in changes.units} | {row.unit for row in changes.contexts}
+            self._apply({key.kid for key in changes.keys}, units)
         return True
 
     def tick(self) -> None:
@@ -76,7 +81,7 @@ class Roster:
     def whole(self) -> Changes:
         """Everything, to keep on disk."""
         units = [UnitRow(unit, revoked=True) for unit in sorted(self._revoked)]
-        contexts = [row for rows in self._contexts.values() for row in rows]
+        contexts = [row for rows in self._contexts.values() for row in rows.values()]
         return Changes(self.revision, units, list(self.keys.values()), contexts, whole=True)
 
     def refuses(self, unit: str, kid: str) -> str:
@@ -94,7 +99,7 @@ class Roster:
     def context(self, unit: str) -> bytes | None:
         """The context key in force for a unit, if the registry has one."""
         now_s = self._now()
-        begun = [row for row in self._contexts.get(unit, ()) if row.from_s <= now_s]
+        begun = [row for row in self._contexts.get(unit, {}).values() if row.from_s <= now_s]
         return max(begun, key=lambda row: row.generation).secret.encode() if begun else None
 
     # --- joining
@@ -105,13 +110,15 @@ class Roster:
         self._joined = set()
         self._apply_to(snapshot)
 
-    def _apply(self) -> None:
-        self._apply_to(self._holder.current)
+    def _apply(self, kids: Set[str] | None = None, units: Set[str] | None = None) -> None:
+        self._apply_to(self._holder.current, kids, units)
         self.on_change()
 
-    def _apply_to(self, snapshot: Snapshot) -> None:
-        self._apply_keys(snapshot)
-        for unit in self._amended():
+    def _apply_to(self, snapshot: Snapshot, kids: Set[str] | None = None, units: Set[str] | None = None) -> None:
+        """For these keys and units, None: for all."""
+        self._apply_keys(snapshot, self._joined | self.keys.keys() if kids is None else kids)
+        self._amended |= self._revoked | self._contexts.keys() if units is None else units
+        for unit in self._amended if units is None else units:
             base = self._base.get(unit)
             if base is not None:
                 context_key = base.context_key or self.context(unit)
@@ -119,26 +126,24 @@ class Roster:
                 snapshot.units[unit] = replace(base, enabled=enabled, context_key=context_key)
         self._due_s = min(self._moments(), default=float("inf"))
 
-    def _apply_keys(self, snapshot: Snapshot) -> None:
+    def _apply_keys(self, snapshot: Snapshot, kids: Set[str]) -> None:
         verifier, now_s = snapshot.unit_verifier, self._now()
-        live = {kid for kid, row in self.keys.items() if row.live(now_s)}
-        revoked = {kid for kid, row in self.keys.items() if row.revoked}
-        # SEC: what an operator revoked is refused even where the document has the key too.
-        for kid in (self._joined - live) | revoked:
-            try:
-                verifier.retire(kid)
-            except KeyError:
-                continue
-        self._joined &= live
-        for kid in live - self._joined:
-            key = self._key(self.keys[kid])
-            if key is None:
-                continue
-            try:
+        for kid in kids:
+            row = self.keys.get(kid)
+            if row is not None and row.live(now_s):
+                self._add(verifier, row)
+            elif kid in self._joined or (row is not None and row.revoked):
+                # SEC: what an operator revoked is refused even where the document has the key too.
+                self._joined.discard(kid)
+                with suppress(KeyError):
+                    verifier.retire(kid)
+
+    def _add(self, verifier: Verifier, row: KeyRow) -> None:
+        key = None if row.kid in self._joined else self._key(row)
+        if key is not None:
+            with suppress(ValueError):  # the document has one of this kid
                 verifier.add(key)
-            except ValueError:
-                continue  # the document has one of this kid
-            self._joined.add(kid)
+                self._joined.add(row.kid)
 
     def _key(self, row: KeyRow) -> Key | None:
         key = self._material.get(row.kid)
@@ -149,16 +154,11 @@ class Roster:
                 log.error("a registered key cannot be used", unit=row.unit, kid=row.kid, reason=str(error))
         return key
 
-    def _amended(self) -> set[str]:
-        """Units that are, or were, other than the document says."""
-        self._touched |= self._revoked | self._contexts.keys()
-        return self._touched
-
     def _moments(self) -> Iterable[float]:
         """When something falls due. Units: seconds since 1970."""
         now_s = self._now()
         yield from (row.retires_s for row in self.keys.values() if row.retires_s is not None and row.retires_s > now_s)
-        yield from (row.from_s for rows in self._contexts.values() for row in rows if row.from_s > now_s)
+        yield from (row.from_s for rows in self._contexts.values() for row in rows.values() if row.from_s > now_s)
 
 
 def unit_key(row: KeyRow) -> Key:
