@@ -19,6 +19,7 @@ _KERNELS = (
     "cells",
     "lane",
     "books",
+    "events",
     "loop",
 )
 

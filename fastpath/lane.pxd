@@ -25,6 +25,7 @@ cdef class Grant:
     cdef public bint hidden
     cdef public bytes line
     cdef public bytes claims
+    cdef public tuple event
     cdef bint looked
     cdef Rule one
     cdef uint64_t bucket

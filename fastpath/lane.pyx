@@ -76,8 +76,8 @@ cdef class Grant:
 
     Shapes: `decision` is None where path parameters have a say; `charges` is a tuple of Charge, None until it is known;
     `resource`, `responders` and `takes_fields` are the route's endpoint. `plain`: an allowed request has nothing else to
-    pass; `hidden`: the route may have to look to this caller as if it did not exist; `line`: its part of a log line;
-    `claims`: what row-level security sees of the principal, None until the portal was asked.
+    pass; `hidden`: the route may have to look to this caller as if it did not exist; `line`, `event`: its part of a
+    log line, of an audit event; `claims`: what row-level security sees of the principal, None until the portal was asked.
     """
 
     def __init__(self, route, decision):

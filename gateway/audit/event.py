@@ -7,16 +7,19 @@ columns of the database too, is derived from them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 import orjson
 
+from fastpath.events import AccessText
 from gateway.context import Principal, RequestContext
-from gateway.errors import Origin
 from gateway.routing.model import Route
 
 _MAX_TEXT_CHARS = 256
 _ACTIONS = {"POST": "C", "GET": "R", "HEAD": "R", "PUT": "U", "PATCH": "U", "DELETE": "D"}
 _OTHER_ACTION = "E"
+_REQUIRED = frozenset({"request_id", "outcome", "rule"})
 _FRAGMENT = ""
 """The key among a principal's grants, which are by route name, under which its part of an event is kept."""
 _MOST_ROUTES = 50_000
@@ -85,71 +88,29 @@ def action_of(method: str) -> str:
 class Accesses:
     """Makes the canonical bytes of requests.
 
-    PERF: `python -m loadtests.audit_cost`: what follows from the principal or the route alone is written once and kept
-    with it; going through an AuditEvent costs four times as much.
     Holds: a piece of JSON for each route and method.
     """
 
     def __init__(self, node: str) -> None:
         """Shapes: `node` names this gateway."""
-        self._node = _member("node", node[:_MAX_TEXT_CHARS])
-        self._routes: dict[tuple[str, str], tuple[Route, str, str]] = {}
-
-    def encode(self, ctx: RequestContext, status: int, at_ms: int, duration_us: int) -> bytes:
-        """The event of a request that is answered with `status`; 0 is the intent, before anything was dispatched.
-
-        Raises: nothing that a caller could send brings about.
-        """
-        error, route, principal, params, method = ctx.error, ctx.route, ctx.principal, ctx.params, ctx.method
-        if status:
-            phase = "outcome"
-            outcome = "allowed" if error is None else "refused" if error.origin is Origin.CLIENT else "failed"
-        else:
-            phase, outcome = "intent", "pending"
-        rule = ctx.rule if error is None or ctx.rule not in ("", "allowed") else error.code
-        text = (
-            f'{{"v":1,"kind":"access","phase":"{phase}","at_ms":{at_ms},"duration_us":{duration_us},'
-            f'"request_id":"{ctx.id}","outcome":"{outcome}","rule":"{rule}","status":{status}'
-        )
-        text += f',"method":"{method}"' if method in _ACTIONS else _member("method", _text(method))
-        who, claimed_patient, purpose = _who(principal) if principal is not None else _NOBODY
-        what, resource_param = (
-            self._what(route, method) if route is not None else (f',"action":"{action_of(method)}"', "")
-        )
-        if ctx.trace:
-            text += f',"trace":"{ctx.trace}"'
-        delivery = ctx.delivery or getattr(error, "delivery", None)
-        if delivery:
-            text += f',"delivery":"{delivery}"'
-        unit = ctx.unit or params.get("unit")
-        if unit:
-            text += _member("unit", _text(unit))
-        if ctx.agent:
-            text += _member("agent", _text(ctx.agent))
-        patient = params.get("patient")
-        text += _member("patient", _text(patient)) if patient else claimed_patient
-        if resource_param and resource_param in params:
-            text += _member("resource_id", _text(params[resource_param]))
-        if ctx.client_address:
-            text += _member("client_address", _text(ctx.client_address))
-        text += what
-        if purpose and ',"purpose":' not in what:
-            text += purpose
-        version = ctx.snapshot.version if ctx.snapshot is not None else 0
-        text += who + self._node + (f',"config_version":{version}}}' if version else "}")
-        return text.encode("utf-8", "replace")
+        self._node = _member("node", _text(node))
+        self._routes: dict[tuple[str, str], tuple[Route, tuple[bytes, str | None, bool]]] = {}
+        self.encode: Callable[[RequestContext, int, int, int], bytes] = AccessText(
+            _caller_member, _who, self._what, self._node, _ACTIONS
+        ).encode
+        """The event of a request, its answer's status (0: the intent), ms since 1970, us since it began."""
 
     def completion(self, ctx: RequestContext, status: int, whole: bool, at_ms: int, duration_us: int) -> bytes:
         """The event that says how the transfer of an answer ended; the rest stands in the outcome of its request."""
         rule = ctx.error.code if ctx.error is not None else ""
-        return (
+        head = (
             f'{{"v":1,"kind":"access","phase":"completion","at_ms":{at_ms},"duration_us":{duration_us},'
             f'"request_id":"{ctx.id}","outcome":"{"complete" if whole else "cut"}","rule":"{rule}","status":{status}'
-            f"{self._node}}}"
-        ).encode()
+        )
+        return head.encode() + self._node + b"}"
 
-    def _what(self, route: Route, method: str) -> tuple[str, str]:
-        """A route's part of an event, and the parameter that has the id of the resource."""
+    def _what(self, route: Route, method: str) -> tuple[bytes, str | None, bool]:
+        """A route's members, the parameter that has the resource's id, and whether it names a purpose."""
         found = self._routes.get((route.name, method))
         if found is None or found[0] is not route:
             if len(self._routes) >= _MOST_ROUTES:
@@ -157,20 +118,18 @@ class Accesses:
             about = route.metadata
             text = _member("route", route.name) + _member("action", action_of(method))
             text += _member("resource_type", about.get("resource_type", ""))
-            text += (',"phi":true' if route.phi else "") + _member("purpose", about.get("purpose", ""))
-            self._routes[route.name, method] = found = (route, text, about.get("resource_param", ""))
-        return found[1], found[2]
+            text += (b',"phi":true' if route.phi else b"") + _member("purpose", about.get("purpose", ""))
+            found = route, (text, about.get("resource_param"), bool(about.get("purpose")))
+            self._routes[route.name, method] = found
+        return found[1]
 
 
-_NOBODY = ("", "", "")
-
-
-def _who(principal: Principal) -> tuple[str, str, str]:
-    """A principal's part of an event, the patient that its token names, the purpose that its token names."""
-    found: tuple[str, str, str] | None = principal.grants.get(_FRAGMENT)
+def _who(principal: Principal) -> tuple[bytes, bytes, bytes]:
+    """A principal's members, the patient that its token names, the purpose that its token names."""
+    found: tuple[bytes, bytes, bytes] | None = principal.grants.get(_FRAGMENT)
     if found is None:
         claims = principal.claims
-        who = "".join(
+        who = b"".join(
             _member(name, _text(value))
             for name, value in (
                 ("issuer", principal.issuer),
@@ -187,23 +146,19 @@ def _who(principal: Principal) -> tuple[str, str, str]:
     return found
 
 
-def _member(name: str, text: str) -> str:
+def _caller_member(name: str, value: str) -> bytes:
+    """A member of what a caller sent; the first nine of an event are there if they are empty too."""
+    text = _text(value)
+    return _member(name, text) if text or name not in _REQUIRED else f',"{name}":""'.encode()
+
+
+def _member(name: str, text: str) -> bytes:
     """A member of the canonical object; nothing if it is empty, as the canonical form wants it."""
-    return f',"{name}":{orjson.dumps(text).decode()}' if text else ""
+    return b',"%s":%s' % (name.encode(), orjson.dumps(text)) if text else b""
 
 
 def _text(value: object) -> str:
     """A caller's value as the trail may hold it: bounded, without NUL, which PostgreSQL refuses, and encodable."""
     if not value or not isinstance(value, str):
         return ""
-    if len(value) <= _MAX_TEXT_CHARS and "\0" not in value and (value.isascii() or _is_unicode(value)):
-        return value
     return value[:_MAX_TEXT_CHARS].replace("\0", "\ufffd").encode("utf-8", "replace").decode()
-
-
-def _is_unicode(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

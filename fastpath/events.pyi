@@ -1,0 +1,23 @@
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+class AccessText:
+    def __init__(
+        self,
+        member: Callable[[str, str], bytes],
+        who: Callable[[Any], tuple[bytes, bytes, bytes]],
+        what: Callable[[Any, str], tuple[bytes, str | None, bool]],
+        node: bytes,
+        actions: dict[str, str],
+    ) -> None: ...
+    def encode(self, ctx: Any, status: int, at_ms: int, took_us: int) -> bytes: ...
+
+class Rows:
+    def __init__(
+        self,
+        members: Sequence[tuple[str, type]],
+        unwritten: Collection[str],
+        required: int,
+        second: Callable[[int], bytes],
+    ) -> None: ...
+    def row(self, chain: bytes, sequence: int, digest: bytes, canonical: bytes) -> bytes | None: ...
