@@ -145,8 +145,21 @@ class TestSlowClients:
         assert client.goaway == (1, NO_ERROR)
 
     def test_pings_keep_nothing_open(self, hasty: Any, speak_http2: Callable[..., Any], http2: Any) -> None:
+        """Not even where one has always begun."""
         client = speak_http2(hasty)
-        assert self.ends(client, http2.frame(http2.PING, 0, 0, b"12345678"), 0.005) < 2.5
+        client.mute = True
+        ping = http2.frame(http2.PING, 0, 0, b"12345678")
+        client.send(ping[:1])
+        client.sock.settimeout(0.02)
+        started = time.monotonic()
+        while not client.ended and time.monotonic() - started < 5:
+            time.sleep(0.01)  # fewer than a flood
+            client._try(ping[1:] + ping[:1])
+            try:
+                client.read()
+            except TimeoutError:
+                continue
+        assert time.monotonic() - started < 2.5
 
     @pytest.mark.parametrize("part", ["head", "continuation"])
     def test_head(self, hasty: Any, speak_http2: Callable[..., Any], http2: Any, part: str) -> None:
