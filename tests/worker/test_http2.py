@@ -407,7 +407,7 @@ class TestLeaving:
         assert b"grace-ended" in client.of(before).body
         assert (client.of(inside).ended, client.of(inside).reset) == (False, 2)
         assert server.process.wait(10) == 0
-        assert server.notes.read_text().split() == ["hangs", "drain", *["grace-ended"] * 2, "stop"]
+        assert server.notes.read_text().split() == ["ready", "hangs", "drain", *["grace-ended"] * 2, "stop"]
 
     def test_max_requests(
         self, start_server: Any, http2_options: tuple[str, ...], speak_http2: Callable[..., Any], http2: Any
