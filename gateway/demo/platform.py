@@ -245,6 +245,8 @@ class Platform:
     def start_agent(self, unit: str) -> None:
         """Start a unit's agent."""
         port = self.ports.flaky if unit == story.POST else self.ports.gateway
+        state = self.directory / "agents" / unit
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._spawn(
             f"{unit}-agent", "-m", "gateway.cli.main", "agent",
             "--gateway", f"http://127.0.0.1:{port}",
@@ -253,6 +255,7 @@ class Platform:
             "--target", f"http://127.0.0.1:{self.ports.units[unit]}",
             "--context-key", str(self.directory / "keys" / f"{unit}.context"),
             "--allow", "GET /fhir/*", "--allow", "POST /fhir/*",
+            "--state-dir", str(state), "--health-file", str(state / "health.json"),
         )  # fmt: skip
 
     def stop_agent(self, unit: str) -> None:
