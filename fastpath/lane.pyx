@@ -57,7 +57,9 @@ cdef class Rule:
         self.policy_field = ("RateLimit-Policy", policy)
 
 
+# PERF: `policy_rs256_unique` of `make bench`: nothing here leads back to it, and the collector need not walk every caller.
 @cython.final
+@cython.no_gc
 cdef class Charge:
     """A rule and the bucket to take from: `key` is None where it depends on the request."""
 
@@ -70,7 +72,9 @@ cdef class Charge:
         self.bucket = 0 if key is None else key
 
 
+# PERF: `policy_rs256_unique` of `make bench`: nothing here leads back to it, and the collector need not walk every caller.
 @cython.final
+@cython.no_gc
 cdef class Grant:
     """A principal's standing on one route, worked out at its first request there.
 

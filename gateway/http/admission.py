@@ -84,10 +84,11 @@ class Admission:
 
     def charges(self, limits: Iterable[Limit], ctx: RequestContext | None = None) -> tuple[Charge, ...]:
         """What limits charge; with a request's context, buckets that its caller and route decide are found now."""
-        return tuple(
-            Charge(rule, self.bucket(rule, ctx) if ctx is not None and limit.per in _OF_GRANT else None)
-            for limit, rule in ((limit, self._rule(limit)) for limit in limits)
-        )
+        return tuple([self.charge(self._rule(limit), ctx) for limit in limits])
+
+    def charge(self, rule: Rule, ctx: RequestContext | None) -> Charge:
+        """What a rule charges."""
+        return Charge(rule, self.bucket(rule, ctx) if ctx is not None and rule.limit.per in _OF_GRANT else None)
 
     def bucket(self, rule: Rule, ctx: RequestContext) -> int:
         """The key of the bucket that a request takes from under a rule."""
