@@ -1,0 +1,89 @@
+"""Nothing that was answered is missing from the trail, whatever died meanwhile."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+
+import psycopg
+import pytest
+
+from gateway.demo import story
+
+pytestmark = pytest.mark.integration
+
+PHI = f"/portal/v1/patients/{story.OWN}/appointments"
+RELAYED = f"/units/v1/{story.HOSPITAL}/patients/{story.OWN}/lab-results"
+REFUSED = f"/portal/v1/patients/{story.OTHER}/appointments"
+PLAIN = "/terminology/v1/lookup?code=2160-0&system=http%3A%2F%2Floinc.org"
+
+
+class Callers:
+    """Threads that ask and remember what they were answered: request id -> status."""
+
+    def __init__(self, call) -> None:
+        self._call = call
+        self._stop = threading.Event()
+        self.answered: dict[str, int] = {}
+        self._threads = [threading.Thread(target=self._ask, args=(path,)) for path in (PHI, RELAYED, REFUSED, PLAIN)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self, path: str) -> None:
+        while not self._stop.is_set():
+            try:
+                answer = self._call("GET", path, "PATIENT")
+            except OSError:
+                continue  # a killed worker's own callers see the connection break
+            if answer.status != 429:  # a flood from an address leaves no events
+                self.answered[answer.headers["X-Request-Id"]] = answer.status
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def outcomes(platform, answered) -> Counter[tuple[str, int]]:
+    with psycopg.connect(platform._postgres.admin_dsn) as connection:
+        return Counter(
+            connection.execute(
+                "SELECT request_id, status FROM audit.event WHERE phase = 'outcome' AND request_id = ANY(%s)",
+                (list(answered),),
+            ).fetchall()
+        )
+
+
+def test_nothing_that_was_answered_is_missing(platform, call, worker_pids, kill, wait) -> None:
+    """Workers are killed, PostgreSQL is stopped, a worker is killed while it is: then all of it is there, once."""
+    wait(lambda: call("GET", RELAYED, "PATIENT").status == 200)
+    callers = Callers(call)
+    try:
+        time.sleep(0.5)
+        kill(worker_pids()[0])
+        time.sleep(0.5)
+        platform._postgres.stop()
+        try:
+            time.sleep(1)
+            kill(worker_pids()[-1])
+            time.sleep(1.5)
+        finally:
+            platform._postgres.start()
+        time.sleep(0.5)
+    finally:
+        callers.stop()
+    assert Counter(callers.answered.values()).keys() >= {200, 404}
+    expected = Counter(callers.answered.items())
+    wait(lambda: sum(outcomes(platform, callers.answered).values()) >= len(expected), 60)
+    assert outcomes(platform, callers.answered) == expected
+
+
+def test_the_chains_are_whole(platform) -> None:
+    """After all that was done to this platform."""
+    argv = [sys.executable, "-m", "gateway.cli.main", "audit", "verify", "--dsn", platform._postgres.admin_dsn]
+    result = subprocess.run(argv, capture_output=True, text=True, check=False, env=platform._env)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "verify: ok" in result.stdout
