@@ -356,6 +356,10 @@ def sync_files(descriptors: list[int]) -> None:
         os.fdatasync(descriptor)
 
 
+MAX_TAKEN = 64
+"""How many new chains siblings may take from under a worker that starts."""
+
+
 def open_spool(root: Path, segment_bytes: int, max_bytes: int) -> Spool:
     """A chain that no living process owns, or a new one.
 
@@ -375,11 +379,15 @@ def open_spool(root: Path, segment_bytes: int, max_bytes: int) -> Spool:
 
 
 def _new_chain(root: Path, segment_bytes: int, max_bytes: int) -> Spool:
-    folder = root / os.urandom(8).hex()
-    folder.mkdir(mode=0o700)
-    lock = lock_chain(folder)
-    if lock is None:
-        raise OSError(f"{folder}: a new chain is locked")
+    # NOTE: a worker that starts at the same moment may see the folder before it is locked, and take it: it is his then.
+    for _ in range(MAX_TAKEN):
+        folder = root / os.urandom(8).hex()
+        folder.mkdir(mode=0o700)
+        lock = lock_chain(folder)
+        if lock is not None:
+            break
+    else:
+        raise OSError(f"{root}: every new chain is locked by another process")
     try:
         return Spool(folder, lock, segment_bytes, max_bytes)
     except SpoolFull:

@@ -1,6 +1,7 @@
 """The spool on a real disk: killed writers, torn records, full disks."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway.audit.chain import genesis, link
-from gateway.audit.spool import SpoolFull, State, adopt, chains, open_spool, sync_files
+from gateway.audit.spool import SpoolFull, State, adopt, chains, lock_chain, open_spool, sync_files
 
 SEGMENT = 262_144
 BOUND = 4 * SEGMENT
@@ -314,3 +315,20 @@ def test_an_append_costs_little(tmp_path):
         for _ in range(10_000):
             spool.append(event)
         assert (time.process_time_ns() - began) / 10_000 < 30_000
+
+
+def test_a_new_chain_that_a_sibling_took_first_is_his(tmp_path, monkeypatch):
+    """Between its making and its locking a worker that starts at the same moment may find it."""
+    taken = []
+
+    def lock_late(folder):
+        if not taken:
+            taken.append((folder, lock_chain(folder)))
+            return None
+        return lock_chain(folder)
+
+    monkeypatch.setattr("gateway.audit.spool.lock_chain", lock_late)
+    spool = open_spool(tmp_path, 65_536, 1 << 20)
+    assert spool.folder != taken[0][0]
+    spool.close()
+    os.close(taken[0][1])
