@@ -2,7 +2,7 @@
 
 None means "not ordinary": other escapes than of quotes, other orders of members, bytes past ASCII, anything wrong. `gateway.relay.frames`
 and `gateway.relay.decoding` take those, and they alone refuse. What is answered here is what they would have answered.
-PERF: `relay_small` of `make bench`: 3 us for both heads of a request, which cost 17 by orjson and regular expressions.
+PERF: `relay_small` of `make bench`: REQ out, ACK and RES in cost 2.3 us, by orjson and regular expressions 11.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize

@@ -130,7 +130,7 @@ class Outbox:
         self.queues[stream] = StreamQueue(stream, credit)
 
     def put_whole(self, stream: int, frame: bytes) -> None:
-        """PERF: `relay_small`: a request without a body waits its turn like any other, at a tenth of a queue's cost."""
+        """PERF: `relay_small`: a request without a body waits its turn like any other, without a queue of its own."""
         self.wholes[stream] = frame
         self.ring.append(stream)
 
