@@ -47,6 +47,8 @@ async def chaos(platform: ChaosPlatform, options: argparse.Namespace) -> tuple[R
         _tell(progress(options.seconds - until_s + time.monotonic(), records.attempts, killer.kills))
         if killing.done():
             killing.result()
+        if not platform.children["gateway"].running():
+            raise DemoError(f"the gateway ended by itself: see {platform.logs}")
     killing.cancel()
     await asyncio.gather(*tasks)
     await asyncio.sleep(SETTLE_S)
