@@ -17,6 +17,7 @@ from gateway.store.pipeline import Statement
 
 Fault = dict[str, str]
 _ABSENT = object()
+_CLAIMS = "WITH claims AS MATERIALIZED (SELECT set_config('caregate.claims', $1, true))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +88,19 @@ class CallPlan:
         return self._statements.get(present) or self._write_statement(present)
 
     def _write_statement(self, present: int) -> Statement:
-        """NOTE: names and types come from the catalog and the checked configuration, never from a request."""
+        """The call, which sets the caller's claims before the function runs.
+
+        SEC: the function is called for the row of `claims`, which is there only once the claims are set; materialized,
+        so that the planner does not take the two apart.
+        NOTE: names and types come from the catalog and the checked configuration, never from a request.
+        PERF: `portal_read` of `make bench`: one statement costs here and in the server less than two.
+        """
         given = [i for index, i in enumerate(self._inputs) if present >> index & 1]
         arguments = ", ".join(
-            f"{_quoted(i.parameter.name)} => ${n}::{i.parameter.type_name}" for n, i in enumerate(given, start=1)
+            f"{_quoted(i.parameter.name)} => ${n}::{i.parameter.type_name}" for n, i in enumerate(given, start=2)
         )
-        sql = f"SELECT {self._function}({arguments})".encode()
-        statement = Statement(b"caregate_" + hashlib.sha256(sql).hexdigest()[:24].encode(), sql)
+        sql = f"{_CLAIMS} SELECT {self._function}({arguments}) FROM claims".encode()  # noqa: S608 see NOTE
+        statement = Statement(b"caregate_" + hashlib.sha256(sql).hexdigest()[:24].encode(), sql, claims=True)
         self._statements[present] = statement
         return statement
 

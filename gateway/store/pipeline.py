@@ -35,13 +35,22 @@ _LOST_CLASSES = (b"57P", b"08")
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A statement, prepared on each connection at its first use. `name` is unique for its `sql`."""
+    """A statement, prepared on each connection at its first use. `name` is unique for its `sql`.
+
+    Shapes: with `claims` its first parameter is the caller's claims, and it sets them before anything reads them.
+    """
 
     name: bytes
     sql: bytes
+    claims: bool = False
 
 
 Step = tuple[Statement, Sequence[bytes | None]]
+_SET_TIMEOUT = Statement(b"caregate_set_timeout", b"SELECT set_config('statement_timeout', $1, false)")
+_RESET_TIMEOUT = Statement(b"caregate_reset_timeout", b"RESET statement_timeout")
+_UNKNOWN = -1
+_LEAVE_NS = 500_000_000
+"""How long a server may take to reset a connection that goes back to the pool."""
 
 
 class PooledConnection(psycopg.Connection[Any]):
@@ -82,8 +91,8 @@ class Pipeline:
     """
 
     __slots__ = (
-        "_armed", "_both", "_deadlines", "_greenlet", "_hub", "_look", "_pg", "_prepared", "_readable", "_waiting",
-        "broken", "connection", "deadline_ns", "leased_ns", "slot",
+        "_armed", "_both", "_deadlines", "_greenlet", "_hub", "_look", "_pg", "_prepared", "_readable", "_timeout_ms",
+        "_waiting", "broken", "connection", "deadline_ns", "leased_ns", "slot",
     )  # fmt: skip
 
     def __init__(self, connection: PooledConnection) -> None:
@@ -105,11 +114,17 @@ class Pipeline:
         self._greenlet: Any = None
         self._armed = False
         self._waiting = False
+        self._timeout_ms = 0
         self.deadline_ns = 0
         self.slot = NEVER
 
     def leave(self) -> None:
-        """Give the connection back its ordinary mode, or close it if it is broken."""
+        """Give the connection back its ordinary mode, or close it if it is broken.
+
+        Yields to the hub: if the statement timeout is not the connection's own.
+        """
+        if self._timeout_ms and not self.broken:
+            self._reset_timeout()
         self._deadlines.forget(self)
         self._greenlet = None
         self._readable.close()
@@ -122,6 +137,12 @@ class Pipeline:
                 pass
         self.connection.close()
 
+    def _reset_timeout(self) -> None:
+        try:
+            self.run((), time.monotonic_ns() + _LEAVE_NS)
+        except (StatementFailed, ConnectionLost, Expired):
+            self.broken = True
+
     def alive(self) -> bool:
         """Has the server kept the connection open while nobody used it?"""
         if not self._look(0):
@@ -132,9 +153,11 @@ class Pipeline:
             self.broken = True
         return not self.broken and self._pg.status == _CONNECTION_OK
 
-    def run(self, steps: Sequence[Step], deadline_ns: int) -> bytes | None:
+    def run(self, steps: Sequence[Step], deadline_ns: int, timeout_ms: int = 0) -> bytes | None:
         """Run the steps in one round trip and one transaction; the last one's first value, in text form.
 
+        PERF: `portal_read` of `make bench`: the connection keeps its statement timeout until another is wanted.
+        Units: `timeout_ms` is the server's statement timeout, 0: the connection's own.
         Raises: StatementFailed, ConnectionLost, Expired.
         Yields to the hub: until the server answered.
         """
@@ -143,6 +166,10 @@ class Pipeline:
         answered = False
         failed = ""
         value: bytes | None = None
+        if timeout_ms != self._timeout_ms:
+            # NOTE: a failure takes the change back with the transaction, to what nobody remembers.
+            steps = (_timeout_step(timeout_ms), *steps)
+            self._timeout_ms = _UNKNOWN
         try:
             for preparing in self._send(steps):
                 result = self._result()
@@ -167,6 +194,7 @@ class Pipeline:
             raise
         if failed:
             raise StatementFailed(failed)
+        self._timeout_ms = timeout_ms
         return value
 
     def _send(self, steps: Sequence[Step]) -> list[bytes | None]:
@@ -252,3 +280,7 @@ class Pipeline:
         """Called from the hub when the deadline has passed; `deadline_ns` is then 0."""
         if self._waiting:
             self._greenlet.throw(Expired)
+
+
+def _timeout_step(timeout_ms: int) -> Step:
+    return (_SET_TIMEOUT, (b"%d" % timeout_ms,)) if timeout_ms else (_RESET_TIMEOUT, ())

@@ -360,6 +360,22 @@ class TestSecondLock:
         with pytest.raises(StatementFailed, match="22P02"):
             database.call(Statement(b"t_profile", b"SELECT portal.patient_profile($1)"), (b"pat-0001",), claims)
 
+    @pytest.mark.parametrize("language", ["sql", "plpgsql"])
+    @pytest.mark.parametrize("volatility", ["VOLATILE", "STABLE", "IMMUTABLE"])
+    def test_a_function_sees_its_own_callers_claims(self, ask, owner, language, volatility):
+        """On the same few connections, in turns, past the point where the server keeps a generic plan."""
+        name = f"portal.t_who_{language}_{volatility.lower()}"
+        query = "SELECT to_json(array_agg(id)) FROM portal.patients"
+        text = query if language == "sql" else f"BEGIN RETURN ({query}); END"
+        owner(f"CREATE FUNCTION {name}() RETURNS json LANGUAGE {language} {volatility} AS $$ {text} $$")
+        route = _route(name)
+        for _ in range(12):
+            for principal, own in ((ANNA, "pat-0001"), (BERT, "pat-0002")):
+                try:
+                    assert _json(ask(route, principal)) == [own]
+                except errors.NotFound:
+                    assert volatility == "IMMUTABLE", "only what lies about itself may see nothing"
+
     def test_role_and_audience_are_the_keys_not_the_claims(self):
         forged = _principal("patient", "patient-app", role="practitioner", aud="staff-portal", units=["linden-clinic"])
         claims = json.loads(claims_of(forged))

@@ -3,6 +3,7 @@
 tests/store/test_patched.py runs this file again in a process that gevent has patched, as in a worker.
 """
 
+import contextlib
 import json
 import time
 
@@ -13,7 +14,7 @@ import pytest
 
 from gateway.errors import DatabaseInterrupted, DatabaseTimeout, DatabaseUnavailable
 from gateway.store.pipeline import ConnectionLost, Pipeline, Statement, StatementFailed
-from gateway.store.pool import Database
+from gateway.store.pool import Database, _coarse
 
 CLAIMS = b'{"sub":"anna"}'
 ECHO = Statement(b"t_echo", b"SELECT $1::text")
@@ -117,6 +118,28 @@ class TestCall:
         assert _admin(postgres, "SELECT count(*) FROM public.tried") == [(0,)]
         with psycopg.connect(postgres.admin_dsn, autocommit=True) as admin:
             admin.execute("DROP TABLE public.tried")
+
+    def test_a_timeout_set_for_a_call_is_not_the_connections_next_users(self, database):
+        lane = database.lane(1)
+        for _ in range(3):
+            assert lane.call(TIMEOUT, (), CLAIMS, deadline_ns=time.monotonic_ns() + 900_000_000)[-2:] == b"ms"
+        with pytest.raises(StatementFailed):
+            lane.call(BROKEN, (b"0",), CLAIMS, deadline_ns=time.monotonic_ns() + 300_000_000)
+        backend = lane.call(BACKEND, (), CLAIMS)
+        lane.give_back()
+        query = "SELECT pg_backend_pid()::text, current_setting('statement_timeout')"
+        with contextlib.ExitStack() as stack:
+            found = dict(
+                stack.enter_context(database.connection()).execute(query).fetchone()
+                for _ in range(database.stats()["pool_size"])
+            )
+        assert found[backend.decode()] == "1min"
+
+    @pytest.mark.parametrize(
+        ("given_ms", "set_ms"), [(1, 1), (31, 31), (33, 32), (160, 160), (167, 160), (1900, 1856), (4900, 4864)]
+    )
+    def test_timeouts_are_set_in_steps(self, given_ms, set_ms):
+        assert _coarse(given_ms) == set_ms
 
     def test_prepared_statements_survive_a_return_to_the_pool(self, database):
         lane = database.lane(1)
