@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from gateway.config.load import check_file
 from gateway.settings import Settings
 from gateway.store.embedded import EmbeddedError, EmbeddedPostgres
 from gateway.store.migrate import migrate
+
+SPARE_FILES = 500
+"""Descriptors that a worker needs beside its connections."""
 
 _postgres: EmbeddedPostgres | None = None
 
@@ -18,12 +22,31 @@ def prepare(settings: Settings) -> dict[str, str]:
 
     Raises: SystemExit with every fault of the configuration on stderr.
     """
+    raise_file_limit(settings.worker_connections)
     _directory(settings.data_dir, 0o711)
     _directory(settings.run_dir, 0o700)
     _refuse_bad_configuration(settings.config_path)
     if settings.dsn:
         return {}
     return {"CAREGATE_DSN": _start_database(settings.data_dir / "postgres")}
+
+
+def raise_file_limit(connections: int) -> None:
+    """Room for a worker's connections as far as the hard limit goes, which stderr is told if it is too low."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return
+    wanted = connections + SPARE_FILES
+    if hard != resource.RLIM_INFINITY and hard < connections:
+        print(
+            f"caregate: {connections} connections a worker (CAREGATE_WORKER_CONNECTIONS) need {wanted} descriptors, "
+            f"the hard limit (RLIMIT_NOFILE) is {hard}: raise it (LimitNOFILE=, ulimit -Hn)",
+            file=sys.stderr,
+            flush=True,
+        )
+    wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def clean_up() -> None:

@@ -33,7 +33,9 @@ class DialGate:
         self._most_per_s = float(dials_per_s)
         self._open_limit = dials_open
         self._clock = clock
+        self._least_per_s = self._most_per_s * LEAST
         self._tokens = self._most_per_s
+        self._late_tokens = 0.0
         self._at_s = self._second_s = clock()
         self._slot_s = 0.0
         self._late = False
@@ -45,11 +47,19 @@ class DialGate:
         now_s = self._clock()
         self._set_pace(now_s)
         self._tokens = min(self._most_per_s, self._tokens + (now_s - self._at_s) * self._most_per_s)
+        self._late_tokens = min(self._least_per_s, self._late_tokens + (now_s - self._at_s) * self._least_per_s)
         self._at_s = now_s
-        self._late = self._late or waited_ms > LATE_MS
-        if self._tokens < 1 or self.open >= self._open_limit or waited_ms > LATE_MS:
+        if self._tokens < 1 or self.open >= self._open_limit or (waited_ms > LATE_MS and self._is_too_late()):
             raise Overloaded("Too many units dial at once", retry_after_s=self._next_slot(now_s))
         self._tokens -= 1
+
+    def _is_too_late(self) -> bool:
+        """Some who waited too long are let in all the same: where even refusals take too long, nobody else is left."""
+        self._late = True
+        if self._late_tokens < 1:
+            return True
+        self._late_tokens -= 1
+        return False
 
     def opened(self) -> None:
         """A dial was answered with 101."""
@@ -68,7 +78,7 @@ class DialGate:
         if now_s - self._second_s < 1:
             return
         if self._late:
-            self.pace_per_s = max(self._most_per_s * LEAST, self.pace_per_s * SLOWER)
+            self.pace_per_s = max(self._least_per_s, self.pace_per_s * SLOWER)
         else:
             self.pace_per_s = min(self._most_per_s, self.pace_per_s + self._most_per_s * FASTER)
         self._second_s, self._late = now_s, False
