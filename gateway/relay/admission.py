@@ -14,6 +14,9 @@ MAX_WAIT_S: Final = 30
 LATE_MS: Final = 4_000
 """A dial that waited so long at the door is told to come again: agents give up after ten seconds, and what is done for
 one that gave up is done for nobody."""
+WINDOW: Final = 64
+LEAST_WINDOW: Final = 8.0
+"""How many dials may be open grows by one with each HELLO, and is halved, once a second, where one ended without."""
 LEAST: Final = 0.05
 SLOWER: Final = 0.5
 FASTER: Final = 0.05
@@ -25,7 +28,8 @@ class DialGate:
     """Lets dials in by rate, by how many are open and by how long they waited; who is refused gets a time of its own.
 
     Source: the pace of those times falls and rises as a TCP window does (additive increase, multiplicative decrease);
-    what is measured is the wait at the door, as in RFC 8289.
+    what is measured is the wait at the door, as in RFC 8289. The window of open dials does the same by HELLOs that
+    come or do not.
     """
 
     def __init__(self, dials_per_s: int, dials_open: int = 512, clock: Callable[[], float] = time.monotonic) -> None:
@@ -39,7 +43,9 @@ class DialGate:
         self._at_s = self._second_s = clock()
         self._slot_s = 0.0
         self._late = False
+        self._shrunk_s = 0.0
         self.open = 0
+        self.window = float(min(WINDOW, dials_open))
         self.pace_per_s = self._most_per_s / 4
 
     def admit(self, waited_ms: int = 0) -> None:
@@ -49,7 +55,7 @@ class DialGate:
         self._tokens = min(self._most_per_s, self._tokens + (now_s - self._at_s) * self._most_per_s)
         self._late_tokens = min(self._least_per_s, self._late_tokens + (now_s - self._at_s) * self._least_per_s)
         self._at_s = now_s
-        if self._tokens < 1 or self.open >= self._open_limit or (waited_ms > LATE_MS and self._is_too_late()):
+        if self._tokens < 1 or self.open >= int(self.window) or (waited_ms > LATE_MS and self._is_too_late()):
             raise Overloaded("Too many units dial at once", retry_after_s=self._next_slot(now_s))
         self._tokens -= 1
 
@@ -65,9 +71,15 @@ class DialGate:
         """A dial was answered with 101."""
         self.open += 1
 
-    def settled(self) -> None:
-        """It said HELLO, or has ended."""
+    def settled(self, said_hello: bool = True) -> None:
+        """It said HELLO, or has ended without."""
         self.open -= 1
+        now_s = self._clock()
+        if said_hello:
+            self.window = min(float(self._open_limit), self.window + 1)
+        elif now_s - self._shrunk_s >= 1:
+            self._shrunk_s = now_s
+            self.window = max(min(LEAST_WINDOW, float(self._open_limit)), self.window / 2)
 
     def _next_slot(self, now_s: float) -> int:
         """Seconds until the refused one's own time."""

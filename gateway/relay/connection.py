@@ -50,10 +50,10 @@ class UnitConnection(Link):
         token_exp_s: float,
         check_token: TokenCheck,
         kid: str = "",
-        on_settled: Callable[[], None] = lambda: None,
+        on_settled: Callable[[bool], None] = lambda said_hello: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_settled` is called once: when the unit has said HELLO, or at the end if it never did."""
+        """`on_settled` is called once: True when the unit has said HELLO, False at the end if it never did."""
         # A frame of the largest size and the header of its WebSocket message.
         carrier = UnitSocket(sock, unread, limits.max_frame)
         super().__init__(GatewaySession(limits, clock()), carrier, clock)
@@ -70,7 +70,7 @@ class UnitConnection(Link):
         self._max_connections = max_connections
         self._token_exp_s = token_exp_s
         self._check_token = check_token
-        self._on_settled: Callable[[], None] | None = on_settled
+        self._on_settled: Callable[[bool], None] | None = on_settled
         self._heard = Wake()
         self.retired = False
         self._health = Health()
@@ -78,7 +78,7 @@ class UnitConnection(Link):
     # --- HELLO and tokens
 
     def _on_hello(self, event: ev.HelloReceived) -> None:
-        self._settle()
+        self._settle(True)
         hello, session = event.hello, self.session
         self.seat = (hello.instance, hello.index)
         self.agent = hello.agent
@@ -109,10 +109,10 @@ class UnitConnection(Link):
         self.registry.register(self)
         self._schedule()
 
-    def _settle(self) -> None:
+    def _settle(self, said_hello: bool) -> None:
         on_settled, self._on_settled = self._on_settled, None
         if on_settled is not None:
-            on_settled()
+            on_settled(said_hello)
 
     def _is_one_too_many(self) -> bool:
         replaced = sum(1 for other in self.registry.local(self.unit) if other.seat == self.seat)
@@ -212,7 +212,7 @@ class UnitConnection(Link):
         return self.session.close_reason in ("replaced", "token-expired", "token-refused")
 
     def on_ended(self) -> None:
-        self._settle()
+        self._settle(False)
         self.registry.unregister(self, self.lost_reason)
 
     def describe(self) -> dict[str, object]:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from gateway.errors import Overloaded
-from gateway.relay.admission import LATE_MS, LEAST, MAX_WAIT_S, DialGate
+from gateway.relay.admission import LATE_MS, LEAST, LEAST_WINDOW, MAX_WAIT_S, WINDOW, DialGate
 
 
 @pytest.fixture
@@ -40,6 +40,24 @@ def test_by_how_many_have_not_said_hello(clock):
     refusal(gate)
     gate.settled()
     gate.admit()
+
+
+def test_the_window_of_open_dials_follows_the_hellos(clock):
+    gate = DialGate(1_000, 200, lambda: clock.now)
+    assert gate.window == WINDOW
+    for _ in range(300):
+        gate.opened()
+        gate.settled(True)
+    assert gate.window == 200
+    for _ in range(40):
+        clock.now += 0.5
+        gate.opened()
+        gate.settled(False)
+    assert gate.window == LEAST_WINDOW
+    for _ in range(8):
+        gate.admit()
+        gate.opened()
+    refusal(gate)
 
 
 @pytest.mark.parametrize(("waited_ms", "admitted"), [(0, True), (LATE_MS, True), (LATE_MS + 1, False)])
