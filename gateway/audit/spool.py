@@ -174,6 +174,7 @@ class Spool:
         self._spare: Path | None = None
         self._unsynced: list[Segment] = []
         self._reading = (0, HEADER.size)
+        self._read = (-1, 0, HEADER.size)
         self.sequence = 0
         """Of the last record."""
         self.hash = genesis(self.chain)
@@ -272,31 +273,38 @@ class Spool:
     def unshipped(self, until: int, most: int = 500, most_bytes: int = 1 << 19) -> list[Record]:
         """The oldest records that are not shipped, up to sequence `until`."""
         found: list[Record] = []
+        shipped = self.state.shipped
         index, at = self._reading
-        while index < len(self._segments) and len(found) < most and most_bytes > 0:
+        while index < len(self._segments):
             segment = self._segments[index]
             segment.wake()
-            last = index == len(self._segments) - 1
-            for record, stop in segment.records(at, self._at if last else 0):
-                if record.sequence > until or len(found) >= most or most_bytes <= 0:
+            end = self._at if index == len(self._segments) - 1 else segment.size
+            for record, stop in segment.records(at, end):
+                if record[0] > until or len(found) >= most or most_bytes <= 0:
+                    self._read = (record[0] - 1, index, at)
                     return found
-                if record.sequence > self.state.shipped:
+                if record[0] > shipped:
                     found.append(record)
-                    most_bytes -= len(record.canonical)
-                elif not found:
-                    self._reading = (index, stop)
+                    most_bytes -= len(record[2])
+                at = stop
+            self._read = (found[-1].sequence if found else shipped, index, at)
             index, at = index + 1, HEADER.size
         return found
 
     def shipped(self, sequence: int) -> None:
         """Everything up to `sequence` is in the database; files of which nothing else is needed are removed."""
         self.state.shipped = sequence
+        read, index, at = self._read
+        if read == sequence:
+            # What was read last need not be read again.
+            self._reading = (index, at)
         while self._is_done(sequence):
             done = self._segments.pop(0)
             done.path.unlink(missing_ok=True)
             done.rest()
             index, at = self._reading
             self._reading = (index - 1, at) if index else (0, HEADER.size)
+            self._read = (-1, 0, HEADER.size)
 
     def _is_done(self, sequence: int) -> bool:
         """Is the oldest file of no further use?"""
