@@ -8,7 +8,6 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.stdint cimport int64_t
-from libc.stdio cimport snprintf
 from libc.string cimport memcpy
 
 from fastpath.cells cimport Cells
@@ -59,21 +58,23 @@ cdef class Lines:
         Units: `took_us` microseconds, `now_s` seconds since 1970, when it ended.
         """
         cdef int64_t micros = <int64_t> (now_s * 1000000)
-        cdef char number[96]
-        cdef int size
         if micros // 1000000 != self._whole:
             self._whole = micros // 1000000
             self._opening = b'{"time":"' + self._second(self._whole).encode("ascii")
         self._bytes(self._opening)
-        size = snprintf(number, 96, b'.%06lldZ","event":"request","request_id":"', <long long> (micros % 1000000))
-        self._put(number, size)
+        self._put(b".", 1)
+        self._number(micros % 1000000, 6)
+        self._put(b'Z","event":"request","request_id":"', 35)
         self._inside(ctx.id)
         self._put(b'","method":"', 12)
         self._inside(ctx.method if len(ctx.method) <= MAX_METHOD else "other")
-        size = snprintf(
-            number, 96, b'","status":%d,"ms":%lld.%03lld', status, <long long> (took_us // 1000), <long long> (took_us % 1000)
-        )
-        self._put(number, size)
+        self._put(b'","status":', 11)
+        self._number(status, 1)
+        self._put(b',"ms":', 6)
+        took_us = max(took_us, 0)
+        self._number(took_us // 1000, 1)
+        self._put(b".", 1)
+        self._number(took_us % 1000, 3)
         self._bytes(self._worker)
         self._put_caller(ctx)
         if ctx.rule:
@@ -86,8 +87,8 @@ cdef class Lines:
             self._optional(b',"delivery":', ctx.delivery)
             self._optional(b',"relay_source":', ctx.relay_source)
         if ctx.snapshot is not None:
-            size = snprintf(number, 96, b',"config_version":%lld', <long long> ctx.snapshot.version)
-            self._put(number, size)
+            self._put(b',"config_version":', 18)
+            self._number(ctx.snapshot.version, 1)
         self._put(b"}\n", 2)
 
     def take(self):
@@ -117,6 +118,16 @@ cdef class Lines:
         memcpy(self._text + self.size, at, size)
         self.size += size
         return 0
+
+    cdef int _number(self, int64_t value, int digits) except -1:
+        """A number from 0 on, with zeros before it up to as many digits."""
+        cdef char text[24]
+        cdef int at = 24
+        while value > 0 or 24 - at < digits:
+            at -= 1
+            text[at] = <char> (48 + value % 10)
+            value //= 10
+        return self._put(text + at, 24 - at)
 
     cdef int _bytes(self, bytes text) except -1:
         return self._put(PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))

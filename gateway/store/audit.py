@@ -17,7 +17,7 @@ from gateway.store.pool import Database
 log = logging.getLogger("caregate.audit")
 
 _NAMES = sql.SQL(", ").join([sql.Identifier(name) for name in COLUMNS])
-_COPY = sql.SQL("COPY audit.event ({}) FROM STDIN").format(_NAMES)
+_COPY = sql.SQL("COPY audit.event ({}) FROM STDIN").format(_NAMES).as_bytes()
 _INSERT = sql.SQL("INSERT INTO audit.event ({}) VALUES ({}) ON CONFLICT DO NOTHING").format(
     _NAMES, sql.SQL(", ").join([sql.Placeholder()] * len(COLUMNS))
 )
