@@ -26,7 +26,7 @@ RESCAN_S: Final = 2.0
 
 DIAL_TIMEOUT_S: Final = 2.0
 
-JOIN_S: Final = 0.5
+JOIN_S: Final = 5.0
 """How long a new worker waits at most for what its siblings hold."""
 
 
