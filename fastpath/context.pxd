@@ -1,6 +1,19 @@
 """The request's context as kernels see it."""
 
 
+cdef class Principal:
+    cdef readonly str subject
+    cdef readonly str issuer
+    cdef readonly str audience
+    cdef readonly str role
+    cdef readonly frozenset permissions
+    cdef readonly str token_id
+    cdef readonly str key_id
+    cdef readonly double expires_at_s
+    cdef readonly dict claims
+    cdef readonly dict grants
+
+
 cdef class RequestContext:
     cdef public str id
     cdef public object started_ns

@@ -1,4 +1,5 @@
 from typing import Any
 
+Principal: Any
 RequestContext: Any
 """Typed in gateway.context, which is where it is imported from."""

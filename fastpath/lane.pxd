@@ -12,6 +12,7 @@ cdef class Rule:
     cdef readonly str opening
     cdef readonly str policy
     cdef readonly tuple policy_field
+    cdef readonly bint of_caller
 
 
 cdef class Grant:

@@ -22,6 +22,7 @@ class Rule:
     opening: str
     policy: str
     policy_field: tuple[str, str]
+    of_caller: bool
     def __init__(
         self, limit: object, prefix: str, number: int, interval_ns: int, burst: int, opening: str, policy: str
     ) -> None: ...

@@ -19,7 +19,7 @@ from libc.string cimport memcmp
 
 from fastpath.bucket cimport BucketTable, Taken, tokens_left
 from fastpath.cells cimport Cells
-from fastpath.context cimport RequestContext
+from fastpath.context cimport Principal, RequestContext
 from fastpath.token cimport Verified, Verifier
 
 cdef extern from "Python.h":
@@ -55,6 +55,7 @@ cdef class Rule:
         self.limit, self.prefix, self.number = limit, prefix, number
         self.interval_ns, self.burst, self.opening, self.policy = interval_ns, burst, opening, policy
         self.policy_field = ("RateLimit-Policy", policy)
+        self.of_caller = limit.per == "principal"
 
 
 # PERF: `policy_rs256_unique` of `make bench`: nothing here leads back to it, and the collector need not walk every caller.
@@ -130,7 +131,7 @@ cdef class Lane:
     cdef Cells _cells
     cdef Py_ssize_t _in_flight
     cdef tuple _reserved, _address_charges
-    cdef dict _addresses
+    cdef dict _addresses, _shared
     cdef bint _behind_proxies
 
     def __init__(
@@ -146,6 +147,7 @@ cdef class Lane:
         self._match, self._verifier = snapshot.routes.match, snapshot.verifier
         self._address_charges = policy.address_charges(snapshot)
         self._addresses = {}
+        self._shared = {}
         self._behind_proxies = bool(snapshot.trusted_proxies)
 
     def enter(self, dict env not None, target not None):
@@ -231,8 +233,7 @@ cdef class Lane:
         if grant is None or grant.route is not ctx.route:
             grant = ctx.principal.grants.get(ctx.route.name)
             if grant is None or grant.route is not ctx.route or not grant.looked:
-                grant = self._grant(ctx)
-                grant.look_for_one()
+                grant = self._new_grant(ctx)
             if verified is not None:
                 verified.grant = grant
         if grant.hidden or ctx.method not in grant.responders:
@@ -241,6 +242,31 @@ cdef class Lane:
             return False
         ctx.grant = grant
         return True
+
+    cdef Grant _new_grant(self, RequestContext ctx):
+        """The caller's grant on the route: what all callers of the role share, and buckets of his own."""
+        cdef Principal caller = ctx.principal
+        cdef tuple key = (ctx.route.name, caller.role, caller.audience, caller.permissions)
+        cdef Grant shared = self._shared.get(key)
+        cdef Grant grant
+        cdef Charge charge
+        cdef list charges
+        if shared is None or shared.route is not ctx.route:
+            shared = self._grant(ctx)
+            self._shared[key] = shared
+        grant = Grant.__new__(Grant)
+        grant.route, grant.decision, grant.responders = shared.route, shared.decision, shared.responders
+        grant.resource, grant.takes_fields = shared.resource, shared.takes_fields
+        grant.plain, grant.hidden = shared.plain, shared.hidden
+        charges = []
+        for charge in shared.charges:
+            if charge.rule.of_caller:
+                charge = Charge(charge.rule, self._buckets.key(charge.rule.prefix, caller.issuer, caller.subject))
+            charges.append(charge)
+        grant.charges = tuple(charges)
+        grant.look_for_one()
+        caller.grants[ctx.route.name] = grant
+        return grant
 
     cdef bint _may(self, RequestContext ctx, dict env) except -1:
         """Does authorization let it pass, with nothing more to look at?"""

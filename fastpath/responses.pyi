@@ -52,6 +52,14 @@ class Response:
     def send(self, result: Iterable[bytes]) -> None: ...
     def write(self, piece: bytes) -> None: ...
 
+def complete(
+    resp: object,
+    method: str,
+    media_type: str | None,
+    start_response: Callable[..., object],
+    status_line: Callable[[int], str],
+) -> list[bytes] | None: ...
+
 @final
 class RequestIds:
     def __init__(self, entropy: Callable[[int], bytes]) -> None: ...

@@ -322,6 +322,27 @@ cdef bint _announces_length(list fields) except -1:
     return False
 
 
+def complete(resp, str method not None, str media_type, start_response, status_line):
+    """End a Falcon response whose body is bytes, and that has neither cookies nor repeated fields; None if it is another.
+
+    Shapes: `status_line(status)` is the line of what `resp.status` is; the result is a WSGI body of one piece.
+    """
+    cdef object data = resp._data
+    cdef object status = resp.status
+    cdef dict headers = resp._headers
+    if type(data) is not bytes or resp.text is not None or resp._cookies is not None or resp._extra_headers:
+        return None
+    if type(status) is not str:
+        status = status_line(status)
+    if method == "HEAD" or (<str> status)[:3] in ("204", "304") or (<str> status)[:1] == "1":
+        return None
+    headers["content-length"] = str(PyBytes_GET_SIZE(data))
+    if media_type is not None and "content-type" not in headers:
+        headers["content-type"] = media_type
+    start_response(status, list(headers.items()))
+    return [data]
+
+
 # --- request ids
 
 cdef const char* HEX_DIGITS = b"0123456789abcdef"

@@ -14,29 +14,27 @@ if TYPE_CHECKING:
     from gateway.routing.model import Route
 
 
-@dataclass(slots=True)
-class Principal:
-    """Who calls, as a verified token says. Not to be changed.
-
-    PERF: `policy_rs256_unique` of `make bench`: a frozen dataclass of as many fields costs 1.5 us more to make.
-    Shapes: `claims` is the token's payload; `unit_ids` and the like stay in claims and are read by bindings.
-    Units: `expires_at_s` seconds since 1970.
-    """
-
-    subject: str
-    issuer: str
-    audience: str
-    role: str
-    permissions: frozenset[str]
-    token_id: str
-    key_id: str
-    expires_at_s: float
-    claims: dict[str, Any]
-    grants: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    """What the policy steps worked out for this principal, by route; it holds as long as the snapshot does."""
-
-
 if TYPE_CHECKING:
+
+    @dataclass(frozen=True, slots=True)
+    class Principal:
+        """Who calls, as a verified token says.
+
+        Shapes: `claims` is the token's payload; `unit_ids` and the like stay in claims and are read by bindings.
+        Units: `expires_at_s` seconds since 1970.
+        """
+
+        subject: str
+        issuer: str
+        audience: str
+        role: str
+        permissions: frozenset[str]
+        token_id: str
+        key_id: str
+        expires_at_s: float
+        claims: dict[str, Any]
+        grants: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+        """What the policy steps worked out for this principal, by route; it holds as long as the snapshot does."""
 
     @dataclass(slots=True)
     class RequestContext:
@@ -80,6 +78,7 @@ if TYPE_CHECKING:
         """The audit intent is durable: whatever happens now, it happened to a recorded request."""
 
 else:
+    from fastpath.context import Principal as Principal
     from fastpath.context import RequestContext as RequestContext
 
 

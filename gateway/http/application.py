@@ -15,6 +15,7 @@ from falcon.util import code_to_http_status
 from falcon.util.uri import parse_query_string
 
 from fastpath.lane import AUTHORIZED, ROUTED
+from fastpath.responses import complete
 from gateway.bodies import Transfer
 
 if TYPE_CHECKING:
@@ -123,18 +124,23 @@ class Application(falcon.App[Request, falcon.Response]):
 
     def _finish(self, req: Request, resp: falcon.Response, start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Head and body as Falcon makes them of a response."""
+        body: Iterable[bytes] | None
+        body = complete(resp, req.method, self.resp_options.default_media_type, start_response, code_to_http_status)
+        if body is None:
+            body = self._finish_rest(req, resp, start_response)
+        told = req.env.get(TOLD)
+        return body if told is None else Transfer(body, told)
+
+    def _finish_rest(self, req: Request, resp: falcon.Response, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Any response, whatever its body comes from."""
         body: Iterable[bytes]
         length: int | None
-        data = resp.data
-        if data is not None and resp.text is None:
-            body, length = [data], len(data)
-        else:
-            try:
-                body, length = self._get_body(resp, req.env.get("wsgi.file_wrapper"))
-            except Exception as error:
-                if not self._handle_exception(req, resp, error, {}):
-                    raise
-                body, length = [], 0
+        try:
+            body, length = self._get_body(resp, req.env.get("wsgi.file_wrapper"))
+        except Exception as error:
+            if not self._handle_exception(req, resp, error, {}):
+                raise
+            body, length = [], 0
         status = code_to_http_status(resp.status)
         media_type: str | None = self.resp_options.default_media_type
         if req.method == "HEAD" or status in _BODILESS:
@@ -146,5 +152,4 @@ class Application(falcon.App[Request, falcon.Response]):
         elif length is not None:
             resp._headers["content-length"] = str(length)
         start_response(status, resp._wsgi_headers(media_type))
-        told = req.env.get(TOLD)
-        return body if told is None else Transfer(body, told)
+        return body
