@@ -383,7 +383,7 @@ STREAMS = [
     ("two RES", misuse(ACK, RES, RES), 502, PROTOCOL),
     ("DATA before RES", misuse(ACK, encode(Data(1, b"x", False))), 502, PROTOCOL),
     ("over the stream's window", misuse(ACK, RES, *[encode(Data(1, b"x" * 60_000, False))] * 80), None, PROTOCOL),
-    ("WINDOW overflow", misuse(ACK, *[encode(Window(1, 2**31 - 1))] * 2), 502, PROTOCOL),
+    ("WINDOW overflow", misuse(ACK, encode(Window(0, 2**31 - 1))), 502, PROTOCOL),
     ("a text message", lambda unit: (unit.next(), unit.raw(encode_frame(OP_TEXT, b"hi", MASK))), 502, (4, 1003)),
     ("whole, then DATA", misuse(ACK, WHOLE, encode(Data(1, b"x", True))), 200, None),
     ("whole, twice", misuse(ACK, WHOLE, WHOLE), 200, None),
