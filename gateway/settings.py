@@ -67,7 +67,7 @@ class Settings:
     """How long a unit's old key is good beside the one that replaces it."""
     relay_dials_open: int = 512
     """Unit connections of a worker that may be on their way from the dial to HELLO; above it 503 with Retry-After."""
-    relay_moves_per_s: int = 500
+    relay_moves_per_s: int = 800
     """Unit connections that a leaving worker sends to its siblings in a second."""
     relay_buffer_bytes: int = 268_435_456
     """Relay buffers of one worker."""

@@ -54,7 +54,7 @@ class Relay:
         self._metrics = metrics
         self._log = log
         self._draining = False
-        self._moves_per_s = getattr(settings, "relay_moves_per_s", 500)
+        self._moves_per_s = getattr(settings, "relay_moves_per_s", 800)
         self._connections: set[UnitConnection] = set()
         self._limits = Limits(
             ping_s=getattr(settings, "relay_ping_ms", 15_000) / 1000,
