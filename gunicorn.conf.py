@@ -53,11 +53,13 @@ def on_starting(server: Any) -> None:
 
 
 def on_reload(server: Any) -> None:
-    """HUP: the new workers take the configuration document as it is now, if it is good; the old ones wait for them."""
+    """HUP: the new workers take the configuration as it is now, if it is good; the old ones wait for them."""
     from gateway.config.inforce import InForce
     from gateway.config.load import check_file
 
     shared.arbiter(settings).renew()
+    if settings.config_source != "file":
+        return
     faults = check_file(settings.config_path)
     for fault in faults:
         server.log.error("%s: %s", settings.config_path, fault)

@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from gateway.config.inforce import InForce
 from gateway.config.model import Document
 from gateway.config.secret import Secrets
 from gateway.config.snapshot import Snapshot, SnapshotHolder
+from gateway.config.versions import Versions
 from gateway.context import RequestContext, new_request_id
 from gateway.errors import (
     BadRequest,
@@ -53,6 +54,7 @@ from gateway.relay.service import Relay
 from gateway.routing.kinds import ResourceTable, entry_points
 from gateway.routing.router import Router
 from gateway.settings import Settings
+from gateway.store.config_version import VersionFeed
 from gateway.store.pool import Database
 from gateway.units.service import Units
 from gateway.upstream.pool import Pools
@@ -80,8 +82,11 @@ class Gateway:
         self.database = _database(settings)
         self.portal = PortalResource(self.database)
         self.upstreams = Pools()
+        self.versions = self._versions(settings)
         self.in_force = InForce(settings)
-        self.holder = SnapshotHolder(self.in_force.boot(self._check_functions))
+        self.holder = SnapshotHolder(
+            self.in_force.boot(self._check_functions) if self.versions is None else self.versions.boot()
+        )
         self.access_log = AccessLog(sys.stdout.fileno() if settings.access_log else -1, os.getpid())
         self.audit = AuditTrail(
             self.database,
@@ -102,7 +107,7 @@ class Gateway:
             settings,
             self.holder,
             self._check_functions,
-            in_force=self.in_force,
+            in_force=self.versions or self.in_force,
             questions={"units": self.units.describe},
         )
         accounting = BareAccounting if self._is_bare() else Accounting
@@ -118,6 +123,21 @@ class Gateway:
         catalog, faults = check_functions(document, self.database)
         self.portal.merge(catalog)
         return faults
+
+    def _versions(self, settings: Settings) -> Versions | None:
+        """Where the configuration comes from, if it is the database."""
+        if settings.config_source != "database":
+            return None
+        return Versions(
+            settings,
+            lambda: VersionFeed(settings.dsn),
+            self._check_functions,
+            note=self._note_version,
+            refused=lambda: self.metrics.inc("caregate_config_reloads", ("refused",)),
+        )
+
+    def _note_version(self, outcome: str, detail: Mapping[str, str]) -> None:
+        self.audit.note("config", outcome, **detail)
 
     def _is_bare(self) -> bool:
         """Is this a benchmark of the policy path alone? `make bench` compares it with the whole gateway."""
@@ -140,8 +160,10 @@ class Gateway:
         return lambda: read_private_key(secrets.resolve(settings.audit_key, private=True), "CAREGATE_AUDIT_KEY")
 
     def _admit(self, ready: bool) -> None:
-        """While the trail has no room every request goes by way of the middleware, where `accounting` refuses it."""
-        self.public.lane = self._lanes if ready else None
+        """While the trail has no room, or no configuration is in force, every request goes by way of the middleware,
+        where `accounting` refuses it.
+        """
+        self.public.lane = self._lanes if ready and self.holder.current.version else None
 
     def _count_upstream(self, upstream: str, outcome: str) -> None:
         self.metrics.inc("caregate_upstream_requests", (upstream, outcome))
@@ -160,7 +182,8 @@ class Gateway:
             router=cast("Any", router),  # Falcon's annotation names its own router only
             middleware=[self.accounting, admission, Cors(), identity, Authorization(self.accounting.intent)],
         )
-        app.lane = self._lanes = Lanes(self.holder, memory.buckets, self.metrics, admission, identity, router)
+        self._lanes = Lanes(self.holder, memory.buckets, self.metrics, admission, identity, router)
+        app.lane = self._lanes if self.holder.current.version else None
         app.req_options.strip_url_path_trailing_slash = False
         app.add_route("/relay/v1/connect", self.relay.connect_resource)
         for path, resource in self.units.resources(memory.buckets).items():
@@ -200,6 +223,8 @@ class Gateway:
         self.units.start()
         self.relay.start()
         self.control.start()
+        if self.versions is not None:
+            self.versions.start(self.holder)
         self.metrics.set("caregate_workers", (), 1)
         self.metrics.set("caregate_config_version", (), self.holder.current.version)
         self.log.info("worker ready", config_version=self.holder.current.version)
@@ -222,6 +247,8 @@ class Gateway:
         self.units.stop()
         self.upstreams.close()
         self.control.stop()
+        if self.versions is not None:
+            self.versions.stop()
         self.audit.stop()
         self.access_log.stop()
         self.database.close()
@@ -241,6 +268,7 @@ class Gateway:
     def _on_snapshot(self, snapshot: Snapshot) -> None:
         self.metrics.set("caregate_config_version", (), snapshot.version)
         self.metrics.inc("caregate_config_reloads", ("applied",))
+        self._admit(self.audit.ready)
         self.log.info("configuration in force", config_version=snapshot.version, digest=snapshot.digest)
 
     def _state(self) -> dict[str, Any]:

@@ -25,7 +25,9 @@ def prepare(settings: Settings) -> dict[str, str]:
     raise_file_limit(settings.worker_connections)
     _directory(settings.data_dir, 0o711)
     _directory(settings.run_dir, 0o700)
-    _refuse_bad_configuration(settings.config_path)
+    # NOTE: where the database has versions, the file counts only for the first, and the first worker looks at it.
+    if settings.config_source == "file":
+        _refuse_bad_configuration(settings.config_path)
     if settings.dsn:
         return {}
     return {"CAREGATE_DSN": _start_database(settings.data_dir / "postgres")}

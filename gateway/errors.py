@@ -274,6 +274,13 @@ class AuditOutcomeUnavailable(GatewayError):
     retry = Retry.IDEMPOTENT
 
 
+class ConfigUnavailable(GatewayError):
+    """No configuration is in force yet: the database that has it is away, and the disk has no last good one."""
+
+    code = "config-unavailable"
+    retry = Retry.ANY
+
+
 class ConfigRefused(GatewayError):
     """A configuration document with faults; `faults` is a list of `path: reason`."""
 

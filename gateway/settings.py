@@ -20,6 +20,10 @@ class Settings:
     """
 
     config_path: Path = Path("caregate.yaml")
+    config_source: str = "file"
+    """file: the document at config_path; database: numbered versions in PostgreSQL, the file is the first one."""
+    config_poll_ms: int = 2_000
+    """How often a worker looks for a new version in the database although nothing told it of one."""
     data_dir: Path = Path(".caregate")
     """What survives a restart: embedded database, last good configuration, audit spool."""
     run_dir: Path = Path(".caregate/run")
@@ -129,6 +133,8 @@ class Settings:
             )
         if self.log_level not in _LEVELS:
             raise SettingsError(f"CAREGATE_LOG_LEVEL: one of {', '.join(_LEVELS)}")
+        if self.config_source not in CONFIG_SOURCES:
+            raise SettingsError(f"CAREGATE_CONFIG_SOURCE: one of {', '.join(CONFIG_SOURCES)}")
         if self.pool_min > self.pool_max:
             raise SettingsError("CAREGATE_POOL_MIN: larger than CAREGATE_POOL_MAX")
         if bool(self.tls_certificate) != bool(self.tls_key):
@@ -137,6 +143,7 @@ class Settings:
             raise SettingsError("CAREGATE_HTTP2: is spoken over TLS alone; give CAREGATE_TLS_CERTIFICATE too")
 
 
+CONFIG_SOURCES = ("file", "database")
 _LEVELS = ("debug", "info", "warning", "error")
 _AT_MOST = {"max_head_bytes": 65_535, "max_header_fields": 250}
 """What the request parser can count."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from gateway.cli.config_versions import add_version_parsers, print_refused
 from gateway.config.fault import Fault
 from gateway.config.load import Refused, load, read_text
 from gateway.config.model import Controller, Document
@@ -43,6 +44,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     schema = commands.add_parser("schema", help="the document's JSON Schema, for editors")
     schema.set_defaults(run=run_schema)
+
+    add_version_parsers(commands)
 
     routes = commands.add_parser("show-routes", help="a document's routes as a table")
     routes.add_argument("file", type=Path, metavar="FILE")
@@ -113,10 +116,14 @@ def run_status(options: argparse.Namespace) -> int:
     for worker in workers:
         digests = f"digest {worker.digest[:12]}, keys {worker.keys_digest[:12]}"
         print(f"worker {worker.pid}: version {worker.version}, {digests}")
+        print_refused(worker)
     if not workers:
         return _failed("no worker is running")
     if len({(w.version, w.digest, w.keys_digest) for w in workers}) > 1:
-        return _failed("the workers differ; `caregate config reload` brings them together")
+        again = "reload" if any(w.source == "file" for w in workers) else "apply"
+        return _failed(f"the workers differ; `caregate config {again}` brings them together")
+    if any(w.refused for w in workers):
+        return EXIT_REFUSED
     return 0
 
 

@@ -48,12 +48,13 @@ def connect(options: argparse.Namespace) -> UnitOperator:
     from gateway.store.unit_operator import OperatorError, UnitOperator
 
     try:
-        return UnitOperator(_dsn(options))
+        return UnitOperator(dsn_of(options))
     except OperatorError as error:
         raise Unusable(f"the database does not answer: {error}") from None
 
 
-def _dsn(options: argparse.Namespace) -> str:
+def dsn_of(options: argparse.Namespace) -> str:
+    """The database as caregate_operator. Raises: Unusable."""
     dsn = options.dsn or os.environ.get(DSN_VARIABLE, "")
     if dsn:
         return str(dsn)

@@ -3,17 +3,19 @@
     {"do": "status"}                                 -> {"ok": true, "pid", "version", "digest", "keys_digest", "phase",
                                                          "arbiter", "workers"}
     {"do": "prepare"}                                -> {"ok": true, "digest", "keys_digest"}, or ok false and "faults"
+    {"do": "prepare", "candidate": "FILE"}           -> the same for a file of the run directory, if versions are in the
+                                                         database
     {"do": "commit", "version": N, "digest": "..."}  -> as status
     {"do": "abort"}                                  -> {"ok": true}
     {"do": NAME}                                     -> {"ok": true} and what the question of that name answers
 
-`phase` is starting, serving or draining; `arbiter` the parent's process id, `workers` how many it is to have.
+`phase` is starting, serving or draining; `arbiter` the parent's process id, `workers` how many it is to have; a status
+has `source` (file, database) too, and `refused`: the number and faults of a version that this worker does not take.
 What a connection prepared is its own and is dropped with it, so that a caller that dies half-way changes nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
@@ -21,7 +23,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gevent
 import structlog
@@ -34,7 +36,7 @@ from gateway.config.check import CatalogCheck
 from gateway.config.fault import WHOLE, Fault, located
 from gateway.config.inforce import InForce
 from gateway.config.load import Loaded, Refused
-from gateway.config.snapshot import SnapshotHolder
+from gateway.config.snapshot import Snapshot, SnapshotHolder
 from gateway.errors import GatewayError
 from gateway.settings import Settings
 
@@ -48,6 +50,18 @@ log = structlog.get_logger()
 Answer = dict[str, Any]
 
 
+class Origin(Protocol):
+    """Where a worker's configuration comes from: config.inforce (a file) or config.versions (the database)."""
+
+    commits: bool
+
+    def load(self, candidate: object) -> Loaded: ...
+    def forget(self) -> None: ...
+    def catch_up(self, current: Snapshot) -> Snapshot | None: ...
+    def record(self, snapshot: Snapshot, raw: bytes) -> None: ...
+    def describe(self) -> Answer: ...
+
+
 class ControlServer:
     """Serves the control socket of this worker; a commit swaps the holder's snapshot."""
 
@@ -57,7 +71,7 @@ class ControlServer:
         holder: SnapshotHolder,
         catalog_check: CatalogCheck | None = None,
         *,
-        in_force: InForce | None = None,
+        in_force: Origin | None = None,
         pid: int | None = None,
         questions: Mapping[str, Callable[[], Answer]] | None = None,
     ) -> None:
@@ -67,7 +81,7 @@ class ControlServer:
         self._workers = settings.workers
         self._holder = holder
         self._catalog_check = catalog_check
-        self._in_force = in_force or InForce(settings)
+        self._in_force: Origin = in_force or InForce(settings)
         self._run_dir = settings.run_dir
         self._pid = os.getpid() if pid is None else pid
         self._server: StreamServer | None = None
@@ -105,9 +119,13 @@ class ControlServer:
             session = _Session(
                 self._holder, self._in_force, self._catalog_check, self._lock, self._pid, self._questions, self._life
             )
-            with contextlib.suppress(OSError):  # a peer that is gone wants no answer
+            try:
                 for line in _lines(connection):
                     connection.sendall(json.dumps(session.answer(line)).encode() + b"\n")
+            except OSError:
+                pass  # a peer that is gone wants no answer
+            finally:
+                session.forget()
 
     def _life(self) -> Answer:
         return {"phase": self.phase, "arbiter": os.getppid(), "workers": self._workers}
@@ -119,7 +137,7 @@ class _Session:
     def __init__(
         self,
         holder: SnapshotHolder,
-        in_force: InForce,
+        in_force: Origin,
         catalog_check: CatalogCheck | None,
         lock: RLock,
         pid: int,
@@ -144,11 +162,11 @@ class _Session:
         if do == "status":
             return self._status()
         if do == "prepare":
-            return self._prepare()
+            return self._prepare(asked.get("candidate"))
         if do == "commit":
             return self._commit(asked.get("version"), asked.get("digest"))
         if do == "abort":
-            self._prepared = None
+            self.forget()
             return {"ok": True}
         if do in self._questions:
             return {"ok": True, "pid": self._pid, **self._questions[do]()}
@@ -163,22 +181,29 @@ class _Session:
             "digest": current.digest,
             "keys_digest": current.keys_digest,
             **self._life(),
+            **self._in_force.describe(),
         }
 
-    def _prepare(self) -> Answer:
+    def forget(self) -> None:
+        """What this connection prepared goes with it."""
+        if self._prepared is not None:
+            self._prepared = None
+            self._in_force.forget()
+
+    def _prepare(self, candidate: object) -> Answer:
         self._prepared = None
         # PERF: a large document takes a second; in a thread the hub gets its turn every few milliseconds.
-        loaded = gevent.get_hub().threadpool.apply(self._load_file)
+        loaded = gevent.get_hub().threadpool.apply(self._load, (candidate,))
         faults = self._check_catalog(loaded) if isinstance(loaded, Loaded) else loaded
         if faults or not isinstance(loaded, Loaded):
             return {"ok": False, "faults": [[f.path, f.reason, f.line] for f in faults]}
         self._prepared = loaded
         return {"ok": True, "digest": loaded.snapshot.digest, "keys_digest": loaded.snapshot.keys_digest}
 
-    def _load_file(self) -> Loaded | list[Fault]:
+    def _load(self, candidate: object) -> Loaded | list[Fault]:
         """NOTE: what leaves a function of gevent's thread pool as an exception is printed with its traceback."""
         try:
-            return self._in_force.load_file()
+            return self._in_force.load(candidate)
         except Refused as error:
             return error.places
         except OSError as error:
@@ -199,6 +224,8 @@ class _Session:
         with self._lock:
             if not isinstance(version, int) or version <= self._holder.current.version:
                 return {"ok": False, "error": "the version has not grown"}
+            if not self._in_force.commits:
+                return {"ok": False, "error": "versions are made in the database alone"}
             snapshot = replace(prepared.snapshot, version=version)
             self._holder.swap(snapshot)
             log.info("configuration in force", config_version=version, digest=snapshot.digest)

@@ -42,6 +42,9 @@ class State:
 class InForce:
     """The record of what is in force, for the workers of one gateway."""
 
+    commits = True
+    """What is prepared over the control socket is put in force over it."""
+
     def __init__(self, settings: Settings, *, environ: Mapping[str, str] | None = None, arbiter: int | None = None):
         """`arbiter` is the process id of the workers' parent, by default of this process's."""
         self._path = settings.config_path
@@ -65,6 +68,22 @@ class InForce:
         Raises: Refused, OSError.
         """
         return self._load(self._path)
+
+    def load(self, candidate: object) -> Loaded:
+        """For a reload: the document as it stands on disk now.
+
+        Raises: Refused, OSError.
+        """
+        if candidate is not None:
+            raise Refused([Fault(WHOLE, "the configuration is in a file: edit it, then `caregate config reload`")])
+        return self.load_file()
+
+    def forget(self) -> None:
+        """Nothing is kept of what was tried."""
+
+    def describe(self) -> dict[str, str]:
+        """Where the configuration is from."""
+        return {"source": "file"}
 
     def boot(self, catalog_check: CatalogCheck | None = None) -> Snapshot:
         """The configuration a new worker starts with; recorded as the one in force.
@@ -97,15 +116,15 @@ class InForce:
 
         Raises: OSError.
         """
-        _write(self._last_good, raw)
+        replace_file(self._last_good, raw)
         state = State(self._gateway, snapshot.version, snapshot.digest)
-        _write(self._state, json.dumps(asdict(state)).encode())
+        replace_file(self._state, json.dumps(asdict(state)).encode())
 
     def reconsider(self) -> None:
         """Let the next worker take the document's file again, if it is good; called in the arbiter at HUP."""
         state = self.state()
         if state is not None:
-            _write(self._state, json.dumps(asdict(replace(state, reconsider=True))).encode())
+            replace_file(self._state, json.dumps(asdict(replace(state, reconsider=True))).encode())
 
     def _boot_first(self, catalog_check: CatalogCheck | None) -> Loaded:
         loaded = self.load_file()
@@ -177,7 +196,7 @@ def life_of(pid: int) -> str:
     return f"{pid}:{stat.rpartition(')')[2].split()[19]}"
 
 
-def _write(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Replace a file in one step, on disk before it counts; readable by the owner alone."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

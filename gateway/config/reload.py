@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ class WorkerStatus:
     phase: str = ""
     arbiter: int = 0
     workers: int = 0
+    source: str = "file"
+    refused: dict[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -81,6 +84,65 @@ class _Worker:
         self._connection.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """Shapes: `faults` by path, not empty exactly if a worker refused; else the `digest` that all have ready."""
+
+    digest: str
+    faults: list[Fault]
+
+
+@contextmanager
+def rehearsed(run_dir: Path, raw: bytes, *, timeout_s: float = TIMEOUT_S) -> Iterator[Rehearsal]:
+    """Have every worker check a document and hold it ready, as long as the `with` statement lasts.
+
+    Raises: ReloadFailed if there is no worker, one does not answer, or they take their configuration from a file.
+    """
+    with _alone(run_dir, timeout_s), ExitStack() as stack:
+        workers = _connect(run_dir, timeout_s, stack)
+        found = _statuses(workers)
+        if not found:
+            raise ReloadFailed(f"no worker of a gateway runs under {run_dir}")
+        if any(worker.source != "database" for worker in found):
+            raise ReloadFailed(
+                "the gateway takes its configuration from a file: edit that and `caregate config reload`, "
+                "or start the gateway with CAREGATE_CONFIG_SOURCE=database"
+            )
+        name = f"config-candidate-{secrets.token_hex(8)}.yaml"
+        stack.callback((run_dir / name).unlink, missing_ok=True)
+        try:
+            _place(run_dir, name, raw)
+        except OSError as error:
+            raise _no_gateway(run_dir, error) from None
+        digest, faults = _prepare(workers, candidate=name)
+        yield Rehearsal(digest, faults)
+
+
+def await_version(run_dir: Path, version: int, *, timeout_s: float = TIMEOUT_S) -> list[WorkerStatus]:
+    """What every worker has in force once each has taken or refused that version, or the time is over.
+
+    Raises: ReloadFailed.
+    """
+    until_s = time.monotonic() + timeout_s
+    while True:
+        found = status(run_dir, timeout_s=timeout_s)
+        if all(w.version >= version or (w.refused or {}).get("version") == version for w in found):
+            return found
+        if time.monotonic() > until_s:
+            return found
+        time.sleep(DIAL_PAUSE_S)
+
+
+def _place(run_dir: Path, name: str, raw: bytes) -> None:
+    """Lay a document where the workers of that run directory may read it, and nobody else. Raises: OSError."""
+    descriptor = os.open(run_dir / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        if os.geteuid() == 0:
+            owner = run_dir.stat()
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        file.write(raw)
+
+
 def reload(run_dir: Path, *, timeout_s: float = TIMEOUT_S) -> Outcome:
     """Have every worker check the document, then put it in force in all of them.
 
@@ -118,10 +180,10 @@ def ask(run_dir: Path, question: str, *, timeout_s: float = TIMEOUT_S) -> list[d
     return [answer for answer in answers if answer is not None and answer.get("ok")]
 
 
-def _prepare(workers: list[_Worker]) -> tuple[str, list[Fault]]:
+def _prepare(workers: list[_Worker], **what: str) -> tuple[str, list[Fault]]:
     """The digest that all have ready, or the faults that any of them found; then none has anything ready."""
     for worker in workers:
-        worker.send(do="prepare")
+        worker.send(do="prepare", **what)
     answers = [(worker, _receive(worker)) for worker in workers]
     faults = {Fault(*fault) for _, answer in answers if answer is not None for fault in answer.get("faults", ())}
     digests = {(answer["digest"], answer["keys_digest"]) for _, answer in answers if answer and answer["ok"]}

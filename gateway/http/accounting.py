@@ -20,6 +20,7 @@ from gateway.errors import (
     AuditOutcomeUnavailable,
     AuditUnavailable,
     BadTarget,
+    ConfigUnavailable,
     Delivery,
     GatewayError,
     Origin,
@@ -58,7 +59,7 @@ class Accounting:
         self._books = Books(metrics.cells, self._in_flight, self._cells, _METHODS, LATENCY_BUCKETS_S)
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Raises: BadTarget, AuditUnavailable."""
+        """Raises: BadTarget, AuditUnavailable, ConfigUnavailable."""
         env = req.env
         snapshot = self._holder.current
         # PERF: by position; keywords cost as much again.
@@ -85,6 +86,8 @@ class Accounting:
             ctx.trace = trace_id(env["HTTP_TRACEPARENT"])
         if not self._audit.ready:
             raise AuditUnavailable("The audit trail has no room")
+        if not snapshot.version:
+            raise ConfigUnavailable()
 
     def process_response(
         self, req: falcon.Request, resp: falcon.Response, resource: object, req_succeeded: bool

@@ -1,0 +1,238 @@
+"""`caregate config apply | diff | history | show | rollback`: the versions of the configuration in the database."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gateway.cli.operator import Unusable, add_options, dsn_of, run_dir_of, settings_of
+from gateway.config.fault import Fault
+from gateway.config.load import Refused, load_text, read_text
+from gateway.config.reload import TIMEOUT_S, ReloadFailed, WorkerStatus, await_version, rehearsed
+
+if TYPE_CHECKING:
+    Parsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+    from gateway.config.version import Version
+    from gateway.store.config_version import VersionStore
+
+EXIT_REFUSED = 1
+EXIT_UNUSABLE = 2
+EXIT_STALE = 3
+SETTLE_S = 10.0
+"""How long `apply` waits for the workers; they have a version within a second, or two if the notification is lost."""
+
+
+class _Stale(Exception):
+    """The newest version is not the one that the change was made from."""
+
+
+def add_version_parsers(commands: Parsers) -> None:
+    """Declare the sub-commands."""
+    apply = _parser(
+        commands, "apply", "make a document the next version, in every worker; exit 3 if --base is stale", _apply
+    )
+    apply.add_argument("file", type=Path, nargs="?", metavar="FILE", help="default: the newest version again")
+    apply.add_argument("--reason", required=True, help="why, for those who read the history")
+    _add_change_options(apply)
+
+    rollback = _parser(commands, "rollback", "make an earlier version's document the next version", _rollback)
+    rollback.add_argument("number", type=int, metavar="N")
+    rollback.add_argument("--reason", help="default: rollback to version N")
+    _add_change_options(rollback)
+
+    diff = _parser(commands, "diff", "what a document or version would change; exit 1 if they differ", _diff)
+    diff.add_argument("new", metavar="FILE|N")
+    diff.add_argument("old", type=int, nargs="?", metavar="N", help="the version to compare with; default: the newest")
+
+    history = _parser(commands, "history", "the versions, the newest first", _history)
+    history.add_argument("--limit", type=int, default=20, metavar="N")
+
+    show = _parser(commands, "show", "a version's document as it was applied", _show)
+    show.add_argument("number", type=int, nargs="?", metavar="N", help="default: the newest")
+
+
+def _parser(
+    commands: Parsers, name: str, text: str, run: Callable[[argparse.Namespace, VersionStore], int]
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text)
+    add_options(parser)
+    parser.set_defaults(run=lambda options: _guarded(name, options, run))
+    return parser
+
+
+def _add_change_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base", type=int, metavar="N", help="refuse unless N is the newest version; 0: there is none")
+    parser.add_argument("--author", help="default: who runs the command")
+    parser.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="for each worker's answer")
+    parser.add_argument(
+        "--offline", action="store_true", help="no gateway runs here: check the document in this process"
+    )
+
+
+def _guarded(name: str, options: argparse.Namespace, run: Callable[[argparse.Namespace, VersionStore], int]) -> int:
+    from gateway.store.config_version import VersionsError, VersionStore
+
+    try:
+        with VersionStore(dsn_of(options)) as store:
+            return run(options, store)
+    except _Stale as error:
+        print(f"caregate config {name}: {error}", file=sys.stderr)
+        return EXIT_STALE
+    except (Unusable, ReloadFailed) as error:
+        print(f"caregate config {name}: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"caregate config {name}: {error.filename}: {error.strerror}", file=sys.stderr)
+    except VersionsError as error:
+        print(f"caregate config {name}: the database: {error}", file=sys.stderr)
+    return EXIT_UNUSABLE
+
+
+def _apply(options: argparse.Namespace, store: VersionStore) -> int:
+    newest = store.newest()
+    if options.file is not None:
+        raw = read_text(options.file)
+    elif newest is not None:
+        raw = newest.document.encode()
+    else:
+        raise Unusable("there is no version yet: give a FILE")
+    return _change(options, store, newest, raw, options.reason)
+
+
+def _rollback(options: argparse.Namespace, store: VersionStore) -> int:
+    raw = _read(store, options.number).document.encode()
+    return _change(options, store, store.newest(), raw, options.reason or f"rollback to version {options.number}")
+
+
+def _change(options: argparse.Namespace, store: VersionStore, newest: Version | None, raw: bytes, reason: str) -> int:
+    """Check, then add the version, then wait for the workers. Raises: _Stale, ReloadFailed, Unusable."""
+    known = newest.number if newest is not None else 0
+    base = known if options.base is None else options.base
+    if base != known:
+        raise _Stale(_stale(base, newest))
+    author = options.author or _user_name()
+    if options.offline:
+        return _change_offline(options, store, base, raw, author, reason)
+    run_dir = run_dir_of(options)
+    with rehearsed(run_dir, raw, timeout_s=options.timeout) as rehearsal:
+        if rehearsal.faults:
+            return _refused(rehearsal.faults)
+        _add(store, base, rehearsal.digest, raw, author, reason)
+        workers = await_version(run_dir, base + 1, timeout_s=SETTLE_S)
+    return _report(base + 1, workers)
+
+
+def _change_offline(
+    options: argparse.Namespace, store: VersionStore, base: int, raw: bytes, author: str, reason: str
+) -> int:
+    try:
+        loaded = load_text(raw, settings_of(options).config_path.parent)
+    except Refused as error:
+        return _refused(error.places)
+    _add(store, base, loaded.snapshot.digest, raw, author, reason)
+    print(f"version {base + 1}, digest {loaded.snapshot.digest[:12]}; functions not checked: --offline")
+    return 0
+
+
+def _add(store: VersionStore, base: int, digest: str, raw: bytes, author: str, reason: str) -> None:
+    """Raises: _Stale."""
+    if not store.add(base, digest, raw.decode(), author, reason):
+        raise _Stale(_stale(base, store.newest()))
+
+
+def _stale(base: int, newest: Version | None) -> str:
+    if newest is None:
+        return f"stale: based on version {base}, and there is no version yet (--base 0); nothing was changed"
+    return (
+        f"stale: based on version {base}, but version {newest.number} is the newest "
+        f"({newest.author}: {newest.reason}); nothing was changed"
+    )
+
+
+def _report(number: int, workers: list[WorkerStatus]) -> int:
+    print(f"version {number} is in the database")
+    behind = [worker for worker in workers if worker.version < number]
+    for worker in workers:
+        print(f"worker {worker.pid}: version {worker.version}, digest {worker.digest[:12]}")
+        print_refused(worker)
+    if behind:
+        print(f"version {number} is not in force in {len(behind)} of {len(workers)} workers", file=sys.stderr)
+        return EXIT_REFUSED
+    return 0
+
+
+def print_refused(worker: WorkerStatus) -> None:
+    """Say which version a worker does not take, and why."""
+    if worker.refused:
+        for path, reason, _line in worker.refused["faults"]:
+            print(
+                f"worker {worker.pid}: refuses version {worker.refused['version']}: {path}: {reason}", file=sys.stderr
+            )
+
+
+def _refused(faults: list[Fault]) -> int:
+    for fault in faults:
+        print(f"line {fault.line or 1}: {fault}", file=sys.stderr)
+    print("the document is refused; nothing was changed", file=sys.stderr)
+    return EXIT_REFUSED
+
+
+def _diff(options: argparse.Namespace, store: VersionStore) -> int:
+    old = _read(store, options.old) if options.old is not None else store.newest()
+    if old is None:
+        raise Unusable("there is no version yet")
+    new_name, new = _text(store, options.new)
+    lines = list(
+        difflib.unified_diff(
+            old.document.splitlines(), new.splitlines(), f"version {old.number}", new_name, lineterm=""
+        )
+    )
+    for line in lines:
+        print(line)
+    return EXIT_REFUSED if lines else 0
+
+
+def _text(store: VersionStore, name: str) -> tuple[str, str]:
+    """What the text is called, and the text, of a version's number or a file."""
+    if name.isascii() and name.isdigit():
+        return f"version {name}", _read(store, int(name)).document
+    return name, read_text(Path(name)).decode("utf-8", "replace")
+
+
+def _history(options: argparse.Namespace, store: VersionStore) -> int:
+    rows = [("VERSION", "TIME", "AUTHOR", "LOGIN", "DIGEST", "REASON")]
+    for entry in store.history(options.limit):
+        at = entry.at.astimezone().isoformat(" ", "seconds")
+        rows.append((str(entry.number), at, entry.author, entry.actor, entry.digest[:12], entry.reason))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for row in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
+    return 0
+
+
+def _show(options: argparse.Namespace, store: VersionStore) -> int:
+    version = store.newest() if options.number is None else _read(store, options.number)
+    if version is None:
+        raise Unusable("there is no version yet")
+    sys.stdout.write(version.document)
+    return 0
+
+
+def _read(store: VersionStore, number: int) -> Version:
+    """Raises: Unusable."""
+    version = store.read(number)
+    if version is None:
+        raise Unusable(f"there is no version {number}")
+    return version
+
+
+def _user_name() -> str:
+    from gateway.config.versions import user_name
+
+    name = os.environ.get("SUDO_USER", "")
+    return name or user_name()
