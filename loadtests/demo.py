@@ -47,17 +47,30 @@ class PlainDumper(yaml.SafeDumper):
         return True
 
 
-def free_base_port() -> int:
-    """A port with all of a platform's other ports free beside it. Raises: DemoError.
+_held: list[socket.socket] = []
+"""As long as this process lives, no other is given what it was given."""
 
-    Processes that look at the same moment begin at different places.
-    """
+
+def free_base_port() -> int:
+    """A port with all of a platform's other ports free beside it, which is given to no one else. Raises: DemoError."""
     bases = range(12_200, 31_000, 40)
     start = os.getpid() % len(bases)
     for base in [*bases[start:], *bases[:start]]:
-        if all(_free(base + offset) for offset in (0, 11, 12, 13, 14, 15, 1010)):
+        if all(_free(base + offset) for offset in (0, 11, 12, 13, 14, 15, 1010)) and _hold(base):
             return base
     raise DemoError("no free ports between 12200 and 31000")
+
+
+def _hold(base: int) -> bool:
+    """False if another process was given it: a socket's abstract name belongs to one, in the namespace of the ports."""
+    holder = socket.socket(socket.AF_UNIX)
+    try:
+        holder.bind(f"\0caregate-ports-{base}")
+    except OSError:
+        holder.close()
+        return False
+    _held.append(holder)
+    return True
 
 
 def _free(port: int) -> bool:
