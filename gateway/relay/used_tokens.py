@@ -15,6 +15,9 @@ from gateway.errors import Overloaded
 STALE_S: Final = 600.0
 """No unit token lives so long: a mark of that age is left from workers that were killed."""
 
+LEEWAY_S: Final = 120.0
+"""The most that `gateway.leeway_s` of a configuration may be: so long after its end a token may still be accepted."""
+
 
 class UsedTokens:
     """A token is for one dial, at whichever worker of the machine.
@@ -33,7 +36,10 @@ class UsedTokens:
         """Told of each token that is used here: the mesh passes it on."""
 
     def use(self, mark: str, expires_s: float, now_s: float) -> bool:
-        """False if it was used before. Raises: Overloaded if there is no room to remember it."""
+        """False if it was used before. Raises: Overloaded if there is no room to remember it.
+
+        Units: `expires_s`, the token's own end.
+        """
         self._forget(now_s)
         if mark in self._marks:
             return False
@@ -83,7 +89,8 @@ class UsedTokens:
         heapq.heappush(self._ends, (expires_s, mark))
 
     def _forget(self, now_s: float) -> None:
-        while self._ends and self._ends[0][0] <= now_s:
+        # SEC: the clocks of unit and gateway may differ; forgotten at its end, a token could be used again until then.
+        while self._ends and self._ends[0][0] + LEEWAY_S <= now_s:
             mark = heapq.heappop(self._ends)[1]
             self._marks.discard(mark)
             if self._directory is not None:

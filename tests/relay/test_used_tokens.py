@@ -7,7 +7,7 @@ import os
 import pytest
 
 from gateway.errors import Overloaded
-from gateway.relay.used_tokens import UsedTokens, mark_of
+from gateway.relay.used_tokens import LEEWAY_S, UsedTokens, mark_of
 
 
 def test_used_tokens_are_forgotten_when_they_ran_out_and_never_before():
@@ -17,8 +17,16 @@ def test_used_tokens_are_forgotten_when_they_ran_out_and_never_before():
     assert used.use("b", 20.0, 0.0)
     with pytest.raises(Overloaded):
         used.use("c", 20.0, 5.0)
-    assert used.use("c", 20.0, 10.0)
-    assert used.use("a", 30.0, 20.0)
+    assert not used.use("a", 10.0, 9.9 + LEEWAY_S)
+    assert used.use("c", 20.0, 10.0 + LEEWAY_S)
+    assert used.use("a", 30.0, 20.0 + LEEWAY_S)
+
+
+def test_a_token_in_its_leeway_is_for_one_dial_too():
+    used = UsedTokens()
+    assert used.use("a", 10.0, 12.0)
+    assert not used.use("a", 10.0, 12.0)
+    assert not used.use("a", 10.0, 14.0)
 
 
 def test_one_of_two_workers_takes_a_token_at_the_same_moment(tmp_path):
@@ -29,7 +37,7 @@ def test_one_of_two_workers_takes_a_token_at_the_same_moment(tmp_path):
     assert not there.use("a", 10.0, 0.0)
     assert there.use("b", 10.0, 0.0)
     assert not here.use("b", 10.0, 0.0)
-    assert [here.use("c", 20.0, 11.0), there.use("d", 20.0, 11.0)] == [True, True]
+    assert [used.use(mark, 20.0, 11.0 + LEEWAY_S) for used, mark in ((here, "c"), (there, "d"))] == [True, True]
     assert sorted(os.listdir(tmp_path / "used")) == ["c", "d"]
 
 
