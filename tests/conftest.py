@@ -23,6 +23,11 @@ class Postgres:
         self._frozen: list[int] = []
 
     @property
+    def directory(self) -> Path:
+        """The server's, as a gateway's data directory has it at `postgres`."""
+        return self._server.directory
+
+    @property
     def admin_dsn(self) -> str:
         return self._server.admin_dsn
 

@@ -54,7 +54,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dsn", help=f"of a member of caregate_auditor; default: the environment variable {_DSN}")
+    parser.add_argument("--dsn", help=f"of a member of caregate_auditor; {_DSN}; default: the embedded database")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="of the gateway; CAREGATE_DATA_DIR")
     parser.add_argument(
         "--from", type=_time, default=0, dest="from_ms", metavar="TIME", help="ISO 8601, UTC if it says nothing"
     )
@@ -63,7 +64,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         "--checkpoints",
         type=Path,
         metavar="PATH",
-        help="a file or folder of checkpoints outside the database; default: audit/checkpoints of CAREGATE_DATA_DIR",
+        help="a file or folder of checkpoints outside the database; default: audit/checkpoints of the data directory",
     )
 
 
@@ -165,9 +166,11 @@ def _keys(options: argparse.Namespace) -> list[Ed25519PublicKey]:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-    paths: list[Path] = options.key or [_folder() / "checkpoint.pub"]
+    paths: list[Path] = options.key or [_folder(options) / "checkpoint.pub"]
     keys = []
     for path in paths:
+        if not path.exists():
+            raise Unusable(f"{path}: does not exist; give --key FILE, or --data-dir for the gateway's own")
         key = serialization.load_pem_public_key(path.read_bytes())
         if not isinstance(key, Ed25519PublicKey):
             raise Unusable(f"{path} is no Ed25519 key")
@@ -179,22 +182,32 @@ def _from_files(options: argparse.Namespace) -> list[Sealed]:
     """The checkpoints outside the database. Without --checkpoints those of the data directory, if they are here."""
     from gateway.audit.notary import read_sealed
 
-    path: Path = options.checkpoints or _folder() / "checkpoints"
+    path: Path = options.checkpoints or _folder(options) / "checkpoints"
     if options.checkpoints is None and (getattr(options, "export", None) is not None or not path.is_dir()):
         return []
     files = sorted(path.glob("*.ndjson")) if path.is_dir() else [path]
     return [sealed for file in files for sealed in read_sealed(file)]
 
 
-def _folder() -> Path:
-    return Path(os.environ.get("CAREGATE_DATA_DIR", ".caregate")) / "audit"
+def _data_dir(options: argparse.Namespace) -> Path:
+    return options.data_dir or Path(os.environ.get("CAREGATE_DATA_DIR", ".caregate"))
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    return _data_dir(options) / "audit"
 
 
 def _dsn(options: argparse.Namespace) -> str:
     dsn: str = options.dsn or os.environ.get(_DSN, "")
-    if not dsn:
-        raise Unusable(f"give --dsn, or set {_DSN}")
-    return dsn
+    if dsn:
+        return dsn
+    from gateway.store.embedded import EmbeddedPostgres
+
+    directory = _data_dir(options) / "postgres"
+    if not directory.is_dir():
+        raise Unusable(f"{directory}: no embedded database; give --dsn, --data-dir, or set {_DSN}")
+    # The login of the embedded database that may read the trail; nobody but its owner reaches its socket.
+    return EmbeddedPostgres(directory).find().admin_dsn
 
 
 def _time(text: str) -> int:

@@ -280,10 +280,21 @@ class TestExport:
         assert "30 records in 2 chains, 30 of them" in capsys.readouterr().out
 
 
-def test_usage(written, capsys, tmp_path):
+def test_the_embedded_database_of_a_data_directory(written, postgres, capsys, tmp_path):
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "audit" / "checkpoint.pub").write_bytes((written.folder / "audit.pub").read_bytes())
+    (tmp_path / "postgres").symlink_to(postgres.directory)
+    assert main(["audit", "verify", "--data-dir", str(tmp_path)]) == 0
+    assert "95 records in 2 chains" in capsys.readouterr().out
+    assert main(["audit", "unfinished", "--data-dir", str(tmp_path)]) == 0
+
+
+def test_usage(written, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("CAREGATE_DATA_DIR", str(tmp_path / "data"))
     for arguments, reason in (
         (["verify", "--key", str(written.folder / "audit.pub")], "give --dsn"),
-        (["verify", "--dsn", written.dsn, "--key", str(tmp_path / "none")], "No such file"),
+        (["verify", "--dsn", written.dsn], "checkpoint.pub: does not exist; give --key"),
+        (["verify", "--dsn", written.dsn, "--key", str(tmp_path / "none")], "does not exist"),
         (["verify", "--dsn", "host=/nowhere", "--key", str(written.folder / "audit.pub")], "connection"),
         (["export", "--dsn", written.dsn, "--out", str(written.folder / "audit.pub")], "File exists"),
     ):
