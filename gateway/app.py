@@ -18,6 +18,7 @@ from gateway import shared
 from gateway.accesslog import AccessLog
 from gateway.audit.notary import read_private_key
 from gateway.audit.trail import AuditTrail
+from gateway.auth.service import Tokens
 from gateway.config.control import ControlServer
 from gateway.config.fault import Fault
 from gateway.config.inforce import InForce
@@ -103,6 +104,7 @@ class Gateway:
         )
         self.relay = Relay(settings, self.holder, self.metrics, self.log)
         self.units = Units(settings, self.holder, self.database, self.relay, self.metrics)
+        self.tokens = Tokens(settings, self.holder, self.database, self.metrics)
         self.control = ControlServer(
             settings,
             self.holder,
@@ -186,7 +188,8 @@ class Gateway:
         app.lane = self._lanes if self.holder.current.version else None
         app.req_options.strip_url_path_trailing_slash = False
         app.add_route("/relay/v1/connect", self.relay.connect_resource)
-        for path, resource in self.units.resources(memory.buckets).items():
+        own = {**self.units.resources(memory.buckets), **self.tokens.resources(memory.buckets)}
+        for path, resource in own.items():
             app.add_route(path, resource)
         # NOTE: Falcon's own handler of its errors would be nearer to them than one of Exception.
         app.add_error_handler((Exception, falcon.HTTPError), self._on_error)
@@ -220,6 +223,7 @@ class Gateway:
         self.access_log.start()
         self.holder.subscribe(self._on_snapshot)
         self.audit.start()
+        self.tokens.start()
         self.units.start()
         self.relay.start()
         self.control.start()
@@ -245,6 +249,7 @@ class Gateway:
         """Everything has ended: write what is left."""
         self.relay.stop()
         self.units.stop()
+        self.tokens.stop()
         self.upstreams.close()
         self.control.stop()
         if self.versions is not None:

@@ -69,6 +69,28 @@ class ClientError(GatewayError):
     origin = Origin.CLIENT
 
 
+class TokenRequestRefused(ClientError):
+    """A request to the token service that it does not grant.
+
+    Source: RFC 6749, 5.2: the members `error` and `error_description` are what its clients read.
+    """
+
+    code = "token-request-refused"
+
+    def __init__(self, error: str = "invalid_request", detail: str = "") -> None:
+        super().__init__(detail, error=error, error_description=detail)
+
+
+class ClientUnauthenticated(TokenRequestRefused):
+    """The sender did not prove to be a client of the token service."""
+
+    code = "client-unauthenticated"
+
+    def __init__(self) -> None:
+        # SEC: one text for whatever is wrong, also where there is no such client.
+        super().__init__("invalid_client", "The client did not prove who it is")
+
+
 # --- the request as bytes
 
 

@@ -44,6 +44,8 @@ DECLARATIONS: tuple[Declaration, ...] = (
     Declaration("caregate_unit_enrolments", "counter", "Keys that units asked to register.", ("outcome",)),
     Declaration("caregate_unit_timeline", "counter", "Timeline entries by what became of them.", ("outcome",)),
     Declaration("caregate_unit_revision", "maximum", "Revision of the registry of units in force."),
+    Declaration("caregate_auth_requests", "counter", "Requests to the token service.", ("endpoint", "outcome")),
+    Declaration("caregate_token_revision", "maximum", "Revision of the revoked tokens in force."),
     Declaration("caregate_upstream_requests", "counter", "Calls to cloud services.", ("upstream", "outcome")),
     Declaration("caregate_audit_events", "counter", "Audit events by what became of them.", ("outcome",)),
     Declaration("caregate_audit_backlog", "gauge", "Audit events that wait for the database."),

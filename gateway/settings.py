@@ -69,6 +69,10 @@ class Settings:
     """Attempts to register a key from one address; so many at once too."""
     unit_overlap_s: int = 86_400
     """How long a unit's old key is good beside the one that replaces it."""
+    token_failures_per_minute: int = 30
+    """Failed authentications at the token service from one address; so many at once too."""
+    token_poll_ms: int = 1_000
+    """How often a worker looks for revoked tokens although nothing told it of any."""
     relay_dials_open: int = 512
     """Unit connections of a worker that may be on their way from the dial to HELLO; above it 503 with Retry-After."""
     relay_moves_per_s: int = 800

@@ -9,6 +9,7 @@ from ipaddress import ip_network
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
+from gateway.config.check_clients import check_clients
 from gateway.config.check_routes import check_controllers
 from gateway.config.checking import Checking
 from gateway.config.fault import WHOLE, Fault, step
@@ -57,6 +58,7 @@ def check(
     _check_limits(checking)
     _check_upstreams(checking)
     check_controllers(checking, resource_names() if resources is None else resources)
+    check_clients(checking)
     keyring = load_keys(checking, secrets)
     if catalog_check is not None:
         checking.faults.extend(catalog_check(document))

@@ -6,18 +6,25 @@ import hashlib
 from collections.abc import Iterator
 from ipaddress import ip_network
 
+import orjson
+
 from fastpath.routes import RouteTable
 from fastpath.token import Key, Verifier
 from gateway.auth.claims import CHECKS
+from gateway.auth.keys import KeyMaterial, public_jwk_set
 from gateway.config.check_routes import ACTIONS, read_source
 from gateway.config.fault import WHOLE, step
 from gateway.config.keyring import Keyring
 from gateway.config.model import Audited, Controller, Document, Function, LimitRule, ToUnit
 from gateway.config.parse import canonical
 from gateway.config.snapshot import (
+    ASSERTION_MAX_LIFETIME_S,
+    TOKEN_PATH,
     UNIT_LINK_AUDIENCE,
     UNIT_LINK_MAX_LIFETIME_S,
+    CompiledClient,
     CompiledRole,
+    CompiledTokens,
     CompiledUnit,
     Snapshot,
 )
@@ -69,6 +76,7 @@ def compile_document(
         units=dict(_units(document, keyring)),
         realm=document.gateway.realm,
         trusted_proxies=tuple(ip_network(text) for text in document.gateway.trusted_proxies),
+        tokens=_tokens(document, keyring),
     )
 
 
@@ -138,6 +146,54 @@ def _unit_verifier(document: Document, keyring: Keyring) -> Verifier:
         known_audiences=(*document.audiences, UNIT_LINK_AUDIENCE),
         cache_size=UNIT_TOKEN_CACHE_SIZE,
     )
+
+
+def _tokens(document: Document, keyring: Keyring) -> CompiledTokens | None:
+    service = document.token_service
+    if service is None:
+        return None
+    of_role = {name: list(_keys_of(document, keyring, name)) for name in document.roles}
+    signing = {name: [key for key in keys if key.signing is not None] for name, keys in of_role.items()}
+    return CompiledTokens(
+        url=service.url,
+        verifier=_client_verifier(document, keyring, service.url),
+        signers={name: keys[0] for name, keys in signing.items() if keys},
+        jwks=orjson.dumps(public_jwk_set([key for keys in of_role.values() for key in keys])),
+    )
+
+
+def _keys_of(document: Document, keyring: Keyring, role: str) -> Iterator[KeyMaterial]:
+    path = step(step(step(WHOLE, "roles"), role), "keys")
+    for index in range(len(document.roles[role].keys)):
+        yield keyring.keys[step(path, index)]
+
+
+def _client_verifier(document: Document, keyring: Keyring, url: str) -> Verifier:
+    """Source: RFC 7523, 3: `iss` is the client, `aud` the service or its token endpoint."""
+    audiences = (url, url + TOKEN_PATH)
+    keys = []
+    for name, client in document.clients.items():
+        path = step(step(step(WHOLE, "clients"), name), "keys")
+        compiled = CompiledClient(
+            name,
+            client.role,
+            {claim: list(value) if isinstance(value, tuple) else value for claim, value in client.claims.items()},
+            frozenset(client.introspect),
+        )
+        for index, key in enumerate(client.keys):
+            keys.append(
+                Key(
+                    key.kid,
+                    key.alg,
+                    keyring.keys[step(path, index)].verifying,
+                    issuer=name,
+                    audiences=audiences,
+                    max_lifetime_s=ASSERTION_MAX_LIFETIME_S,
+                    attachment=compiled,
+                )
+            )
+    # NOTE: an assertion is for one use, so none is worth remembering.
+    return Verifier(keys, leeway_s=document.gateway.leeway_s, known_audiences=audiences, cache_size=0)
 
 
 def _units(document: Document, keyring: Keyring) -> Iterator[tuple[str, CompiledUnit]]:

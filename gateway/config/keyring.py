@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from gateway.auth.keys import KeyMaterial, load_private_key, load_public_key, load_secret
 from gateway.config.checking import Checking
 from gateway.config.fault import step
-from gateway.config.model import Key, Role, Unit, UnitKey
+from gateway.config.model import Client, ClientKey, Key, Role, Unit, UnitKey
 from gateway.config.secret import Secrets, SecretUnavailable
 from gateway.config.weakness import weakness
 
@@ -42,9 +42,13 @@ def load_keys(checking: Checking, secrets: Secrets) -> Keyring:
     unit: Unit
     for path, name, unit in checking.entries("units"):
         for index, unit_key in enumerate(unit.keys):
-            loader.unit_key(step(step(path, "keys"), index), unit_key)
+            loader.public_key(step(step(path, "keys"), index), unit_key)
         if unit.context_key is not None:
             loader.context_key(step(path, "context_key"), name, unit.context_key)
+    client: Client
+    for path, _, client in checking.entries("clients"):
+        for index, client_key in enumerate(client.keys):
+            loader.public_key(step(step(path, "keys"), index), client_key)
     return loader.keyring
 
 
@@ -60,7 +64,7 @@ class _Loader:
         if material is not None:
             self.keyring.keys[path] = material
 
-    def unit_key(self, path: str, key: UnitKey) -> None:
+    def public_key(self, path: str, key: UnitKey | ClientKey) -> None:
         self._kid(path, key.kid)
         material = self._public(path, key.alg, key.kid, key.public_key)
         if material is not None:

@@ -101,6 +101,30 @@ class Unit(_Strict, frozen=True, kw_only=True):
     max_connections: Annotated[int, Meta(ge=1, le=4)] = 2
 
 
+class TokenService(_Strict, frozen=True, kw_only=True):
+    """The gateway's own token service, `/auth/v1/`."""
+
+    url: str
+    """Where callers reach the gateway: scheme://host or scheme://host:port."""
+
+
+class ClientKey(_Strict, frozen=True, kw_only=True):
+    kid: Annotated[str, Meta(min_length=1, max_length=128)]
+    alg: Literal["RS256", "PS256", "ES256", "ES384", "EdDSA"]
+    public_key: SecretRef
+
+
+class Client(_Strict, frozen=True, kw_only=True):
+    """A system that authenticates with a key of its own; its name is its `client_id`."""
+
+    keys: Annotated[tuple[ClientKey, ...], Meta(min_length=1)]
+    role: Name | None = None
+    """What its tokens may do; without one it gets none."""
+    claims: dict[str, str | tuple[str, ...]] = {}
+    introspect: tuple[Name, ...] = ()
+    """Audiences whose tokens it may ask about."""
+
+
 class Bind(_Strict, frozen=True, kw_only=True):
     param: str
     claim: Annotated[str, Meta(min_length=1)]
@@ -184,3 +208,5 @@ class Document(_Strict, frozen=True, kw_only=True):
     upstreams: dict[Name, Upstream] = {}
     units: dict[UnitId, Unit] = {}
     controllers: dict[Name, Controller] = {}
+    token_service: TokenService | None = None
+    clients: dict[Name, Client] = {}

@@ -12,6 +12,7 @@ import structlog
 if TYPE_CHECKING:
     from fastpath.routes import RouteTable
     from fastpath.token import Verifier
+    from gateway.auth.keys import KeyMaterial
     from gateway.config.model import Audience, Document, Upstream
     from gateway.routing.model import Limit, Route
 
@@ -19,6 +20,8 @@ log = structlog.get_logger()
 
 UNIT_LINK_AUDIENCE = "unit-link"
 UNIT_LINK_MAX_LIFETIME_S = 300
+ASSERTION_MAX_LIFETIME_S = 300
+TOKEN_PATH = "/auth/v1/token"  # noqa: S105 - a path
 
 Network = IPv4Network | IPv6Network
 
@@ -47,6 +50,28 @@ class CompiledUnit:
 
 
 @dataclass(frozen=True, slots=True)
+class CompiledClient:
+    """Shapes: `introspect` audiences; `claims` as they stand in its tokens."""
+
+    id: str
+    role: str | None
+    claims: dict[str, str | list[str]]
+    introspect: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledTokens:
+    """The token service. Shapes: `verifier` knows the clients' keys (`Key.attachment` the CompiledClient); `signers`
+    role -> the key that signs its tokens, for roles that have one; `jwks` the roles' public keys, a JWK set in JSON.
+    """
+
+    url: str
+    verifier: Verifier
+    signers: dict[str, KeyMaterial] = field(repr=False)
+    jwks: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """A configuration that passed every check. Only `unit_verifier` and `units` ever change, see `units.roster`.
 
@@ -71,6 +96,7 @@ class Snapshot:
     units: dict[str, CompiledUnit]
     realm: str
     trusted_proxies: tuple[Network, ...]
+    tokens: CompiledTokens | None = None
 
 
 class SnapshotHolder:

@@ -29,6 +29,7 @@ PAIRS: dict[str, Callable[[], PrivateKeyTypes]] = {
     "partner": lambda: rsa.generate_private_key(public_exponent=65537, key_size=2048),
     "auditor": ed25519.Ed25519PrivateKey.generate,
     "platform_admin": ed25519.Ed25519PrivateKey.generate,
+    "client-insurer": ed25519.Ed25519PrivateKey.generate,
     **dict.fromkeys(UNITS, ed25519.Ed25519PrivateKey.generate),
 }
 """Key pairs: NAME.key (PKCS #8) and NAME.pub (SubjectPublicKeyInfo), both PEM."""

@@ -225,7 +225,7 @@ def answer_error(resp: falcon.Response, ctx: RequestContext, error: GatewayError
     if close is not None:
         close()
     _withdraw(resp, ctx)
-    resp.content_type = problems.MEDIA_TYPE
+    resp.content_type = problems.media_type(error)
     resp.data = problems.body(error, ctx.id, ctx.method, keyed=ctx.keyed)
     resp.set_header("Cache-Control", "no-store")
     realm = ctx.snapshot.realm if ctx.snapshot is not None else "caregate"

@@ -44,6 +44,8 @@ TABLE: dict[type[e.GatewayError], Row] = {
     e.ClientDisconnected: Row(499, "Caller went away"),
     e.TokenMissing: Row(401, "Token required"),
     e.TokenInvalid: Row(401, "Token refused"),
+    e.TokenRequestRefused: Row(400, "Token request refused"),
+    e.ClientUnauthenticated: Row(401, "Client authentication required"),
     e.TokenAmbiguous: Row(400, "More than one token, or a token in the query"),
     e.Forbidden: Row(403, "Forbidden"),
     e.EnrolmentRefused: Row(403, "Enrolment refused"),
@@ -123,6 +125,11 @@ def row_of(error: e.GatewayError) -> Row:
     return _FALLBACK
 
 
+def media_type(error: e.GatewayError) -> str:
+    """Source: RFC 6749, 5.2: clients of the token service read JSON; the problem's members are in it all the same."""
+    return "application/json" if isinstance(error, e.TokenRequestRefused) else MEDIA_TYPE
+
+
 def retryable(error: e.GatewayError, method: str, *, keyed: bool = False) -> bool:
     """May the caller repeat this request? `keyed`: it carried an idempotency key that the unit keeps."""
     rule = error.retry
@@ -175,7 +182,7 @@ def fields(error: e.GatewayError, realm: str = "caregate") -> list[tuple[str, st
 def _challenge(error: e.GatewayError, realm: str) -> str | None:
     """The RFC 6750 challenge of an error about tokens, else None."""
     prefix = f'Bearer realm="{realm}"'
-    if isinstance(error, e.TokenMissing):
+    if isinstance(error, (e.TokenMissing, e.ClientUnauthenticated)):
         return prefix
     if isinstance(error, e.TokenInvalid):
         description = "The token has expired" if error.expired else "The token is not valid here"

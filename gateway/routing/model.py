@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-RESERVED_PREFIXES = ("/relay/", "/auth/", "/admin/", "/audit/")
+RESERVED_PREFIXES = ("/relay/", "/auth/", "/admin/", "/audit/", "/.well-known/oauth-authorization-server")
 """Paths of the gateway itself: no controller may lie under them, and none that matches any path is asked for them."""
 
 

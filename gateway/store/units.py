@@ -6,15 +6,13 @@ What only an operator may do is in `store.unit_operator`.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, LiteralString
 
-import gevent
 import msgspec
 import psycopg
 
-from gateway.errors import Conflict, DatabaseUnavailable
+from gateway.errors import Conflict
+from gateway.store.listener import Listener, answering
 from gateway.store.pipeline import Statement
 from gateway.store.pool import Database
 from gateway.units.model import Changes, NewKey
@@ -23,8 +21,6 @@ CHANNEL = "caregate_units"
 MAX_LIVE_KEYS = 4
 ALONE = 0x0CA2_E6A7_E002
 """The advisory lock of whoever changes units or keys: one order of locks, so no two wait for each other."""
-_CONNECT_TIMEOUT_S = 2
-_ANSWER_TIMEOUT_S = 3.0
 _SECRET_BYTES = 48
 
 _CHANGES: LiteralString = """
@@ -169,44 +165,16 @@ class UnitStore:
             return connection.execute(_PRESENCE).fetchall()
 
 
-class UnitFeed:
-    """A connection of its own that is told of changes.
-
-    Raises everywhere: DatabaseUnavailable if the connection is lost or the server does not answer; then make another.
-    Yields to the hub: in every method.
-    """
+class UnitFeed(Listener):
+    """A connection of its own that is told of changes, see Listener."""
 
     def __init__(self, dsn: str) -> None:
-        with _answering():
-            self._connection = psycopg.connect(
-                dsn, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S, application_name="caregate-units"
-            )
-            self._connection.execute(f"LISTEN {CHANNEL}")
+        super().__init__(dsn, CHANNEL, "caregate-units")
 
     def changes(self, after: int) -> Changes:
         """What changed after a revision."""
-        with _answering():
+        with answering():
             return _changes(self._connection, after)
-
-    def wait(self, timeout_s: float) -> None:
-        """Until something changed, or the time is over."""
-        try:
-            for _ in self._connection.notifies(timeout=timeout_s, stop_after=1):
-                return
-        except psycopg.Error as error:
-            raise DatabaseUnavailable(retry_after_s=1) from error
-
-    def close(self) -> None:
-        self._connection.close()
-
-
-@contextmanager
-def _answering() -> Iterator[None]:
-    try:
-        with gevent.Timeout(_ANSWER_TIMEOUT_S, DatabaseUnavailable(retry_after_s=1)):
-            yield
-    except psycopg.Error as error:
-        raise DatabaseUnavailable(retry_after_s=1) from error
 
 
 def _changes(connection: psycopg.Connection[Any], after: int) -> Changes:

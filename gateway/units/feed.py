@@ -1,4 +1,4 @@
-"""Keeps a worker's roster as the database has it: told by NOTIFY, looked at from time to time, kept on disk.
+"""Keeps what a worker holds as the database has it: told by NOTIFY, looked at from time to time, kept on disk.
 
 Without its database a worker goes on with what it knew last; one that starts then takes it from the disk.
 """
@@ -9,15 +9,13 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Generic, Protocol, TypeVar
 
 import gevent
 import msgspec
 import structlog
 
 from gateway.errors import GatewayError
-from gateway.units.model import Changes
-from gateway.units.roster import Roster
 
 COPY: Final = "units-last-known.json"
 FIRST_LOAD_S: Final = 1.0
@@ -30,32 +28,60 @@ HASTE_TIMEOUT_S: Final = 0.5
 log = structlog.get_logger()
 
 
-class Feed(Protocol):
-    """See store.units.UnitFeed."""
+class Revised(Protocol):
+    """Rows that changed up to a revision."""
 
-    def changes(self, after: int) -> Changes: ...
+    @property
+    def revision(self) -> int: ...
+
+
+C = TypeVar("C", bound=Revised)
+C_co = TypeVar("C_co", covariant=True)
+
+
+class Held(Protocol[C]):
+    """What a worker holds: see units.roster.Roster, auth.revocations.RevokedTokens."""
+
+    revision: int
+
+    def take(self, changes: C, /) -> bool: ...
+    def tick(self) -> object: ...
+    def whole(self) -> C: ...
+
+
+class Feed(Protocol[C_co]):
+    """See store.listener.Listener."""
+
+    def changes(self, after: int) -> C_co: ...
     def wait(self, timeout_s: float) -> None: ...
     def close(self) -> None: ...
 
 
-class RosterFeed:
+class RosterFeed(Generic[C]):
     """One greenlet. `start` after the fork; `dial` makes a connection that is told of changes."""
 
     def __init__(
         self,
-        roster: Roster,
-        dial: Callable[[], Feed],
-        ask: Callable[[int, float], Changes],
+        roster: Held[C],
+        dial: Callable[[], Feed[C]],
+        ask: Callable[[int, float], C],
         directory: Path,
         *,
         poll_s: float,
+        kind: type[C],
+        copy: str = COPY,
+        what: str = "the registry of units",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Shapes: `ask(after, timeout_s)` asks once over another connection. Units: `poll_s` between two looks."""
+        """Shapes: `ask(after, timeout_s)` asks once over another connection; `copy` is the file's name, `what` for the
+        log. Units: `poll_s` between two looks.
+        """
         self._roster = roster
         self._dial = dial
         self._ask = ask
-        self._path = directory / COPY
+        self._path = directory / copy
+        self._kind = kind
+        self._what = what
         self._poll_s = poll_s
         self._clock = clock
         self._greenlets: list[gevent.Greenlet] = []
@@ -72,7 +98,7 @@ class RosterFeed:
             except GatewayError:
                 pass
         if feed is None:
-            log.warning("the registry of units could not be read", last_known=restored)
+            log.warning(f"{self._what} could not be read", last_known=restored)
         self._greenlets = [gevent.spawn(self._run, feed), gevent.spawn(self._keep)]
 
     def stop(self) -> None:
@@ -94,7 +120,7 @@ class RosterFeed:
         """Look now. Raises: DatabaseUnavailable, DatabaseTimeout. Yields to the hub: yes."""
         self._roster.take(self._ask(self._roster.revision, HASTE_TIMEOUT_S))
 
-    def _open(self) -> Feed:
+    def _open(self) -> Feed[C]:
         feed = self._dial()
         try:
             # NOTE: everything, once a connection: what it missed, and whether it is the same database at all.
@@ -104,7 +130,7 @@ class RosterFeed:
             raise
         return feed
 
-    def _run(self, feed: Feed | None) -> None:
+    def _run(self, feed: Feed[C] | None) -> None:
         while True:
             try:
                 if feed is None:
@@ -113,17 +139,17 @@ class RosterFeed:
             except GatewayError:
                 if feed is not None:
                     feed.close()
-                    log.warning("the registry of units is away; the last known keys go on")
+                    log.warning(f"{self._what} is away; what is known goes on")
                 feed = None
             except Exception:
-                log.exception("the registry of units could not be followed")
+                log.exception(f"{self._what} could not be followed")
                 if feed is not None:
                     feed.close()
                 feed = None
             self._roster.tick()
             gevent.sleep(RETRY_S)
 
-    def _follow(self, feed: Feed) -> None:
+    def _follow(self, feed: Feed[C]) -> None:
         while True:
             feed.wait(self._poll_s)
             self._roster.take(feed.changes(self._roster.revision))
@@ -134,7 +160,7 @@ class RosterFeed:
     def _restore(self) -> int:
         """The revision that was taken from the disk, 0 if there is none."""
         try:
-            known = msgspec.json.decode(self._path.read_bytes(), type=Changes)
+            known = msgspec.json.decode(self._path.read_bytes(), type=self._kind)
         except (OSError, msgspec.DecodeError):
             return 0
         self._roster.take(known)
@@ -149,7 +175,7 @@ class RosterFeed:
                 error = gevent.get_hub().threadpool.apply(_write, (self._path, content))
                 self._kept = revision
                 if error is not None:
-                    log.warning("the registry of units could not be kept on disk", reason=error)
+                    log.warning(f"{self._what} could not be kept on disk", reason=error)
 
 
 def _write(path: Path, content: bytes) -> str | None:

@@ -18,6 +18,7 @@ from gateway.store.pool import Database
 from gateway.store.units import UnitFeed, UnitStore
 from gateway.units.endpoint import EnrolResource, Gate, RotateResource
 from gateway.units.feed import RosterFeed
+from gateway.units.model import Changes
 from gateway.units.roster import Roster
 from gateway.units.timeline import Timeline
 
@@ -45,6 +46,7 @@ class Units:
             self._store.changes,
             settings.data_dir,
             poll_s=settings.unit_poll_ms / 1000,
+            kind=Changes,
         )
         self.timeline = Timeline(
             self._store.write,

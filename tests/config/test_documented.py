@@ -19,6 +19,7 @@ STRUCTS = [
     (model.Key, "keys[]."), (model.LimitRule, ""), (model.Upstream, ""), (model.Unit, ""), (model.UnitKey, "keys[]."),
     (model.Controller, ""), (model.Bind, "bind[]."), (model.Function, "function."), (model.ToUpstream, "upstream."),
     (model.ToUnit, "unit."), (model.Audited, "audit."),
+    (model.TokenService, ""), (model.Client, ""), (model.ClientKey, "keys[]."),
 ]  # fmt: skip
 
 

@@ -67,7 +67,7 @@ def start(source, roster, tmp_path, monkeypatch):
     started = []
 
     def begin(poll_s=10.0, clock=lambda: 0.0):
-        made = RosterFeed(roster, source.dial, source.changes, tmp_path, poll_s=poll_s, clock=clock)
+        made = RosterFeed(roster, source.dial, source.changes, tmp_path, poll_s=poll_s, kind=Changes, clock=clock)
         made.start()
         started.append(made)
         return made
@@ -120,7 +120,7 @@ def test_a_start_without_the_database_takes_the_copy(start, source, roster, hold
     assert copy.stat().st_mode & 0o777 == 0o600
     source.away = True
     later = Roster(holder)
-    following = RosterFeed(later, source.dial, source.changes, tmp_path, poll_s=1.0)
+    following = RosterFeed(later, source.dial, source.changes, tmp_path, poll_s=1.0, kind=Changes)
     following.start()
     following.stop()
     assert (later.revision, list(later.keys)) == (5, [key.kid])
