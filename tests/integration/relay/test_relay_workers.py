@@ -101,7 +101,7 @@ def test_two_connections_survive_one_killed_worker(rig, wait):
     failed = [answer for answer in found if answer.status != 200]
     assert len(failed) <= 1
     assert all(answer.problem["type"].endswith("unit-disconnected") for answer in failed)
-    wait(lambda: len(rig.pids()) == 4 and len(holders()) == 2, 15)
+    wait(lambda: len(rig.pids()) == 4 and len(holders()) == 2, 30)
 
 
 def test_rolling_replacement_with_units_connected(rig, wait):
