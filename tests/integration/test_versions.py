@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import signal
 import subprocess
@@ -26,6 +27,8 @@ from gateway.store.config_version import APPLICATION, VersionStore
 from loadtests.demo import free_base_port
 
 WORKERS = 4
+SWAPS = int(os.environ.get("CAREGATE_TEST_CONFIG_SWAPS", "5"))
+"""How many versions are put in force under load."""
 
 
 class VersionsPlatform(Platform):
@@ -33,7 +36,7 @@ class VersionsPlatform(Platform):
 
     def __init__(self, directory: Path, port: int) -> None:
         super().__init__(directory, port, WORKERS, tell=lambda text: None)
-        self._env.update(CAREGATE_CONFIG_SOURCE="database", CAREGATE_CONFIG_POLL_MS="1000", CAREGATE_DRAIN_GRACE_S="5")
+        self._env.update(CAREGATE_CONFIG_SOURCE="database", CAREGATE_CONFIG_POLL_MS="3000", CAREGATE_DRAIN_GRACE_S="5")
 
     @property
     def run_dir(self) -> Path:
@@ -240,7 +243,7 @@ def test_a_version_from_elsewhere_is_in_force_within_a_second_without_a_failed_r
     caller.start()
     took = []
     try:
-        for number in range(5):
+        for number in range(SWAPS):
             newest = site.newest()
             with site.store() as store:
                 assert store.add(newest.number, newest.digest, site.with_realm(f"swap-{number}"), "elsewhere", "test")
@@ -250,10 +253,13 @@ def test_a_version_from_elsewhere_is_in_force_within_a_second_without_a_failed_r
     finally:
         stop.set()
         caller.join()
-    # On a machine with other work the slowest may be late; a lost notification would make all of them so.
+    # On a machine with other work the slowest may be late; without notifications most of them would be.
     assert sorted(took)[len(took) // 2] < 1.0, took
     assert set(answers) == {401}
-    assert site.realms() == {"swap-4"}
+    assert site.realms() == {f"swap-{SWAPS - 1}"}
+    took.sort()
+    median_ms, slowest_ms = round(took[len(took) // 2] * 1000), round(took[-1] * 1000)
+    print(f"{SWAPS} versions, {len(answers)} requests: median {median_ms} ms, slowest {slowest_ms} ms")
 
 
 @pytest.mark.parametrize("lost", ["the notification", "the connection"])
@@ -309,11 +315,18 @@ def test_a_bad_version_in_the_database_is_refused_by_every_worker_and_said(
 
 
 def test_reload_and_hup_leave_versions_to_the_database(
-    site: VersionsPlatform, capsys: pytest.CaptureFixture[str]
+    site: VersionsPlatform, wait: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["config", "reload", "--run-dir", str(site.run_dir)]) == 1
     assert "the configuration is in the database" in capsys.readouterr().err
-    assert in_force(site, site.newest().number)
+    newest, before = site.newest().number, {state.pid for state in site.states()}
+    text = site._config.read_text()
+    site._config.write_text("- broken\n")
+    try:
+        site.children["gateway"].signal(signal.SIGHUP)
+        wait(lambda: in_force(site, newest) and not before & {state.pid for state in site.states()}, limit_s=20)
+    finally:
+        site._config.write_text(text)
 
 
 def test_a_gateway_starts_without_its_database_and_file(site: VersionsPlatform, wait: Callable[..., Any]) -> None:
