@@ -19,7 +19,7 @@ import psycopg
 import pytest
 
 from gateway.cli.main import main
-from gateway.config.reload import WorkerStatus, status
+from gateway.config.reload import ReloadFailed, WorkerStatus, status
 from gateway.config.version import Version
 from gateway.config.versions import KEPT
 from gateway.demo.platform import ROOT, Platform
@@ -83,6 +83,12 @@ class VersionsPlatform(Platform):
         found = [self.ask("/portal/v1/me")[1].get("www-authenticate", "") for _ in range(4 * WORKERS)]
         return {re.sub(r'.*realm="([^"]*)".*', r"\1", one) for one in found}
 
+    def pids(self) -> list[int]:
+        """Of the arbiter's children."""
+        arbiter = self.children["gateway"].process
+        assert arbiter is not None
+        return [int(pid) for pid in Path(f"/proc/{arbiter.pid}/task/{arbiter.pid}/children").read_text().split()]
+
     def stop_workers(self) -> None:
         child = self.children["gateway"]
         child.signal(signal.SIGTERM)
@@ -121,7 +127,10 @@ def document(site: VersionsPlatform, tmp_path: Path) -> Callable[[str], str]:
 
 
 def in_force(site: VersionsPlatform, number: int) -> bool:
-    found = site.states()
+    try:
+        found = site.states()
+    except ReloadFailed:  # a worker that leaves closes its socket a little before it ends
+        return False
     return len(found) == WORKERS and {worker.version for worker in found} == {number}
 
 
@@ -324,7 +333,7 @@ def test_reload_and_hup_leave_versions_to_the_database(
     site._config.write_text("- broken\n")
     try:
         site.children["gateway"].signal(signal.SIGHUP)
-        wait(lambda: in_force(site, newest) and not before & {state.pid for state in site.states()}, limit_s=20)
+        wait(lambda: not before & set(site.pids()) and in_force(site, newest), limit_s=20)
     finally:
         site._config.write_text(text)
 
