@@ -10,6 +10,7 @@ import json
 import socket
 import ssl
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -205,9 +206,18 @@ def test_http2_reaches_portal_and_unit_and_is_accounted_for(tls_platform: TlsPla
     assert get("/portal//v1").status == 400
     assert get("/relay/v1/connect", None).status == 426, "units dial over HTTP/1.1"
     ids = [one.fields[b"x-request-id"].decode() for one in (*found.values(), refused)]
-    log = tls_platform.children["gateway"].log
-    lines = {row.get("request_id"): row for row in map(json.loads, filter(_is_json, log.read_text().splitlines()))}
-    assert [lines[one]["status"] for one in ids] == [200, 200, 401]
+    assert _logged(tls_platform.children["gateway"].log, ids) == [200, 200, 401]
+
+
+def _logged(log: Path, ids: list[str], limit_s: float = 10.0) -> list[int]:
+    """The statuses of requests in the access log, which is written ten times a second."""
+    until_s = time.monotonic() + limit_s
+    while True:
+        whole = log.read_text().rpartition("\n")[0].splitlines()
+        rows = {row.get("request_id"): row for row in map(json.loads, filter(_is_json, whole))}
+        if all(one in rows for one in ids) or time.monotonic() > until_s:
+            return [rows[one]["status"] for one in ids if one in rows]
+        time.sleep(0.05)
 
 
 def _is_json(line: str) -> bool:
