@@ -39,6 +39,8 @@ from gateway.errors import (
     NotFound,
     Unprocessable,
 )
+from gateway.gauges import AuditLook, Gauges, UnitsLook, UpstreamsLook
+from gateway.health import Dependency, Health
 from gateway.http.accounting import Accounting, BareAccounting, answer_error
 from gateway.http.admission import Admission
 from gateway.http.application import Application
@@ -112,6 +114,20 @@ class Gateway:
             in_force=self.versions or self.in_force,
             questions={"units": self.units.describe},
         )
+        looks = (
+            UnitsLook(self.relay, self.units.roster, settings.relay_buffer_bytes),
+            UpstreamsLook(self.upstreams, lambda: self.holder.current.upstreams),
+            AuditLook(self.audit),
+            self._look,
+        )
+        self.health = Health(
+            [
+                Dependency("configuration", lambda: self.holder.current.version > 0, required=True),
+                Dependency("audit", lambda: self.audit.ready, required=True),
+                Dependency("database", lambda: self.database.available, required=False),
+            ]
+        )
+        self.gauges = Gauges(self.metrics, looks)
         accounting = BareAccounting if self._is_bare() else Accounting
         self.accounting = accounting(self.holder, self.metrics, self.access_log, self.audit)
         self.public = self._public(memory)
@@ -230,7 +246,8 @@ class Gateway:
         if self.versions is not None:
             self.versions.start(self.holder)
         self.metrics.set("caregate_workers", (), 1)
-        self.metrics.set("caregate_config_version", (), self.holder.current.version)
+        self._set_version(self.holder.current.version)
+        self.gauges.start()
         self.log.info("worker ready", config_version=self.holder.current.version)
 
     def ready(self) -> None:
@@ -247,6 +264,7 @@ class Gateway:
 
     def stop(self) -> None:
         """Everything has ended: write what is left."""
+        self.gauges.stop()
         self.relay.stop()
         self.units.stop()
         self.tokens.stop()
@@ -271,17 +289,26 @@ class Gateway:
         self.accounting.close(ctx, 499 if isinstance(error, ClientDisconnected) else status)
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
-        self.metrics.set("caregate_config_version", (), snapshot.version)
+        self._set_version(snapshot.version)
         self.metrics.inc("caregate_config_reloads", ("applied",))
         self._admit(self.audit.ready)
         self.log.info("configuration in force", config_version=snapshot.version, digest=snapshot.digest)
+
+    def _set_version(self, version: int) -> None:
+        self.metrics.set("caregate_config_version", (), version)
+        self.metrics.set("caregate_config_version_lowest", (), version)
+
+    def _look(self, metrics: Metrics) -> None:
+        metrics.set("caregate_metric_series_dropped", (), metrics.dropped)
+        self.health.look()
 
     def _state(self) -> dict[str, Any]:
         snapshot = self.holder.current
         return {
             "config_version": snapshot.version,
             "draining": self.control.phase == "draining",
-            "database": "up" if self.database.available else "down",
+            "ready": self.health.ready() and self.control.phase != "draining",
+            "dependencies": self.health.describe(),
         }
 
 

@@ -17,7 +17,8 @@ from prometheus_client.registry import Collector
 
 from fastpath.cells import Cells
 
-Kind = Literal["counter", "gauge", "maximum", "histogram"]
+Kind = Literal["counter", "gauge", "maximum", "minimum", "histogram"]
+"""How several workers' values make one: the sum; of maximum the largest, of minimum the smallest that is set."""
 LATENCY_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -39,6 +40,10 @@ DECLARATIONS: tuple[Declaration, ...] = (
     Declaration("caregate_token_refusals", "counter", "Bearer tokens refused.", ("reason",)),
     Declaration("caregate_limit_refusals", "counter", "Requests over a rate limit.", ("limit",)),
     Declaration("caregate_requests_in_flight", "gauge", "Requests being worked on."),
+    Declaration("caregate_units", "maximum", "Units that are enabled."),
+    Declaration("caregate_units_away", "maximum", "Enabled units without a connection."),
+    Declaration("caregate_unit_key_oldest_age_seconds", "maximum", "Age of the oldest live key of a unit."),
+    Declaration("caregate_relay_buffer_ratio", "maximum", "Relay buffers in use, of the fullest worker."),
     Declaration("caregate_relay_units_connected", "gauge", "Unit connections held."),
     Declaration("caregate_relay_unit_events", "counter", "Unit connections opened and lost.", ("event",)),
     Declaration("caregate_unit_enrolments", "counter", "Keys that units asked to register.", ("outcome",)),
@@ -47,11 +52,16 @@ DECLARATIONS: tuple[Declaration, ...] = (
     Declaration("caregate_auth_requests", "counter", "Requests to the token service.", ("endpoint", "outcome")),
     Declaration("caregate_token_revision", "maximum", "Revision of the revoked tokens in force."),
     Declaration("caregate_upstream_requests", "counter", "Calls to cloud services.", ("upstream", "outcome")),
+    Declaration("caregate_upstream_breaker_open", "gauge", "Workers whose breaker is open.", ("upstream",)),
     Declaration("caregate_audit_events", "counter", "Audit events by what became of them.", ("outcome",)),
     Declaration("caregate_audit_backlog", "gauge", "Audit events that wait for the database."),
+    Declaration("caregate_audit_lag_seconds", "maximum", "How long audit events have waited for the database."),
+    Declaration("caregate_audit_spool_ratio", "maximum", "Audit spool in use, of the fullest worker."),
     Declaration("caregate_config_version", "maximum", "Version of the configuration in force."),
+    Declaration("caregate_config_version_lowest", "minimum", "The same of the worker that is furthest behind."),
     Declaration("caregate_config_reloads", "counter", "Configuration reloads.", ("outcome",)),
     Declaration("caregate_workers", "gauge", "Workers that serve."),
+    Declaration("caregate_metric_series_dropped", "gauge", "Updates of series that found no room."),
 )
 _BY_NAME = {declaration.name: declaration for declaration in DECLARATIONS}
 _HEADER = struct.Struct("=Q")
@@ -132,7 +142,7 @@ def clear_gauges(region: memoryview) -> None:
     """Zero the gauges of a region: what a dead worker held, it holds no more."""
     values = region.cast("d")
     for (name, _), offset, _count in _entries(region):
-        if _BY_NAME[name].kind in ("gauge", "maximum"):
+        if _BY_NAME[name].kind not in ("counter", "histogram"):
             values[offset // 8] = 0.0
 
 
@@ -172,6 +182,8 @@ def _merge(kind: Kind, one: list[float] | None, other: list[float]) -> list[floa
         return other
     if kind == "maximum":
         return [max(one[0], other[0])]
+    if kind == "minimum":
+        return [min(one[0], other[0]) or max(one[0], other[0])]
     return [a + b for a, b in zip(one, other, strict=True)]
 
 

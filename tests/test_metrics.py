@@ -76,3 +76,19 @@ def test_a_full_region_drops_and_counts() -> None:
 def test_wrong_labels_are_a_bug() -> None:
     with pytest.raises(ValueError, match="takes labels"):
         Metrics(regions(1)[0]).inc("caregate_limit_refusals", ())
+
+
+@pytest.mark.parametrize(
+    ("values", "lowest"),
+    [
+        pytest.param((7, 8), 7, id="one behind"),
+        pytest.param((8, 8), 8, id="all the same"),
+        pytest.param((0, 8), 8, id="a worker that is gone counts no more"),
+    ],
+)
+def test_the_lowest_of_what_is_set(values: tuple[int, ...], lowest: int) -> None:
+    segment = regions(len(values))
+    workers = [Metrics(region, segment) for region in segment]
+    for worker, value in zip(workers, values, strict=True):
+        worker.set("caregate_config_version_lowest", (), value)
+    assert samples(workers[0])["caregate_config_version_lowest", ()] == lowest

@@ -312,6 +312,11 @@ class Spool:
         return len(segments) > 1 and segments[1].first <= sequence + 1 and segments[0] not in self._unsynced
 
     @property
+    def filled(self) -> float:
+        """The part of its files that the spool may have and has, the one it writes to not counted."""
+        return (len(self._segments) - 1) / (self._most - 1) if self._segments and self._most > 1 else 0.0
+
+    @property
     def pending(self) -> int:
         """Records that are not shipped."""
         return self.sequence - self.state.shipped

@@ -146,6 +146,11 @@ class AuditTrail:
         """Records that the database does not have yet."""
         return self._shipper.pending if self._shipper is not None else 0
 
+    def progress(self) -> tuple[int, int, float]:
+        """This worker's records so far, how many of them the database has, and the part of the spool's room in use."""
+        spool = self._spool
+        return (0, 0, 0.0) if spool is None else (spool.sequence, spool.sequence - spool.pending, spool.filled)
+
     def stop(self, timeout_s: float = 5.0) -> None:
         """Ship what can be shipped; the rest waits in the spool for a successor. Later events go nowhere.
 

@@ -52,14 +52,14 @@ class _Live:
 
 
 class _Ready:
-    """Ready is: a configuration is in force and the worker is not leaving. A database that is away is named."""
+    """Ready is: what every request needs is there and the worker is not leaving; what is away is named, since when."""
 
     def __init__(self, state: Callable[[], dict[str, Any]]) -> None:
         self._state = state
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         state = self._state()
-        ready = state["config_version"] > 0 and not state["draining"]
+        ready = state.pop("ready")
         resp.status = 200 if ready else 503
         resp.content_type = falcon.MEDIA_JSON
         resp.data = orjson.dumps({"status": "ready" if ready else "not ready", **state})
@@ -103,7 +103,7 @@ def create_operations(
 ) -> falcon.App[falcon.Request, falcon.Response]:
     """The operations application.
 
-    Shapes: `state()` -> {config_version, draining, database}; `units()` -> list of unit connections, JSON values.
+    Shapes: `state()` -> {config_version, draining, ready, dependencies}; `units()` -> unit connections, JSON values.
     `on_error` answers what went wrong, as on the public listener.
     """
     app = falcon.App(middleware=[_Identified()])

@@ -216,6 +216,10 @@ class Registry:
     def connected(self, unit: str) -> bool:
         return unit in self._units
 
+    def is_connected(self, unit: str) -> bool:
+        """Is there a connection of it, here or at a sibling?"""
+        return unit in self._units
+
     def last_seen(self, unit: str) -> str | None:
         """RFC 3339 in UTC, None if no connection of it ended since this worker started."""
         farewell = self._farewells.get(unit)

@@ -102,6 +102,11 @@ class Roster:
         begun = [row for row in self._contexts.get(unit, {}).values() if row.from_s <= now_s]
         return max(begun, key=lambda row: row.generation).secret.encode() if begun else None
 
+    def oldest_key_age_s(self) -> float:
+        """How long ago the oldest registered key was registered that may still sign, in seconds; 0: there is none."""
+        now_s = self._now()
+        return max((now_s - row.created_s for row in self.keys.values() if row.live(now_s)), default=0.0)
+
     # --- joining
 
     def _join(self, snapshot: Snapshot) -> None:

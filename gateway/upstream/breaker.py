@@ -35,6 +35,11 @@ class Breaker:
         self._probe_until_ns = now_ns + PROBE_NS
         return 0
 
+    @property
+    def is_open(self) -> bool:
+        """Open, or waiting for a probe that decides."""
+        return self._open_until_ns != 0
+
     def succeeded(self) -> None:
         self._failures = 0
         if self._open_until_ns:

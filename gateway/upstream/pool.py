@@ -167,6 +167,10 @@ class Pools:
         made = self._pools[name] = Pool(upstream)
         return made
 
+    def breakers(self) -> list[tuple[str, bool]]:
+        """Of each upstream that was called: is its breaker open?"""
+        return [(name, pool.breaker.is_open) for name, pool in self._pools.items()]
+
     def close(self) -> None:
         for pool in self._pools.values():
             pool.close()

@@ -55,3 +55,17 @@ def test_a_failure_says_nothing(gateway, operations, monkeypatch):
     assert answer.status_code == 500
     assert answer.json["type"] == "urn:caregate:problem:internal"
     assert "db.internal" not in answer.text
+
+
+def test_ready_names_what_is_away_since_when(gateway, operations):
+    found = operations.simulate_get("/readyz")
+    assert found.status_code == 200
+    assert set(found.json["dependencies"]) == {"configuration", "audit", "database"}
+    assert all(set(one) == {"status", "since", "required"} for one in found.json["dependencies"].values())
+
+
+def test_without_room_for_the_trail_nothing_is_ready(gateway, operations, monkeypatch):
+    monkeypatch.setattr(gateway.audit, "ready", False)
+    found = operations.simulate_get("/readyz")
+    assert found.status_code == 503
+    assert found.json["dependencies"]["audit"]["status"] == "down"
