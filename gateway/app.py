@@ -90,6 +90,8 @@ class Gateway:
         self.holder = SnapshotHolder(
             self.in_force.boot(self._check_functions) if self.versions is None else self.versions.boot()
         )
+        self._digests = ("", self.holder.current.digest)
+        """Of the configuration before the one in force, and of that one."""
         self.access_log = AccessLog(sys.stdout.fileno() if settings.access_log else -1, os.getpid())
         self.audit = AuditTrail(
             self.database,
@@ -105,7 +107,7 @@ class Gateway:
             checkpoint_copies=(Path(settings.audit_checkpoint_copy),) if settings.audit_checkpoint_copy else (),
         )
         self.relay = Relay(settings, self.holder, self.metrics, self.log)
-        self.units = Units(settings, self.holder, self.database, self.relay, self.metrics)
+        self.units = Units(settings, self.holder, self.database, self.relay, self.metrics, note=self.audit.try_note)
         self.tokens = Tokens(settings, self.holder, self.database, self.metrics)
         self.control = ControlServer(
             settings,
@@ -155,7 +157,14 @@ class Gateway:
         )
 
     def _note_version(self, outcome: str, detail: Mapping[str, str]) -> None:
-        self.audit.note("config", outcome, **detail)
+        before = self._digests[0] if outcome == "allowed" else self._digests[1]
+        members: dict[str, Any] = {**detail, "before": before, "source": "database"}
+        self.audit.note("config", outcome, **members)
+
+    def _note_worker(self, what: str) -> None:
+        snapshot = self.holder.current
+        about = {"version": str(snapshot.version), "digest": snapshot.digest} if what == "started" else {}
+        self.audit.try_note(f"worker.{what}", "allowed", worker=str(os.getpid()), **about)
 
     def _is_bare(self) -> bool:
         """Is this a benchmark of the policy path alone? `make bench` compares it with the whole gateway."""
@@ -245,6 +254,7 @@ class Gateway:
         self.control.start()
         if self.versions is not None:
             self.versions.start(self.holder)
+        self._note_worker("started")
         self.metrics.set("caregate_workers", (), 1)
         self._set_version(self.holder.current.version)
         self.gauges.start()
@@ -272,6 +282,7 @@ class Gateway:
         self.control.stop()
         if self.versions is not None:
             self.versions.stop()
+        self._note_worker("stopped")
         self.audit.stop()
         self.access_log.stop()
         self.database.close()
@@ -290,6 +301,12 @@ class Gateway:
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
         self._set_version(snapshot.version)
+        self._digests = (self._digests[1], snapshot.digest)
+        if self.versions is None:
+            self.audit.try_note(
+                "config", "allowed", version=str(snapshot.version), digest=snapshot.digest, before=self._digests[0],
+                source="file", worker=str(os.getpid()),
+            )  # fmt: skip
         self.metrics.inc("caregate_config_reloads", ("applied",))
         self._admit(self.audit.ready)
         self.log.info("configuration in force", config_version=snapshot.version, digest=snapshot.digest)

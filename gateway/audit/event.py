@@ -8,15 +8,18 @@ columns of the database too, is derived from them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import orjson
 
 from fastpath.events import AccessText
+from gateway.audit.kinds import kind_of
 from gateway.context import Principal, RequestContext
 from gateway.routing.model import Route
 
 _MAX_TEXT_CHARS = 256
+_MAX_DETAIL_CHARS = 1024
 _ACTIONS = {"POST": "C", "GET": "R", "HEAD": "R", "PUT": "U", "PATCH": "U", "DELETE": "D"}
 _OTHER_ACTION = "E"
 _REQUIRED = frozenset({"request_id", "outcome", "rule"})
@@ -83,6 +86,49 @@ def encode(event: AuditEvent) -> bytes:
 def action_of(method: str) -> str:
     """What a method does to a resource: C, R, U, D, or E (execute)."""
     return _ACTIONS.get(method, _OTHER_ACTION)
+
+
+def other_event(
+    node: str,
+    kind: str,
+    outcome: str,
+    at_ms: int,
+    ctx: RequestContext | None,
+    members: dict[str, str],
+    detail: dict[str, str],
+) -> AuditEvent:
+    """An event that is no access; the request it happened in, if there is one, says who caused it.
+
+    Shapes: `members` of AuditEvent that are known otherwise: they come before what the request says.
+    """
+    found = {**(_of_request(ctx) if ctx is not None else {}), "action": kind_of(kind).action}
+    found |= {name: _text(value) for name, value in members.items() if value}
+    bounded = {name: _text(value, _MAX_DETAIL_CHARS) for name, value in sorted(detail.items()) if value}
+    values: dict[str, Any] = {"request_id": "", "rule": "", "node": _text(node), **found}
+    version = ctx.snapshot.version if ctx is not None and ctx.snapshot is not None else 0
+    return AuditEvent(
+        v=VERSION, kind=kind, phase="outcome", at_ms=at_ms, duration_us=0, outcome=outcome, status=0,
+        config_version=version, detail=bounded, **values,
+    )  # fmt: skip
+
+
+def _of_request(ctx: RequestContext) -> dict[str, str]:
+    found: dict[str, object] = {
+        "request_id": ctx.id,
+        "client_address": ctx.client_address,
+        "trace": ctx.trace,
+        "method": ctx.method,
+    }
+    principal = ctx.principal
+    if principal is not None:
+        claims = principal.claims
+        found |= {
+            "issuer": principal.issuer, "subject": principal.subject, "role": principal.role,
+            "audience": principal.audience, "organisation": claims.get("org"),
+            "client": claims.get("client_id") or claims.get("azp"), "token_id": principal.token_id,
+            "patient": claims.get("patient"), "purpose": claims.get("purpose"),
+        }  # fmt: skip
+    return {name: _text(value) for name, value in found.items()}
 
 
 class Accesses:
@@ -157,8 +203,8 @@ def _member(name: str, text: str) -> bytes:
     return b',"%s":%s' % (name.encode(), orjson.dumps(text)) if text else b""
 
 
-def _text(value: object) -> str:
+def _text(value: object, most: int = _MAX_TEXT_CHARS) -> str:
     """A caller's value as the trail may hold it: bounded, without NUL, which PostgreSQL refuses, and encodable."""
     if not value or not isinstance(value, str):
         return ""
-    return value[:_MAX_TEXT_CHARS].replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+    return value[:most].replace("\0", "\ufffd").encode("utf-8", "replace").decode()

@@ -16,7 +16,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway.audit.commit import Commit
-from gateway.audit.event import VERSION, Accesses, AuditEvent, encode
+from gateway.audit.event import Accesses, encode, other_event
 from gateway.audit.notary import KEY, Notary, load_or_make_key
 from gateway.audit.shipper import Shipper
 from gateway.audit.spool import Spool, SpoolFull, open_spool
@@ -125,21 +125,59 @@ class AuditTrail:
         except SpoolFull:
             self._no_room()
 
-    def note(self, kind: str, outcome: str, *, unit: str = "", agent: str = "", rule: str = "", **detail: str) -> None:
-        """Keep an event that is no request, as `enqueue_finished` does.
+    def note(
+        self,
+        kind: str,
+        outcome: str,
+        *,
+        ctx: RequestContext | None = None,
+        durable: bool = False,
+        unit: str = "",
+        agent: str = "",
+        rule: str = "",
+        patient: str = "",
+        issuer: str = "",
+        subject: str = "",
+        role: str = "",
+        audience: str = "",
+        organisation: str = "",
+        client: str = "",
+        token_id: str = "",
+        purpose: str = "",
+        client_address: str = "",
+        resource_type: str = "",
+        resource_id: str = "",
+        **detail: str,
+    ) -> None:
+        """Keep an event that is no access, as `enqueue_finished` does; `durable`: as `record` does.
 
+        Shapes: `kind` and the names of `detail` as in gateway.audit.kinds; `outcome` allowed, refused or failed; `ctx`
+        is the request that it happened in and says who caused it, as far as the members named here do not.
         Raises: AuditUnavailable.
+        Yields to the hub: if `durable`.
         """
         if self._spool is None:
             return
-        event = AuditEvent(
-            v=VERSION, kind=kind, phase="outcome", at_ms=time.time_ns() // 1_000_000, duration_us=0, request_id="",
-            outcome=outcome, rule=rule, status=0, unit=unit, agent=agent, node=self._node, detail=detail,
-        )  # fmt: skip
+        members = {
+            "unit": unit, "agent": agent, "rule": rule, "patient": patient, "issuer": issuer, "subject": subject,
+            "role": role, "audience": audience, "organisation": organisation, "client": client,
+            "token_id": token_id, "purpose": purpose, "client_address": client_address,
+            "resource_type": resource_type, "resource_id": resource_id,
+        }  # fmt: skip
+        event = other_event(self._node, kind, outcome, time.time_ns() // 1_000_000, ctx, members, detail)
         try:
             self._spool.append(encode(event))
         except SpoolFull:
             raise self._no_room() from None
+        if durable and self._commit is not None:
+            self._commit.wait()
+
+    def try_note(self, kind: str, outcome: str, **members: str) -> None:
+        """As `note`, for what happened whether it can be kept or not: then it is logged and counted."""
+        try:
+            self.note(kind, outcome, **members)  # type: ignore[arg-type]
+        except AuditUnavailable:
+            log.error("the audit trail has no room for an event: %s %s", kind, outcome)
 
     @property
     def pending(self) -> int:

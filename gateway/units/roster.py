@@ -84,6 +84,12 @@ class Roster:
         contexts = [row for rows in self._contexts.values() for row in rows.values()]
         return Changes(self.revision, units, list(self.keys.values()), contexts, whole=True)
 
+    @property
+    def revoked(self) -> frozenset[tuple[str, str]]:
+        """Whose links are refused: (unit, key id), of a whole unit with an empty one."""
+        keys = {(key.unit, key.kid) for key in self.keys.values() if key.revoked}
+        return frozenset(keys | {(unit, "") for unit in self._revoked})
+
     def refuses(self, unit: str, kid: str) -> str:
         """Why a link of this unit under this key must not be, "" if it may."""
         if unit in self._revoked:

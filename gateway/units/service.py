@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -26,6 +27,9 @@ RECALL_S: Final = 1.0
 RESTARTED: Final = "gateway-restarted"
 """Why a unit is not connected that was, when the last gateway was seen for the last time."""
 
+_KINDS: Final = {"connection.up": "unit.up", "connection.down": "unit.down", "connection.lost": "unit.lost"}
+"""What the relay tells -> the kind of the audit event."""
+
 log = structlog.get_logger()
 
 
@@ -33,8 +37,18 @@ class Units:
     """`start` before the relay: no unit may dial before the registry is known."""
 
     def __init__(
-        self, settings: Settings, holder: SnapshotHolder, database: Database, relay: Relay, metrics: Metrics
+        self,
+        settings: Settings,
+        holder: SnapshotHolder,
+        database: Database,
+        relay: Relay,
+        metrics: Metrics,
+        note: Callable[..., None] = lambda kind, outcome, **members: None,
     ) -> None:
+        """Shapes: `note(kind, outcome, **members)` keeps an event in the audit trail, see AuditTrail.try_note."""
+        self._note = note
+        self._revoked: frozenset[tuple[str, str]] | None = None
+        """What was known to be revoked, once the registry was read."""
         self._settings = settings
         self._relay = relay
         self._metrics = metrics
@@ -56,7 +70,7 @@ class Units:
         )
         self.roster.on_change = self._on_change
         relay.refuses = self.roster.refuses
-        relay.observe = self.timeline.observe
+        relay.observe = self._observe
         relay.tokens.on_unknown_key = self.feed.hasten
         relay.tokens.on_used = self.timeline.used
 
@@ -78,6 +92,7 @@ class Units:
     def start(self) -> None:
         """Know keys and what is remembered of units. Yields to the hub: for about a second at most."""
         self.feed.start()
+        self._revoked = self.roster.revoked
         try:
             for unit, seen_s, why in self._store.presence(RECALL_S):
                 self._relay.registry.recall(unit, seen_s, why or RESTARTED)
@@ -97,10 +112,29 @@ class Units:
         known = {unit.id: unit.enabled for unit in relay.known()}
         return {"connections": connections, "known": known, "revision": self.roster.revision}
 
+    def _observe(self, event: str, unit: str, details: dict[str, object]) -> None:
+        """Timeline and trail hear of it."""
+        self.timeline.observe(event, unit, details)
+        kind = _KINDS.get(event)
+        if kind is not None:
+            about = {name: str(details[name]) for name in ("conn", "kid", "why", "agent") if details.get(name)}
+            self._note("unit.replaced" if about.get("why") == "replaced" else kind, "allowed", unit=unit, **about)
+
     def _on_change(self) -> None:
         self._metrics.set("caregate_unit_revision", (), self.roster.revision)
         self._relay.enforce()
+        if self._revoked is None:
+            return
+        before, self._revoked = self._revoked, self.roster.revoked
+        for unit, kid in sorted(before ^ self._revoked):
+            kind = "unit.revoked" if (unit, kid) in self._revoked else "unit.enabled"
+            self._note(kind, "allowed", unit=unit, kid=kid, worker=str(os.getpid()))
 
     def _tell(self, outcome: str, unit: str, kid: str) -> None:
+        self._note(
+            "unit.rotated" if outcome == "rotated" else "unit.enrolled",
+            "refused" if outcome == "refused" else "allowed",
+            unit=unit, kid=kid,
+        )  # fmt: skip
         self._metrics.inc("caregate_unit_enrolments", (outcome,))
         log.info("unit.key", outcome=outcome, unit=unit, kid=kid)

@@ -14,8 +14,9 @@ from gevent import monkey
 
 from gateway.audit import commit, shipper
 from gateway.audit.event import decode
+from gateway.audit.kinds import KINDS
 from gateway.audit.trail import FOLDER, AuditTrail
-from gateway.context import RequestContext, new_request_id
+from gateway.context import Principal, RequestContext, new_request_id
 from gateway.errors import AuditUnavailable
 from gateway.store.pool import Database
 
@@ -384,3 +385,28 @@ def test_the_gateways_role_can_add_and_nothing_else(postgres, trail, table):
         ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(statement)
+
+
+def test_an_event_of_a_request_says_who_caused_it(trail, table):
+    principal = Principal(
+        subject="s-1", issuer="https://id.test", audience="staff", role="auditor", permissions=frozenset(),
+        token_id="j-1", key_id="k", expires_at_s=0, claims={"org": "o-1", "client_id": "c-1", "purpose": "HOPERAT"},
+    )  # fmt: skip
+    ctx = _request(client_address="192.0.2.7", principal=principal)
+    trail.note("audit.searched", "allowed", ctx=ctx, durable=True, query="patient=x" + "y" * 2000, found="3", empty="")
+    trail.note("login", "refused", ctx=_request(), subject="s-2", rule="otp", method="totp")
+    end = time.monotonic() + 8
+    while len(rows := table.rows("kind, subject, role, client, organisation, purpose, token_id, rule, action")) < 2:
+        assert time.monotonic() < end
+        gevent.sleep(0.02)
+    assert rows == [
+        ("audit.searched", "s-1", "auditor", "c-1", "o-1", "HOPERAT", "j-1", "", "R"),
+        ("login", "s-2", "", "", "", "", "", "otp", "E"),
+    ]
+    detail = orjson.loads(table.rows("canonical")[0][0])["detail"]
+    assert (len(detail["query"]), detail["found"], "empty" in detail) == (1024, "3", False)
+
+
+def test_kinds_are_documented():
+    documented = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
+    assert [kind for kind in KINDS if f"`{kind}`" not in documented] == []

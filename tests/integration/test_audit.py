@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -87,3 +88,22 @@ def test_the_chains_are_whole(platform) -> None:
     result = subprocess.run(argv, capture_output=True, text=True, check=False, env=platform._env)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "verify: ok" in result.stdout
+
+
+def events(platform, kind: str) -> list[dict[str, object]]:
+    with psycopg.connect(platform._postgres.admin_dsn) as connection:
+        query = "SELECT canonical FROM audit.event WHERE kind = %s ORDER BY occurred_at"
+        return [json.loads(text) for (text,) in connection.execute(query, (kind,))]
+
+
+def test_what_happens_beside_accesses_is_in_the_trail(platform, wait) -> None:
+    """Workers, units that come and go, a configuration with the digest before."""
+    argv = [sys.executable, "-m", "gateway.cli.main", "config", "reload", "--run-dir", str(platform.directory / "run")]
+    result = subprocess.run(argv, capture_output=True, text=True, check=False, env=platform._env)
+    assert result.returncode == 0, result.stderr
+    changes = wait(lambda: (found := events(platform, "config")) and len(found) >= 4 and found)
+    assert {change["detail"]["source"] for change in changes} == {"file"}
+    assert all(len(change["detail"]["before"]) == len(change["detail"]["digest"]) == 64 for change in changes)
+    assert len({event["detail"]["worker"] for event in events(platform, "worker.started")}) >= 6, "two were killed"
+    assert {event["unit"] for event in events(platform, "unit.up")} >= {story.HOSPITAL}
+    assert all(event["detail"]["conn"] for event in events(platform, "unit.up"))
