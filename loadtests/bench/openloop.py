@@ -90,23 +90,26 @@ def open_loop(socks: list[socket.socket], request: bytes, rate: float, seconds: 
     sent_for: dict[socket.socket, tuple[float, bytes]] = {}
     latencies: list[float] = []
     begun = time.perf_counter()
+    # NOTE: counted, since a sum of 1 / rate is off by its rounding, and then by one request.
+    asked, total = 0, round(rate * seconds)
     due, end = begun, begun + seconds
     while True:
         now = time.perf_counter()
-        while due <= now and due < end:
+        while due <= now and asked < total:
             waiting.append(due)
-            due += 1 / rate
+            asked += 1
+            due = begun + asked / rate
         while waiting and free:
             sock = free.popleft()
             sent_for[sock] = waiting.popleft(), b""
             sock.sendall(request)
-        if due >= end and not sent_for and not waiting:
+        if asked == total and not sent_for and not waiting:
             return latencies
         if now > end + _PATIENCE_S:
             raise OpenLoopFailed("answers did not come")
         # NOTE: epoll waits in milliseconds; select in microseconds.
         readable, _, _ = select.select(
-            list(sent_for), [], [], max(0.0, due - time.perf_counter()) if due < end else 1.0
+            list(sent_for), [], [], max(0.0, due - time.perf_counter()) if asked < total else 1.0
         )
         for sock in readable:
             began, data = sent_for[sock]
