@@ -449,8 +449,8 @@ cdef class Verifier:
             raise TokenError("subject", "sub is missing")
         if key.role is not None and claims.get("role", key.role) != key.role:
             raise TokenError("role", "the role is not the key's")
-        if type(claims.get("scope", "")) is not str:
-            raise TokenError("claims", "scope is not a string")
+        _check_scope(claims, "scope")
+        _check_scope(claims, "scp")
         verified.jti = _text(claims, "jti", "claims")
         if verified.jti is not None and verified.jti in self.revoked:
             raise TokenError("revoked", "the token was revoked")
@@ -478,6 +478,20 @@ cdef class Verifier:
         if found is None or found not in key.audiences:
             raise TokenError("audience", "the token is for another audience")
         return found
+
+
+cdef int _check_scope(dict claims, str name) except -1:
+    """Source: RFC 8693, 4.2: text; as an array by those who name it `scp`."""
+    value = claims.get(name, "")
+    if type(value) is list:
+        for member in value:
+            if type(member) is not str:
+                break
+        else:
+            return 0
+    elif type(value) is str:
+        return 0
+    raise TokenError("claims", f"{name} is not a string or an array of strings")
 
 
 cdef int _check_lifetime(Verified verified, double expires_at_s, double now_s) except -1:

@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from gateway.config.check_clients import check_clients
 from gateway.config.check_routes import check_controllers
+from gateway.config.check_scopes import check_ceiling
 from gateway.config.checking import Checking
 from gateway.config.fault import WHOLE, Fault, step
 from gateway.config.keyring import Keyring, load_keys
@@ -162,6 +163,7 @@ def _check_roles(checking: Checking) -> None:
         for below, permission in checking.each(role.permissions, step(path, "permissions")):
             if not _PERMISSION.match(permission):
                 checking.add(below, "must be letters, digits and : . _ / - (there are no wildcards)")
+        check_ceiling(checking, path, role)
         for below, name in checking.each(role.limits, step(path, "limits")):
             limit: LimitRule | None = checking.find("limits", name, below)
             if limit is not None and limit.per == "unit":

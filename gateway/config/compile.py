@@ -13,6 +13,7 @@ from fastpath.token import Key, Verifier
 from gateway.auth.claims import CHECKS
 from gateway.auth.keys import KeyMaterial, public_jwk_set
 from gateway.config.check_routes import ACTIONS, read_source
+from gateway.config.check_scopes import need_of, own_roles
 from gateway.config.fault import WHOLE, step
 from gateway.config.keyring import Keyring
 from gateway.config.model import Audited, Controller, Document, Function, LimitRule, ToUnit
@@ -28,6 +29,7 @@ from gateway.config.snapshot import (
     CompiledUnit,
     Snapshot,
 )
+from gateway.rbac.scopes import read_ceiling
 from gateway.routing.model import (
     Action,
     Argument,
@@ -95,6 +97,7 @@ def _role(document: Document, name: str, limits: dict[str, Limit]) -> CompiledRo
         limits=tuple(limits[limit] for limit in role.limits),
         access_lifetime_s=role.access_lifetime_s,
         max_lifetime_s=role.max_lifetime_s,
+        scopes=None if role.scopes is None else read_ceiling(role.scopes),
     )
 
 
@@ -225,6 +228,8 @@ def _route(name: str, controller: Controller, limits: dict[str, Limit]) -> Route
             Binding(bind.param, bind.claim, frozenset(bind.roles), bind.refuse == "hidden") for bind in controller.bind
         ),
         unbound_roles=frozenset(controller.unbound_roles),
+        need=need_of(controller),
+        own_roles=own_roles(controller),
         limits=tuple(limits[limit] for limit in controller.limits),
         query=None if controller.query == "any" else frozenset(controller.query),
         phi=controller.phi,

@@ -64,6 +64,8 @@ class Role(_Strict, frozen=True, kw_only=True):
     access_lifetime_s: Positive = 900
     max_lifetime_s: Positive = 3600
     permissions: tuple[str, ...] = ()
+    scopes: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None
+    """SMART scopes its tokens may have at most; with them, a token without scopes may do nothing."""
     limits: tuple[Name, ...] = ()
 
 
@@ -178,6 +180,8 @@ class Controller(_Strict, frozen=True, kw_only=True):
     audiences: Annotated[tuple[Name, ...], Meta(min_length=1)]
     roles: Annotated[tuple[Name, ...], Meta(min_length=1)]
     permission: str | None = None
+    scope: str | None = None
+    """`Observation.s`, `none`, or `path:PARAM` with a path below a FHIR base; else of `audit.resource` and methods."""
     bind: tuple[Bind, ...] = ()
     unbound_roles: tuple[Name, ...] = ()
     """Roles that no entry of `bind` restricts.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastpath.token import Verifier
     from gateway.auth.keys import KeyMaterial
     from gateway.config.model import Audience, Document, Upstream
+    from gateway.rbac.scopes import Ceiling
     from gateway.routing.model import Limit, Route
 
 log = structlog.get_logger()
@@ -36,6 +37,8 @@ class CompiledRole:
     limits: tuple[Limit, ...]
     access_lifetime_s: int
     max_lifetime_s: int
+    scopes: Ceiling | None = None
+    """What scopes its tokens may have at most; None: they need none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from gateway.config.snapshot import Snapshot
 from gateway.context import Principal, RequestContext
 from gateway.errors import TokenAmbiguous, TokenInvalid
 from gateway.metrics import Metrics
+from gateway.rbac.scopes import claimed, granted
 
 UNIT_LINKS = "/relay/"
 """Where units dial in: their tokens have another audience and are verified by the resource itself."""
@@ -107,4 +108,5 @@ def _principal(snapshot: Snapshot, verified: Verified) -> Principal:
         key_id=verified.key.kid or "",
         expires_at_s=verified.expires_at_s,
         claims=verified.claims,
+        scopes=None if role.scopes is None else granted(role.scopes, claimed(verified.claims)),
     )

@@ -51,6 +51,7 @@ TABLE: dict[type[e.GatewayError], Row] = {
     e.EnrolmentRefused: Row(403, "Enrolment refused"),
     e.RoleRefused: Row(403, "Role not allowed"),
     e.PermissionRefused: Row(403, "Permission not granted"),
+    e.ScopeRefused: Row(403, "Scope not granted"),
     e.BindingRefused: Row(403, "Record or unit not bound to the caller"),
     e.NotFound: Row(404, "Not found"),
     e.MethodNotMapped: Row(405, "Method not allowed"),
@@ -189,6 +190,8 @@ def _challenge(error: e.GatewayError, realm: str) -> str | None:
         return f'{prefix}, error="invalid_token", error_description="{description}"'
     if isinstance(error, e.TokenAmbiguous):
         return f'{prefix}, error="invalid_request", error_description="{error.detail or "Send one token"}"'
+    if isinstance(error, e.ScopeRefused) and error.scope:
+        return f'{prefix}, error="insufficient_scope", scope="{error.scope}"'
     if isinstance(error, e.Forbidden):
         return f'{prefix}, error="insufficient_scope"'
     return None
