@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "conformance": ("gateway.cli.conformance", "play the gateway against an agent: does it keep the relay protocol?"),
     "config": ("gateway.cli.config", "check the configuration document, reload it in a running gateway"),
     "audit": ("gateway.cli.audit", "verify the audit trail, export it"),
+    "canary": ("gateway.cli.canary", "send marked requests, and look for the marks where nothing personal may be"),
     "token": ("gateway.cli.token", "issue or verify a token"),
     "unit": ("gateway.cli.unit", "let a unit register its key, revoke a unit or a key"),
     "units": ("gateway.cli.units", "the fleet: who is connected, since when, and why not"),
