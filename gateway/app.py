@@ -108,13 +108,16 @@ class Gateway:
         )
         self.relay = Relay(settings, self.holder, self.metrics, self.log)
         self.units = Units(settings, self.holder, self.database, self.relay, self.metrics, note=self.audit.try_note)
-        self.tokens = Tokens(settings, self.holder, self.database, self.metrics)
+        self.tokens = Tokens(
+            settings, self.holder, self.database, self.metrics, enforce=self.relay.enforce, note=self._note_access
+        )
+        self.relay.revoked = self.tokens.revoked.refuses_link
         self.control = ControlServer(
             settings,
             self.holder,
             self._check_functions,
             in_force=self.versions or self.in_force,
-            questions={"units": self.units.describe},
+            questions={"units": self.units.describe, "access": self.tokens.describe},
         )
         looks = (
             UnitsLook(self.relay, self.units.roster, settings.relay_buffer_bytes),
@@ -165,6 +168,10 @@ class Gateway:
         snapshot = self.holder.current
         about = {"version": str(snapshot.version), "digest": snapshot.digest} if what == "started" else {}
         self.audit.try_note(f"worker.{what}", "allowed", worker=str(os.getpid()), **about)
+
+    def _note_access(self, kind: str, outcome: str, detail: dict[str, str]) -> None:
+        members: dict[str, Any] = {**detail}
+        self.audit.note(kind, outcome, **members)
 
     def _is_bare(self) -> bool:
         """Is this a benchmark of the policy path alone? `make bench` compares it with the whole gateway."""

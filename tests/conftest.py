@@ -35,6 +35,10 @@ class Postgres:
     def gateway_dsn(self) -> str:
         return self._server.gateway_dsn
 
+    @property
+    def operator_dsn(self) -> str:
+        return self._server.operator_dsn
+
     def start(self) -> None:
         self._server.start()
 

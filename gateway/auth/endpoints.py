@@ -163,7 +163,7 @@ class IntrospectResource(_Posted):
         )
         document: dict[str, object] = {"active": active}
         if active and verified is not None:
-            document = {**verified.claims, "active": True, "token_type": "Bearer", "role": verified.key.role}
+            document = {**verified.claims, "active": True, "token_type": "Bearer", "role": verified.role}
         _answer(resp, orjson.dumps(document))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import gevent
 import structlog
+from gevent.event import Event
 
 from fastpath.bucket import BucketTable
 from gateway.auth.attempts import Attempts
@@ -28,11 +30,14 @@ from gateway.errors import GatewayError
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 from gateway.store.pool import Database
+from gateway.store.revocation import Note, RevocationStore
 from gateway.store.tokens import TokenFeed, TokenStore
 from gateway.units.feed import RosterFeed
 
 COPY: Final = "tokens-last-known.json"
 FORGET_EVERY_S: Final = 300.0
+NOTE_EVERY_S: Final = 5.0
+"""How often a worker looks for changes that nobody noted in the audit trail."""
 
 log = structlog.get_logger()
 
@@ -40,10 +45,24 @@ log = structlog.get_logger()
 class Tokens:
     """`start` before the worker accepts: what was revoked must be known before the first request."""
 
-    def __init__(self, settings: Settings, holder: SnapshotHolder, database: Database, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        holder: SnapshotHolder,
+        database: Database,
+        metrics: Metrics,
+        *,
+        enforce: Callable[[], None] = lambda: None,
+        note: Note = lambda kind, outcome, detail: None,
+    ) -> None:
+        """Shapes: `enforce()` ends the links that are no longer allowed; `note` keeps an event in the audit trail."""
         self._settings = settings
         self._metrics = metrics
+        self._enforce = enforce
+        self._note = note
+        self._changed = Event()
         self._store = TokenStore(database)
+        self._revocations = RevocationStore(database)
         self.revoked = RevokedTokens(holder)
         self.revoked.on_change = self._on_change
         self.feed = RosterFeed(
@@ -56,7 +75,7 @@ class Tokens:
             copy=COPY,
             what="the list of revoked tokens",
         )
-        self._forgetting: gevent.Greenlet | None = None
+        self._greenlets: list[gevent.Greenlet] = []
 
     def resources(self, buckets: BucketTable) -> dict[str, object]:
         """What callers find under which path."""
@@ -72,13 +91,12 @@ class Tokens:
     def start(self) -> None:
         """Know what was revoked. Yields to the hub: for a second at most."""
         self.feed.start()
-        self._forgetting = gevent.spawn(self._forget)
+        self._greenlets = [gevent.spawn(self._forget), gevent.spawn(self._note_changes)]
 
     def stop(self) -> None:
         """Follow no more."""
         self.feed.stop()
-        if self._forgetting is not None:
-            self._forgetting.kill()
+        gevent.killall(self._greenlets)
 
     def _forget(self) -> None:
         while True:
@@ -88,8 +106,25 @@ class Tokens:
             except GatewayError:
                 continue  # the next time will do
 
+    def describe(self) -> dict[str, object]:
+        """What this worker knows of; for the control socket."""
+        return {"revocations": self.revoked.revision}
+
     def _on_change(self) -> None:
         self._metrics.set("caregate_token_revision", (), self.revoked.revision)
+        self._enforce()
+        self._changed.set()
+
+    def _note_changes(self) -> None:
+        """One worker of all notes each change, soon after it was made."""
+        while True:
+            self._changed.wait(NOTE_EVERY_S)
+            self._changed.clear()
+            try:
+                while self._revocations.note_changes(self._note):
+                    pass
+            except GatewayError:
+                continue  # the next time will do
 
     def _tell(self, endpoint: str, outcome: str, client: str) -> None:
         self._metrics.inc("caregate_auth_requests", (endpoint, outcome))

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("gateway.cli.config", "check the configuration document, reload it in a running gateway"),
     "audit": ("gateway.cli.audit", "verify the audit trail, export it"),
     "canary": ("gateway.cli.canary", "send marked requests, and look for the marks where nothing personal may be"),
+    "revoke": ("gateway.cli.revoke", "refuse tokens by jti, session, subject, unit or moment"),
     "token": ("gateway.cli.token", "issue or verify a token"),
     "unit": ("gateway.cli.unit", "let a unit register its key, revoke a unit or a key"),
     "units": ("gateway.cli.units", "the fleet: who is connected, since when, and why not"),

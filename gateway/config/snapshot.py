@@ -106,6 +106,7 @@ class SnapshotHolder:
     """The worker's current snapshot; a request reads `current` once and keeps it to its end."""
 
     def __init__(self, snapshot: Snapshot) -> None:
+        _share_revocations(snapshot, snapshot)
         self.current = snapshot
         self._subscribers: list[Callable[[Snapshot], None]] = []
         self._preparers: list[Callable[[Snapshot], None]] = []
@@ -120,9 +121,8 @@ class SnapshotHolder:
 
     def swap(self, snapshot: Snapshot) -> None:
         """Put a snapshot in force; revocations made under the old one hold under the new one."""
-        # SEC: copied at the swap and not when the snapshot was compiled, so that nothing revoked in between is lost.
-        _carry_revocations(self.current.verifier, snapshot.verifier)
-        _carry_revocations(self.current.unit_verifier, snapshot.unit_verifier)
+        # SEC: one set for all snapshots of a worker, so that nothing revoked while this one was compiled is lost.
+        _share_revocations(self.current, snapshot)
         for prepare in self._preparers:
             prepare(snapshot)
         self.current = snapshot
@@ -133,6 +133,6 @@ class SnapshotHolder:
                 log.exception("a subscriber failed on a configuration", config_version=snapshot.version)
 
 
-def _carry_revocations(old: Verifier, new: Verifier) -> None:
-    for jti, until_s in old.revoked.items():
-        new.revoke_jti(jti, until_s)
+def _share_revocations(old: Snapshot, new: Snapshot) -> None:
+    for verifier in (new.verifier, new.unit_verifier):
+        verifier.share(old.verifier.revocations)

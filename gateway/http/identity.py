@@ -97,7 +97,7 @@ def _names_token(query: str) -> bool:
 
 
 def _principal(snapshot: Snapshot, verified: Verified) -> Principal:
-    role = snapshot.roles[str(verified.key.role)]
+    role = snapshot.roles[str(verified.role)]
     return Principal(
         subject=str(verified.subject),
         issuer=verified.claims["iss"],
