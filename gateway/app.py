@@ -48,6 +48,8 @@ from gateway.http.authorization import Authorization
 from gateway.http.cors import Cors
 from gateway.http.identity import Identity
 from gateway.http.lane import Lanes
+from gateway.http.openapi import PATH as OPENAPI_PATH
+from gateway.http.openapi import OpenApiResource
 from gateway.http.operations import create_operations
 from gateway.logs import configure
 from gateway.metrics import Metrics
@@ -220,6 +222,7 @@ class Gateway:
         app.lane = self._lanes if self.holder.current.version else None
         app.req_options.strip_url_path_trailing_slash = False
         app.add_route("/relay/v1/connect", self.relay.connect_resource)
+        app.add_route(OPENAPI_PATH, OpenApiResource())
         own = {**self.units.resources(memory.buckets), **self.tokens.resources(memory.buckets)}
         for path, resource in own.items():
             app.add_route(path, resource)

@@ -15,9 +15,10 @@ from gateway.config.check_scopes import check_ceiling
 from gateway.config.checking import Checking
 from gateway.config.fault import WHOLE, Fault, step
 from gateway.config.keyring import Keyring, load_keys
-from gateway.config.model import Audience, Cors, Document, LimitRule, Role, Upstream
-from gateway.config.secret import Secrets
+from gateway.config.model import Audience, Cors, Document, LimitRule, Role, Unit, Upstream
+from gateway.config.secret import Secrets, SecretUnavailable
 from gateway.config.snapshot import UNIT_LINK_AUDIENCE
+from gateway.openapi.reading import Description, Undescribed, read_description
 
 CatalogCheck = Callable[[Document], list[Fault]]
 
@@ -33,10 +34,11 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\Z|[0-9A-Fa-f:.]+\Z
 
 
 class Checked(NamedTuple):
-    """Shapes: `keyring` is complete only if there are no faults."""
+    """Shapes: `keyring` and `descriptions` (by unit) are complete only if there are no faults."""
 
     faults: list[Fault]
     keyring: Keyring
+    descriptions: dict[str, Description]
 
 
 def check(
@@ -61,9 +63,10 @@ def check(
     check_controllers(checking, resource_names() if resources is None else resources)
     check_clients(checking)
     keyring = load_keys(checking, secrets)
+    descriptions = _descriptions(checking, secrets)
     if catalog_check is not None:
         checking.faults.extend(catalog_check(document))
-    return Checked(checking.faults, keyring)
+    return Checked(checking.faults, keyring, descriptions)
 
 
 def resource_names() -> frozenset[str]:
@@ -177,6 +180,23 @@ def _check_limits(checking: Checking) -> None:
             checking.add(step(path, "rate"), "is more than a million a second")
         elif limit.burst * limit.period_s > MAX_REFILL_S * limit.rate:
             checking.add(step(path, "burst"), "would take more than a year to fill again")
+
+
+def _descriptions(checking: Checking, secrets: Secrets) -> dict[str, Description]:
+    """What units say of their own services; the first fault of each is enough to find it."""
+    found = {}
+    unit: Unit
+    for path, name, unit in checking.entries("units"):
+        if unit.openapi is None:
+            continue
+        try:
+            found[name] = read_description(secrets.document(unit.openapi))
+        except Undescribed as refused:
+            fault = refused.faults[0]
+            checking.add(step(path, "openapi"), f"{unit.openapi}, line {fault.line or 1}: {fault}")
+        except SecretUnavailable as error:
+            checking.add(step(path, "openapi"), str(error))
+    return found
 
 
 def _check_upstreams(checking: Checking) -> None:

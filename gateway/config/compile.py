@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_network
 
 import orjson
@@ -29,6 +29,7 @@ from gateway.config.snapshot import (
     CompiledUnit,
     Snapshot,
 )
+from gateway.openapi.reading import Description
 from gateway.rbac.scopes import read_ceiling
 from gateway.routing.model import (
     Action,
@@ -50,7 +51,12 @@ _NS = 1_000_000_000
 
 
 def compile_document(
-    document: Document, keyring: Keyring, *, version: int = 1, token_cache_size: int = TOKEN_CACHE_SIZE
+    document: Document,
+    keyring: Keyring,
+    *,
+    version: int = 1,
+    token_cache_size: int = TOKEN_CACHE_SIZE,
+    descriptions: Mapping[str, Description] | None = None,
 ) -> Snapshot:
     """The snapshot of a document that `gateway.config.check` found no fault in.
 
@@ -79,6 +85,7 @@ def compile_document(
         realm=document.gateway.realm,
         trusted_proxies=tuple(ip_network(text) for text in document.gateway.trusted_proxies),
         tokens=_tokens(document, keyring),
+        descriptions=dict(descriptions or {}),
     )
 
 

@@ -101,6 +101,8 @@ class Unit(_Strict, frozen=True, kw_only=True):
     """HS256 key, shared with the unit, under which x-caregate-context is signed."""
     enabled: bool = True
     max_connections: Annotated[int, Meta(ge=1, le=4)] = 2
+    openapi: Annotated[str, Meta(pattern=r"^file:.+$", description="file:PATH")] | None = None
+    """OpenAPI document of the unit's own service: what it says stands in what callers are told (docs/openapi.md)."""
 
 
 class TokenService(_Strict, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastpath.token import Verifier
     from gateway.auth.keys import KeyMaterial
     from gateway.config.model import Audience, Document, Upstream
+    from gateway.openapi.reading import Description
     from gateway.rbac.scopes import Ceiling
     from gateway.routing.model import Limit, Route
 
@@ -100,6 +101,8 @@ class Snapshot:
     realm: str
     trusted_proxies: tuple[Network, ...]
     tokens: CompiledTokens | None = None
+    descriptions: dict[str, Description] = field(default_factory=dict)
+    """What units say of their own services, by unit."""
 
 
 class SnapshotHolder:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-RESERVED_PREFIXES = ("/relay/", "/auth/", "/admin/", "/audit/", "/.well-known/oauth-authorization-server")
+RESERVED_PREFIXES = (
+    "/relay/", "/auth/", "/admin/", "/audit/", "/openapi/", "/.well-known/oauth-authorization-server",
+)  # fmt: skip
 """Paths of the gateway itself: no controller may lie under them, and none that matches any path is asked for them."""
 
 
