@@ -17,6 +17,7 @@ import fastpath
 from gateway import shared
 from gateway.accesslog import AccessLog
 from gateway.audit.notary import read_private_key
+from gateway.audit.reading import AuditReading
 from gateway.audit.trail import AuditTrail
 from gateway.auth.service import Tokens
 from gateway.config.control import ControlServer
@@ -108,6 +109,7 @@ class Gateway:
             checkpoint_s=settings.audit_checkpoint_s,
             checkpoint_copies=(Path(settings.audit_checkpoint_copy),) if settings.audit_checkpoint_copy else (),
         )
+        self.audit_reading = AuditReading(settings, self.audit)
         self.relay = Relay(settings, self.holder, self.metrics, self.log)
         self.units = Units(settings, self.holder, self.database, self.relay, self.metrics, note=self.audit.try_note)
         self.tokens = Tokens(
@@ -223,7 +225,11 @@ class Gateway:
         app.req_options.strip_url_path_trailing_slash = False
         app.add_route("/relay/v1/connect", self.relay.connect_resource)
         app.add_route(OPENAPI_PATH, OpenApiResource())
-        own = {**self.units.resources(memory.buckets), **self.tokens.resources(memory.buckets)}
+        own = {
+            **self.units.resources(memory.buckets),
+            **self.tokens.resources(memory.buckets),
+            **self.audit_reading.resources(),
+        }
         for path, resource in own.items():
             app.add_route(path, resource)
         # NOTE: Falcon's own handler of its errors would be nearer to them than one of Exception.
@@ -295,6 +301,7 @@ class Gateway:
         self._note_worker("stopped")
         self.audit.stop()
         self.access_log.stop()
+        self.audit_reading.stop()
         self.database.close()
 
     def refused(self, environ: dict[str, Any], error: GatewayError, status: int) -> None:

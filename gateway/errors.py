@@ -299,6 +299,12 @@ class AuditUnavailable(GatewayError):
     retry = Retry.ANY
 
 
+class AuditSearchUnavailable(GatewayError):
+    """This gateway has no login that may read the trail."""
+
+    code = "audit-search-unavailable"
+
+
 class AuditOutcomeUnavailable(GatewayError):
     """The request ran, but its audit outcome could not be made durable."""
 

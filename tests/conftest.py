@@ -38,6 +38,8 @@ class Postgres:
     @property
     def operator_dsn(self) -> str:
         return self._server.operator_dsn
+    def reader_dsn(self) -> str:
+        return self._server.reader_dsn
 
     def start(self) -> None:
         self._server.start()

@@ -9,6 +9,7 @@ from ipaddress import ip_network
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
+from gateway.config.check_audit import check_audit
 from gateway.config.check_clients import check_clients
 from gateway.config.check_routes import check_controllers
 from gateway.config.check_scopes import check_ceiling
@@ -62,6 +63,7 @@ def check(
     _check_upstreams(checking)
     check_controllers(checking, resource_names() if resources is None else resources)
     check_clients(checking)
+    check_audit(checking)
     keyring = load_keys(checking, secrets)
     descriptions = _descriptions(checking, secrets)
     if catalog_check is not None:

@@ -205,6 +205,21 @@ class Controller(_Strict, frozen=True, kw_only=True):
     """Name of an entry point in the group `caregate.resources`."""
 
 
+class AuditReader(_Strict, frozen=True, kw_only=True):
+    """What a role with the permission audit.read may see of the trail."""
+
+    sees: Annotated[str, Meta(pattern=r"^(all|claim:[A-Za-z_][A-Za-z0-9_.-]{0,63})$", description="all or claim:NAME")]
+    """`claim:NAME`: events of the units that this claim names."""
+
+
+class AuditAccess(_Strict, frozen=True, kw_only=True):
+    """Who may read the audit trail, `/audit/v1/` and `/me/access-log`."""
+
+    readers: dict[Name, AuditReader] = {}
+    own_record: tuple[Name, ...] = ()
+    """Roles that see who looked at the record of the `patient` that their token names."""
+
+
 class Document(_Strict, frozen=True, kw_only=True):
     version: Literal[1]
     gateway: Gateway = Gateway()
@@ -216,3 +231,4 @@ class Document(_Strict, frozen=True, kw_only=True):
     controllers: dict[Name, Controller] = {}
     token_service: TokenService | None = None
     clients: dict[Name, Client] = {}
+    audit: AuditAccess = AuditAccess()

@@ -67,6 +67,7 @@ TABLE: dict[type[e.GatewayError], Row] = {
     e.DatabaseTimeout: Row(503, "Database too slow"),
     e.KeysUnavailable: Row(503, "Keys unavailable"),
     e.AuditUnavailable: Row(503, "Audit unavailable"),
+    e.AuditSearchUnavailable: Row(503, "Audit trail cannot be read here"),
     e.ConfigUnavailable: Row(503, "Configuration unavailable"),
     e.AuditOutcomeUnavailable: Row(503, "Audit outcome not recorded"),
     e.ConfigRefused: Row(422, "Configuration refused"),

@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, field
 
 RESERVED_PREFIXES = (
-    "/relay/", "/auth/", "/admin/", "/audit/", "/openapi/", "/.well-known/oauth-authorization-server",
+    "/relay/", "/auth/", "/admin/", "/audit/", "/me/access-log", "/openapi/", "/.well-known/oauth-authorization-server",
 )  # fmt: skip
 """Paths of the gateway itself: no controller may lie under them, and none that matches any path is asked for them."""
 
