@@ -38,6 +38,8 @@ class Postgres:
     @property
     def operator_dsn(self) -> str:
         return self._server.operator_dsn
+
+    @property
     def reader_dsn(self) -> str:
         return self._server.reader_dsn
 

@@ -95,7 +95,7 @@ def test_an_auditor_sees_what_he_asks_for(search, accesses):
         ("&user=user-anna&outcome=refused", ["other"], ["own"]),
         ("&role=practitioner&action=C", ["staff", "foreign"], ["own"]),
         (f"&request={accesses['staff']}", ["staff"], ["own", "unit", "foreign", "other"]),
-        ("&address=127.0.0.1&route=patient-appointments", ["own", "other"], ["staff"]),
+        ("&address=127.0.0.1&route=appointments", ["own", "other"], ["staff"]),
     ):
         _, found = search(query + "&_count=200", has=has)
         assert not {names[name] for name in lacks} & set(found), query
