@@ -7,7 +7,6 @@ import importlib.util
 
 _KERNELS = (
     "token",
-    "revoked",
     "target",
     "routes",
     "bucket",

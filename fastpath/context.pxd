@@ -12,7 +12,6 @@ cdef class Principal:
     cdef readonly double expires_at_s
     cdef readonly dict claims
     cdef readonly dict grants
-    cdef readonly object scopes
 
 
 cdef class RequestContext:

@@ -17,7 +17,6 @@ import fastpath
 from gateway import shared
 from gateway.accesslog import AccessLog
 from gateway.audit.notary import read_private_key
-from gateway.audit.reading import AuditReading
 from gateway.audit.trail import AuditTrail
 from gateway.auth.service import Tokens
 from gateway.config.control import ControlServer
@@ -49,8 +48,6 @@ from gateway.http.authorization import Authorization
 from gateway.http.cors import Cors
 from gateway.http.identity import Identity
 from gateway.http.lane import Lanes
-from gateway.http.openapi import PATH as OPENAPI_PATH
-from gateway.http.openapi import OpenApiResource
 from gateway.http.operations import create_operations
 from gateway.logs import configure
 from gateway.metrics import Metrics
@@ -109,19 +106,15 @@ class Gateway:
             checkpoint_s=settings.audit_checkpoint_s,
             checkpoint_copies=(Path(settings.audit_checkpoint_copy),) if settings.audit_checkpoint_copy else (),
         )
-        self.audit_reading = AuditReading(settings, self.audit)
         self.relay = Relay(settings, self.holder, self.metrics, self.log)
         self.units = Units(settings, self.holder, self.database, self.relay, self.metrics, note=self.audit.try_note)
-        self.tokens = Tokens(
-            settings, self.holder, self.database, self.metrics, enforce=self.relay.enforce, note=self._note_access
-        )
-        self.relay.revoked = self.tokens.revoked.refuses_link
+        self.tokens = Tokens(settings, self.holder, self.database, self.metrics, note=self.audit.note)
         self.control = ControlServer(
             settings,
             self.holder,
             self._check_functions,
             in_force=self.versions or self.in_force,
-            questions={"units": self.units.describe, "access": self.tokens.describe},
+            questions={"units": self.units.describe},
         )
         looks = (
             UnitsLook(self.relay, self.units.roster, settings.relay_buffer_bytes),
@@ -173,10 +166,6 @@ class Gateway:
         about = {"version": str(snapshot.version), "digest": snapshot.digest} if what == "started" else {}
         self.audit.try_note(f"worker.{what}", "allowed", worker=str(os.getpid()), **about)
 
-    def _note_access(self, kind: str, outcome: str, detail: dict[str, str]) -> None:
-        members: dict[str, Any] = {**detail}
-        self.audit.note(kind, outcome, **members)
-
     def _is_bare(self) -> bool:
         """Is this a benchmark of the policy path alone? `make bench` compares it with the whole gateway."""
         if os.environ.get(BARE) != "1":
@@ -224,12 +213,7 @@ class Gateway:
         app.lane = self._lanes if self.holder.current.version else None
         app.req_options.strip_url_path_trailing_slash = False
         app.add_route("/relay/v1/connect", self.relay.connect_resource)
-        app.add_route(OPENAPI_PATH, OpenApiResource())
-        own = {
-            **self.units.resources(memory.buckets),
-            **self.tokens.resources(memory.buckets),
-            **self.audit_reading.resources(),
-        }
+        own = {**self.units.resources(memory.buckets), **self.tokens.resources(memory.buckets)}
         for path, resource in own.items():
             app.add_route(path, resource)
         # NOTE: Falcon's own handler of its errors would be nearer to them than one of Exception.
@@ -301,7 +285,6 @@ class Gateway:
         self._note_worker("stopped")
         self.audit.stop()
         self.access_log.stop()
-        self.audit_reading.stop()
         self.database.close()
 
     def refused(self, environ: dict[str, Any], error: GatewayError, status: int) -> None:

@@ -30,8 +30,7 @@ def prepare(settings: Settings) -> dict[str, str]:
         _refuse_bad_configuration(settings.config_path)
     if settings.dsn:
         return {}
-    postgres = _start_database(settings.data_dir / "postgres")
-    return {"CAREGATE_DSN": postgres.gateway_dsn, "CAREGATE_AUDIT_DSN": settings.audit_dsn or postgres.reader_dsn}
+    return {"CAREGATE_DSN": _start_database(settings.data_dir / "postgres")}
 
 
 def raise_file_limit(connections: int) -> None:
@@ -74,7 +73,7 @@ def _refuse_bad_configuration(path: Path) -> None:
         _refuse("\n".join(f"{path}: {fault}" for fault in faults))
 
 
-def _start_database(directory: Path) -> EmbeddedPostgres:
+def _start_database(directory: Path) -> str:
     global _postgres
     _postgres = EmbeddedPostgres(directory)
     try:
@@ -82,7 +81,7 @@ def _start_database(directory: Path) -> EmbeddedPostgres:
     except EmbeddedError as error:
         _refuse(str(error))
     migrate(_postgres.admin_dsn)
-    return _postgres
+    return _postgres.gateway_dsn
 
 
 def _refuse(reason: str) -> None:

@@ -71,6 +71,19 @@ class Settings:
     """How long a unit's old key is good beside the one that replaces it."""
     token_failures_per_minute: int = 30
     """Failed authentications at the token service from one address; so many at once too."""
+    login_failures_per_hour: int = 20
+    """Failed logins of one account, or under one name that is none; so many at once too."""
+    password_threads: int = 1
+    """Passwords that a worker checks at the same time; each takes 64 MiB and a core for a tenth of a second."""
+    password_line: int = 16
+    """Passwords that may wait to be checked; above it 503 with Retry-After."""
+    token_connections: int = 2
+    """Database connections of a worker's pool that the token service may use at the same time."""
+    token_line: int = 64
+    """Requests to the token service that may wait for one of them; above it 503 with Retry-After."""
+    account_key: str = ""
+    """Seals second factors and login forms: `file:PATH` or `env:NAME`, at least 32 bytes, the same on every machine;
+    empty: accounts.key of data_dir, made at the first start."""
     token_poll_ms: int = 1_000
     """How often a worker looks for revoked tokens although nothing told it of any."""
     relay_dials_open: int = 512
@@ -91,12 +104,6 @@ class Settings:
     """The Ed25519 key that signs: `file:PATH` or `env:NAME` of a PEM; empty: audit/checkpoint.key of data_dir."""
     audit_checkpoint_copy: str = ""
     """A second folder for checkpoints, best on another machine; empty: none."""
-    audit_dsn: str = ""
-    """PostgreSQL as caregate_audit_reader, for searches; empty: the embedded server's, or none beside a `dsn`."""
-    audit_search_timeout_ms: int = 5_000
-    """The longest a search of the audit trail may take."""
-    audit_page_max: int = 200
-    """Events on one page of a search at most."""
     log_level: str = "info"
     access_log: bool = True
     tls_certificate: str = ""

@@ -27,4 +27,5 @@ CHECKS: tuple[ClaimCheck, ...] = (
     ("org", is_name, "a name"),
     ("client_id", is_name, "a name"),
     ("azp", is_name, "a name"),
+    ("sid", is_name, "a name"),
 )

@@ -1,9 +1,9 @@
 """The token service over HTTP.
 
 ```
-POST /auth/v1/token        grant_type=client_credentials, client_assertion…   RFC 6749, 4.4; RFC 7523
+POST /auth/v1/token        grant_type=…, see gateway.auth.grants              RFC 6749, 7523, 7636, 8693, 9449
 POST /auth/v1/introspect   token, client_assertion…                           RFC 7662
-POST /auth/v1/revoke       token, client_assertion… or none                   RFC 7009
+POST /auth/v1/revoke       token, client_assertion…, client_id or none        RFC 7009
 GET  /auth/v1/jwks         the roles' public keys                             RFC 7517
 GET  /.well-known/oauth-authorization-server                                  RFC 8414
 ```
@@ -19,9 +19,13 @@ import falcon
 import orjson
 
 from fastpath.token import TokenError, Verified
-from gateway.auth.clients import ALGORITHMS, Clients
+from gateway.auth import dpop, pkce
+from gateway.auth.accounts import Note
+from gateway.auth.clients import ALGORITHMS, Caller, Clients, Spent
+from gateway.auth.dpop import Proof, read_proof
 from gateway.auth.form import MAX_BODY_BYTES, parse_form
-from gateway.auth.issue import issue_access_token
+from gateway.auth.grants import EXCHANGE, Asked, Grants
+from gateway.auth.sessions import Session, digest_of, is_refresh_token
 from gateway.config.snapshot import TOKEN_PATH, CompiledClient, CompiledTokens, Snapshot
 from gateway.context import RequestContext
 from gateway.errors import ClientUnauthenticated, GatewayError, NotFound, TokenRequestRefused
@@ -30,6 +34,7 @@ from gateway.relay.request import RequestBody, content_length
 JWKS_PATH: Final = "/auth/v1/jwks"
 INTROSPECT_PATH: Final = "/auth/v1/introspect"
 REVOKE_PATH: Final = "/auth/v1/revoke"
+AUTHORIZE_PATH: Final = "/auth/v1/authorize"
 METADATA_PATH: Final = "/.well-known/oauth-authorization-server"
 LEEWAY_S: Final = 120
 """At least the leeway of any configuration: until then a token that has run out might still be taken."""
@@ -41,6 +46,13 @@ class Store(Protocol):
 
     def revoke(self, jti: str, until_s: float, by: str) -> None: ...
     def is_revoked(self, jti: str) -> bool: ...
+
+
+class Sessions(Protocol):
+    """See store.sessions.SessionStore."""
+
+    def owner(self, digest: bytes) -> tuple[Session, str, float, bool] | None: ...
+    def end(self, session: str, why: str) -> None: ...
 
 
 Tell = Callable[[str, str, str], None]
@@ -61,7 +73,7 @@ class MetadataResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Raises: NotFound."""
         _, tokens = service_of(req)
-        _answer(resp, orjson.dumps(_metadata(tokens.url)), cache=_PUBLIC_FOR)
+        answer_json(resp, orjson.dumps(_metadata(tokens)), cache=_PUBLIC_FOR)
 
 
 class JwksResource:
@@ -70,10 +82,10 @@ class JwksResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Raises: NotFound."""
         _, tokens = service_of(req)
-        _answer(resp, tokens.jwks, cache=_PUBLIC_FOR)
+        answer_json(resp, tokens.jwks, cache=_PUBLIC_FOR)
 
 
-class _Posted:
+class Posted:
     """What the endpoints that take a form share."""
 
     name = ""
@@ -86,140 +98,219 @@ class _Posted:
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer the form. Yields to the hub: yes.
 
-        Raises: TokenRequestRefused, NotFound, RateLimited, BodyTooLarge, DatabaseUnavailable, DatabaseTimeout.
+        Raises: TokenRequestRefused, NotFound, RateLimited, BodyTooLarge, Overloaded, DatabaseUnavailable,
+        DatabaseTimeout, AuditUnavailable.
         """
         _, tokens = service_of(req)
         ctx: RequestContext = req.context.gateway
-        client: CompiledClient | None = None
+        caller: Caller | None = None
         try:
             if ctx.query:
                 raise TokenRequestRefused("invalid_request", "Parameters belong into the body")
-            form = parse_form(_body(req), req.content_type or "")
+            form = parse_form(read_body(req), req.content_type or "")
             if self._wants_client(form):
-                client = self._clients.authenticate(tokens, form, ctx.client_address)
-                ctx.rule = f"client:{client.id}"
-            self._respond(ctx.snapshot, form, client, resp)
+                caller = self._clients.identify(tokens, form, ctx.client_address)
+                ctx.rule = f"client:{caller.id}"
+            self._respond(req, form, caller, resp)
         except GatewayError as error:
-            self._tell(self.name, str(error.members.get("error", error.code)), client.id if client else "")
+            self._tell(self.name, str(error.members.get("error", error.code)), caller.id if caller else "")
             raise
-        self._tell(self.name, "ok", client.id if client else "")
+        self._tell(self.name, "ok", caller.id if caller else "")
 
     def _wants_client(self, form: dict[str, str]) -> bool:
         return True
 
-    def _respond(
-        self, snapshot: Snapshot, form: dict[str, str], client: CompiledClient | None, resp: falcon.Response
-    ) -> None:
+    def _respond(self, req: falcon.Request, form: dict[str, str], caller: Caller | None, resp: falcon.Response) -> None:
         raise NotImplementedError
 
 
-class TokenResource(_Posted):
-    """Tokens for clients, by what they grant."""
+class TokenResource(Posted):
+    """Tokens for clients, and for the people who log in by apps."""
 
     name = "token"
 
-    def _respond(
-        self, snapshot: Snapshot, form: dict[str, str], client: CompiledClient | None, resp: falcon.Response
-    ) -> None:
-        assert client is not None  # noqa: S101 - it is wanted always
-        grant = form.get("grant_type")
-        if grant is None:
-            raise TokenRequestRefused("invalid_request", "grant_type is missing")
-        if grant != "client_credentials":
-            raise TokenRequestRefused("unsupported_grant_type", "The only grant_type is client_credentials")
-        if client.role is None:
-            raise TokenRequestRefused("unauthorized_client", "The client has no role")
-        if "scope" in form:
-            # SEC: a narrower scope that nobody enforces would be a promise not kept.
-            raise TokenRequestRefused("invalid_scope", "Scopes are not granted; a token has the role's permissions")
-        token = issue_access_token(snapshot, client.role, client.id, client.id, client.claims, self._now())
-        _answer(
-            resp,
-            orjson.dumps({"access_token": token.text, "token_type": "Bearer", "expires_in": token.lifetime_s}),
-        )
+    def __init__(self, store: Spent, grants: Grants, *parts: Any, **options: Any) -> None:
+        super().__init__(*parts, **options)
+        self._store = store
+        self._grants = grants
+
+    def _respond(self, req: falcon.Request, form: dict[str, str], caller: Caller | None, resp: falcon.Response) -> None:
+        assert caller is not None  # noqa: S101 - it is wanted always
+        if caller.app is None:
+            answer = self._give(req, form, caller)
+        else:
+            # SEC: whatever an app gets wrong counts: passwords, codes and refresh tokens can be guessed at.
+            with self._clients.attempts.one(req.context.gateway.client_address):
+                answer = self._give(req, form, caller)
+        answer_json(resp, orjson.dumps(answer))
+
+    def _give(self, req: falcon.Request, form: dict[str, str], caller: Caller) -> dict[str, object]:
+        return self._grants.answer(Asked(req.context.gateway, caller, form, self._proof(req, caller)))
+
+    def _proof(self, req: falcon.Request, caller: Caller) -> Proof | None:
+        """The DPoP proof of the request, used now; None if it has none."""
+        field = req.env.get("HTTP_DPOP")
+        if field is None:
+            if caller.app is not None and caller.app.dpop_required:
+                raise TokenRequestRefused("invalid_dpop_proof", "The client must send a DPoP proof")
+            return None
+        _, tokens = service_of(req)
+        proof = read_proof(field, "POST", tokens.url + TOKEN_PATH, self._now())
+        if not self._store.spend(proof.digest, proof.until_s):
+            raise TokenRequestRefused("invalid_dpop_proof", "The DPoP proof was used before")
+        return proof
 
 
-class IntrospectResource(_Posted):
+class IntrospectResource(Posted):
     """Is this token good, and what does it say?"""
 
     name = "introspect"
 
-    def __init__(self, store: Store, *parts: Any, **options: Any) -> None:
+    def __init__(self, store: Store, sessions: Sessions, *parts: Any, **options: Any) -> None:
         super().__init__(*parts, **options)
         self._store = store
+        self._sessions = sessions
 
-    def _respond(
-        self, snapshot: Snapshot, form: dict[str, str], client: CompiledClient | None, resp: falcon.Response
-    ) -> None:
-        assert client is not None  # noqa: S101 - it is wanted always
-        if not client.introspect:
+    def _respond(self, req: falcon.Request, form: dict[str, str], caller: Caller | None, resp: falcon.Response) -> None:
+        client = caller.client if caller is not None else None
+        if client is None or not client.introspect:
             raise TokenRequestRefused("unauthorized_client", "The client may not introspect")
-        verified = _verified(snapshot, _token(form), self._now())
+        text = _token(form)
+        snapshot: Snapshot = req.context.gateway.snapshot
+        document = self._refresh(snapshot, text, client) if is_refresh_token(text) else self._access(req, text, client)
+        answer_json(resp, orjson.dumps(document or {"active": False}))
+
+    def _access(self, req: falcon.Request, text: str, client: CompiledClient) -> dict[str, object] | None:
+        verified = _verified(req.context.gateway.snapshot, text, self._now())
         # SEC: of a token that the client may not ask about it learns as much as of none (RFC 7662, 2.2).
-        active = (
-            verified is not None
-            and verified.audience in client.introspect
-            and not (verified.jti is not None and self._store.is_revoked(verified.jti))
-        )
-        document: dict[str, object] = {"active": active}
-        if active and verified is not None:
-            document = {**verified.claims, "active": True, "token_type": "Bearer", "role": verified.role}
-        _answer(resp, orjson.dumps(document))
+        if verified is None or verified.audience not in client.introspect:
+            return None
+        if verified.jti is not None and self._store.is_revoked(verified.jti):
+            return None
+        return {**verified.claims, "active": True, "token_type": "Bearer", "role": verified.key.role}
+
+    def _refresh(self, snapshot: Snapshot, text: str, client: CompiledClient) -> dict[str, object] | None:
+        owned = self._sessions.owner(digest_of(text))
+        if owned is None:
+            return None
+        session, subject, until_s, good = owned
+        role = snapshot.roles.get(session.role)
+        if role is None or role.audience not in client.introspect:
+            return None
+        idle_s = role.lifetimes.idle_s
+        ends_s = min(until_s, session.ends_s, session.used_s + idle_s if idle_s else until_s)
+        if not good or ends_s <= self._now():
+            return None
+        return {
+            "active": True, "client_id": session.client, "sub": subject, "role": session.role, "sid": session.id,
+            "exp": int(ends_s), "iat": int(session.used_s), "aud": role.audience,
+            "iss": snapshot.audiences[role.audience].issuer,
+        }  # fmt: skip
 
 
-class RevokeResource(_Posted):
-    """A token ends before its time."""
+class RevokeResource(Posted):
+    """A token ends before its time; with a refresh token, its session and all that it gave."""
 
     name = "revoke"
 
-    def __init__(self, store: Store, revoked: Callable[[str, float], None], *parts: Any, **options: Any) -> None:
+    def __init__(
+        self, store: Store, sessions: Sessions, revoked: Callable[[str, float], None], note: Note,
+        *parts: Any, **options: Any,
+    ) -> None:  # fmt: skip
         """Shapes: `revoked(jti, until_s)` has this worker know it at once."""
         super().__init__(*parts, **options)
         self._store = store
+        self._sessions = sessions
         self._revoked = revoked
+        self._note = note
 
     def _wants_client(self, form: dict[str, str]) -> bool:
         """A token that no client got may be revoked by whoever has it; who says to be a client must prove it."""
         return "client_assertion" in form or "client_assertion_type" in form or "client_id" in form
 
-    def _respond(
-        self, snapshot: Snapshot, form: dict[str, str], client: CompiledClient | None, resp: falcon.Response
-    ) -> None:
-        verified = _verified(snapshot, _token(form), self._now())
-        _answer(resp, b"")
+    def _respond(self, req: falcon.Request, form: dict[str, str], caller: Caller | None, resp: falcon.Response) -> None:
+        text = _token(form)
+        if is_refresh_token(text):
+            self._end_session(req.context.gateway, text, caller)
+        else:
+            self._revoke(req.context.gateway, text, caller)
+        answer_json(resp, b"")
+
+    def _revoke(self, ctx: RequestContext, text: str, caller: Caller | None) -> None:
+        verified = _verified(ctx.snapshot, text, self._now())
         if verified is None:
             return  # RFC 7009, 2.2: it is not good, which is what was asked for
-        owner = verified.claims.get("client_id")
-        if owner is not None and client is None:
-            raise ClientUnauthenticated()
-        if owner is not None and client is not None and owner != client.id:
-            raise TokenRequestRefused("invalid_grant", "The token was issued to another client")
+        _check_owner(verified.claims.get("client_id"), caller)
         if not verified.jti:
             raise TokenRequestRefused("unsupported_token_type", "The token has no jti to revoke it by")
         until_s = verified.expires_at_s + LEEWAY_S
-        self._store.revoke(verified.jti, until_s, client.id if client is not None else "")
+        by = caller.id if caller is not None else ""
+        self._store.revoke(verified.jti, until_s, by)
         self._revoked(verified.jti, until_s)
+        sid = str(verified.claims.get("sid", ""))
+        self._note("token.revoked", "allowed", ctx=ctx, client=by, jti=verified.jti, session=sid)
+
+    def _end_session(self, ctx: RequestContext, text: str, caller: Caller | None) -> None:
+        owned = self._sessions.owner(digest_of(text))
+        if owned is None:
+            return
+        session, subject = owned[:2]
+        _check_owner(session.client, caller)
+        self._sessions.end(session.id, "revoked")
+        self._note(
+            "logout", "allowed", ctx=ctx, client=session.client, subject=subject, role=session.role,
+            session=session.id, reason="revoked",
+        )  # fmt: skip
 
 
-def _metadata(url: str) -> dict[str, object]:
+def _check_owner(owner: object, caller: Caller | None) -> None:
+    """Raises: ClientUnauthenticated, TokenRequestRefused if it is another client's."""
+    if owner is not None and caller is None:
+        raise ClientUnauthenticated()
+    if owner is not None and caller is not None and owner != caller.id:
+        raise TokenRequestRefused("invalid_grant", "The token was issued to another client")
+
+
+def _metadata(tokens: CompiledTokens) -> dict[str, object]:
+    """Source: RFC 8414, 2; RFC 9207, 3; RFC 9449, 5.1."""
+    url, apps = tokens.url, tokens.apps.values()
+    public = any(app.public for app in apps)
     methods: dict[str, object] = {}
     for endpoint in ("token", "introspection", "revocation"):
         methods[f"{endpoint}_endpoint_auth_methods_supported"] = ["private_key_jwt"]
         methods[f"{endpoint}_endpoint_auth_signing_alg_values_supported"] = list(ALGORITHMS)
     methods["revocation_endpoint_auth_methods_supported"] = ["private_key_jwt", "none"]
+    if public:
+        methods["token_endpoint_auth_methods_supported"] = ["private_key_jwt", "none"]
+    by_code = any(app.redirect_uris for app in apps)
+    given = {
+        "client_credentials": True,
+        "authorization_code": by_code,
+        "password": any(app.first_party for app in apps),
+        "refresh_token": bool(apps),
+        EXCHANGE: any(app.proxies for app in apps),
+    }
+    login: dict[str, object] = {
+        "authorization_endpoint": url + AUTHORIZE_PATH,
+        "code_challenge_methods_supported": [pkce.METHOD],
+        "response_modes_supported": ["query"],
+        "authorization_response_iss_parameter_supported": True,
+    }
     return {
         "issuer": url,
         "token_endpoint": url + TOKEN_PATH,
         "introspection_endpoint": url + INTROSPECT_PATH,
         "revocation_endpoint": url + REVOKE_PATH,
         "jwks_uri": url + JWKS_PATH,
-        "response_types_supported": [],
-        "grant_types_supported": ["client_credentials"],
+        "response_types_supported": ["code"] if by_code else [],
+        "grant_types_supported": [grant for grant, is_given in given.items() if is_given],
+        "dpop_signing_alg_values_supported": list(dpop.ALGORITHMS),
+        **(login if by_code else {}),
         **methods,
     }
 
 
-def _answer(resp: falcon.Response, data: bytes, *, cache: str = "no-store") -> None:
+def answer_json(resp: falcon.Response, data: bytes, *, cache: str = "no-store") -> None:
     resp.content_type = falcon.MEDIA_JSON
     resp.set_header("Cache-Control", cache)
     resp.data = data
@@ -239,7 +330,7 @@ def _verified(snapshot: Snapshot, token: str, now_s: float) -> Verified | None:
         return None
 
 
-def _body(req: falcon.Request) -> bytes:
+def read_body(req: falcon.Request) -> bytes:
     """Raises: BodyTooLarge, and what reading raises."""
     body = RequestBody(req.env["wsgi.input"], content_length(req.env), MAX_BODY_BYTES)
     piece, end = body.first()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import gevent
 import structlog
-from gevent.event import Event
 
 from fastpath.bucket import BucketTable
-from gateway.auth.attempts import Attempts
+from gateway.auth.accounts import Logins, Note
+from gateway.auth.attempts import HOUR_S, Attempts
+from gateway.auth.authorize import AuthorizeResource
 from gateway.auth.clients import Clients
 from gateway.auth.endpoints import (
+    AUTHORIZE_PATH,
     INTROSPECT_PATH,
     JWKS_PATH,
     METADATA_PATH,
@@ -23,21 +27,26 @@ from gateway.auth.endpoints import (
     RevokeResource,
     TokenResource,
 )
+from gateway.auth.grants import Grants
 from gateway.auth.model import Revocations
+from gateway.auth.passwords import Passwords
 from gateway.auth.revocations import RevokedTokens
+from gateway.auth.vault import KEY_FILE, Vault, load_or_make_key
+from gateway.config.secret import Secrets
 from gateway.config.snapshot import TOKEN_PATH, SnapshotHolder
 from gateway.errors import GatewayError
 from gateway.metrics import Metrics
-from gateway.settings import Settings
+from gateway.settings import Settings, SettingsError
+from gateway.store.accounts import AccountStore
 from gateway.store.pool import Database
-from gateway.store.revocation import Note, RevocationStore
+from gateway.store.sessions import SessionStore
+from gateway.store.share import Share
 from gateway.store.tokens import TokenFeed, TokenStore
 from gateway.units.feed import RosterFeed
 
 COPY: Final = "tokens-last-known.json"
 FORGET_EVERY_S: Final = 300.0
-NOTE_EVERY_S: Final = 5.0
-"""How often a worker looks for changes that nobody noted in the audit trail."""
+BURN_EVERY_S: Final = 10.0
 
 log = structlog.get_logger()
 
@@ -46,86 +55,98 @@ class Tokens:
     """`start` before the worker accepts: what was revoked must be known before the first request."""
 
     def __init__(
-        self,
-        settings: Settings,
-        holder: SnapshotHolder,
-        database: Database,
-        metrics: Metrics,
-        *,
-        enforce: Callable[[], None] = lambda: None,
-        note: Note = lambda kind, outcome, detail: None,
+        self, settings: Settings, holder: SnapshotHolder, database: Database, metrics: Metrics, note: Note
     ) -> None:
-        """Shapes: `enforce()` ends the links that are no longer allowed; `note` keeps an event in the audit trail."""
+        """Shapes: `note` as AuditTrail.note."""
         self._settings = settings
         self._metrics = metrics
-        self._enforce = enforce
+        share = Share(database, settings.token_connections, settings.token_line)
         self._note = note
-        self._changed = Event()
-        self._store = TokenStore(database)
-        self._revocations = RevocationStore(database)
+        self._store = TokenStore(share)
+        self._sessions = SessionStore(share)
+        self._accounts = AccountStore(share)
+        self._passwords = Passwords(settings.password_threads, settings.password_line)
+        self._opened: Vault | None = None
         self.revoked = RevokedTokens(holder)
         self.revoked.on_change = self._on_change
         self.feed = RosterFeed(
             self.revoked,
             lambda: TokenFeed(settings.dsn),
-            self._store.changes,
+            TokenStore(database).changes,
             settings.data_dir,
             poll_s=settings.token_poll_ms / 1000,
             kind=Revocations,
             copy=COPY,
             what="the list of revoked tokens",
         )
-        self._greenlets: list[gevent.Greenlet] = []
+        self._chores: list[gevent.Greenlet[..., None]] = []
 
     def resources(self, buckets: BucketTable) -> dict[str, object]:
         """What callers find under which path."""
-        clients = Clients(self._store, Attempts(buckets, self._settings.token_failures_per_minute))
+        by_address = Attempts(buckets, self._settings.token_failures_per_minute)
+        by_login = Attempts(
+            buckets, self._settings.login_failures_per_hour, period_s=HOUR_S, rule="login-failures", of=str
+        )
+        clients = Clients(self._store, by_address)
+        logins = Logins(self._accounts, self._passwords, self._vault, by_login, self._note)
+        grants = Grants(self._sessions, self._store, logins, self._note)
+        posted = (clients, self._tell)
         return {
             METADATA_PATH: MetadataResource(),
             JWKS_PATH: JwksResource(),
-            TOKEN_PATH: TokenResource(clients, self._tell),
-            INTROSPECT_PATH: IntrospectResource(self._store, clients, self._tell),
-            REVOKE_PATH: RevokeResource(self._store, self.revoked.add, clients, self._tell),
+            AUTHORIZE_PATH: AuthorizeResource(self._sessions, logins, self._vault, by_address, self._tell),
+            TOKEN_PATH: TokenResource(self._store, grants, *posted),
+            INTROSPECT_PATH: IntrospectResource(self._store, self._sessions, *posted),
+            REVOKE_PATH: RevokeResource(self._store, self._sessions, self.revoked.add, self._note, *posted),
         }
 
+    def _vault(self) -> Vault:
+        """What seals, with the site's key. Raises: SettingsError if the key cannot be used."""
+        if self._opened is None:
+            try:
+                self._opened = Vault(account_key(self._settings))
+            except (OSError, ValueError) as error:
+                raise SettingsError(f"CAREGATE_ACCOUNT_KEY: {error}") from None
+        return self._opened
+
     def start(self) -> None:
-        """Know what was revoked. Yields to the hub: for a second at most."""
+        """Know what was revoked. Yields to the hub: for a second at most.
+
+        Raises: SettingsError if the key of accounts cannot be used.
+        """
+        self._vault()
         self.feed.start()
-        self._greenlets = [gevent.spawn(self._forget), gevent.spawn(self._note_changes)]
+        self._chores = [
+            gevent.spawn(_every, BURN_EVERY_S, self._sessions.burn),
+            gevent.spawn(_every, FORGET_EVERY_S, self._store.forget),
+            gevent.spawn(_every, FORGET_EVERY_S, self._sessions.forget),
+        ]
 
     def stop(self) -> None:
         """Follow no more."""
         self.feed.stop()
-        gevent.killall(self._greenlets)
-
-    def _forget(self) -> None:
-        while True:
-            gevent.sleep(FORGET_EVERY_S)
-            try:
-                self._store.forget()
-            except GatewayError:
-                continue  # the next time will do
-
-    def describe(self) -> dict[str, object]:
-        """What this worker knows of; for the control socket."""
-        return {"revocations": self.revoked.revision}
+        gevent.killall(self._chores)
+        self._passwords.stop()
 
     def _on_change(self) -> None:
         self._metrics.set("caregate_token_revision", (), self.revoked.revision)
-        self._enforce()
-        self._changed.set()
-
-    def _note_changes(self) -> None:
-        """One worker of all notes each change, soon after it was made."""
-        while True:
-            self._changed.wait(NOTE_EVERY_S)
-            self._changed.clear()
-            try:
-                while self._revocations.note_changes(self._note):
-                    pass
-            except GatewayError:
-                continue  # the next time will do
 
     def _tell(self, endpoint: str, outcome: str, client: str) -> None:
         self._metrics.inc("caregate_auth_requests", (endpoint, outcome))
         log.info("auth.request", endpoint=endpoint, outcome=outcome, client=client)
+
+
+def account_key(settings: Settings, data_dir: Path | None = None) -> bytes:
+    """The key under which what belongs to accounts is sealed. Raises: OSError, ValueError."""
+    if settings.account_key:
+        return Secrets(settings.config_path.parent, os.environ).resolve(settings.account_key, private=True)
+    return load_or_make_key((data_dir or settings.data_dir) / KEY_FILE)
+
+
+def _every(seconds: float, chore: Callable[[], None]) -> None:
+    while True:
+        gevent.sleep(seconds)
+        try:
+            chore()
+        except GatewayError:
+            continue  # the next time will do

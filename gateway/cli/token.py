@@ -212,6 +212,8 @@ def _kid(token: bytes) -> str:
 
 
 def _issue(options: argparse.Namespace) -> int:
+    from gateway.config.role_defaults import lifetimes_of
+
     claims = dict(options.claim)
     if len(claims) != len(options.claim):
         raise Unusable("--claim: a claim is given twice")
@@ -219,7 +221,7 @@ def _issue(options: argparse.Namespace) -> int:
         raise Unusable(f"--claim {name}: set by the role and its audience")
     document, key = _role_key(_config_path(options.config), options.role, options.kid)
     role = document.roles[options.role]
-    lifetime_s = role.access_lifetime_s if options.ttl is None else options.ttl
+    lifetime_s = lifetimes_of(options.role, role).access_s if options.ttl is None else options.ttl
     if lifetime_s > role.max_lifetime_s:
         raise Unusable(f"--ttl: {lifetime_s} s is over max_lifetime_s of the role, {role.max_lifetime_s} s")
     now_s = math.floor(time.time())

@@ -9,22 +9,22 @@ from ipaddress import ip_network
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
-from gateway.config.check_audit import check_audit
+from gateway.config.check_apps import check_apps
 from gateway.config.check_clients import check_clients
 from gateway.config.check_routes import check_controllers
-from gateway.config.check_scopes import check_ceiling
 from gateway.config.checking import Checking
 from gateway.config.fault import WHOLE, Fault, step
 from gateway.config.keyring import Keyring, load_keys
-from gateway.config.model import Audience, Cors, Document, LimitRule, Role, Unit, Upstream
-from gateway.config.secret import Secrets, SecretUnavailable
+from gateway.config.model import Audience, Cors, Document, LimitRule, Role, Upstream
+from gateway.config.role_defaults import Lifetimes, lifetimes_of
+from gateway.config.secret import Secrets
 from gateway.config.snapshot import UNIT_LINK_AUDIENCE
-from gateway.openapi.reading import Description, Undescribed, read_description
 
 CatalogCheck = Callable[[Document], list[Fault]]
 
 RESOURCE_GROUP = "caregate.resources"
 MAX_LIFETIME_S = 86_400
+MAX_SESSION_S = 365 * 86_400
 MAX_REFILL_S = 365 * 86_400
 
 _REALM = re.compile(r"[ !#-\[\]-~]{1,128}\Z")
@@ -35,11 +35,10 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\Z|[0-9A-Fa-f:.]+\Z
 
 
 class Checked(NamedTuple):
-    """Shapes: `keyring` and `descriptions` (by unit) are complete only if there are no faults."""
+    """Shapes: `keyring` is complete only if there are no faults."""
 
     faults: list[Fault]
     keyring: Keyring
-    descriptions: dict[str, Description]
 
 
 def check(
@@ -63,12 +62,11 @@ def check(
     _check_upstreams(checking)
     check_controllers(checking, resource_names() if resources is None else resources)
     check_clients(checking)
-    check_audit(checking)
+    check_apps(checking)
     keyring = load_keys(checking, secrets)
-    descriptions = _descriptions(checking, secrets)
     if catalog_check is not None:
         checking.faults.extend(catalog_check(document))
-    return Checked(checking.faults, keyring, descriptions)
+    return Checked(checking.faults, keyring)
 
 
 def resource_names() -> frozenset[str]:
@@ -159,20 +157,31 @@ def _is_origin(parts: SplitResult | None, text: str) -> bool:
 
 def _check_roles(checking: Checking) -> None:
     role: Role
-    for path, _, role in checking.entries("roles"):
+    for path, name, role in checking.entries("roles"):
         checking.find("audiences", role.audience, step(path, "audience"))
-        if role.access_lifetime_s > role.max_lifetime_s:
-            checking.add(step(path, "access_lifetime_s"), "is longer than max_lifetime_s")
+        _check_lifetimes(checking, path, lifetimes_of(name, role), role)
         if role.max_lifetime_s > MAX_LIFETIME_S:
             checking.add(step(path, "max_lifetime_s"), f"is longer than a day ({MAX_LIFETIME_S})")
         for below, permission in checking.each(role.permissions, step(path, "permissions")):
             if not _PERMISSION.match(permission):
                 checking.add(below, "must be letters, digits and : . _ / - (there are no wildcards)")
-        check_ceiling(checking, path, role)
-        for below, name in checking.each(role.limits, step(path, "limits")):
-            limit: LimitRule | None = checking.find("limits", name, below)
+        for below, limited in checking.each(role.limits, step(path, "limits")):
+            limit: LimitRule | None = checking.find("limits", limited, below)
             if limit is not None and limit.per == "unit":
-                checking.add(below, f"{name} counts per unit, which only routes to units have")
+                checking.add(below, f"{limited} counts per unit, which only routes to units have")
+
+
+def _check_lifetimes(checking: Checking, path: str, lifetimes: Lifetimes, role: Role) -> None:
+    """NOTE: what the document does not say is a default; the fault stands at what it does say."""
+    if lifetimes.access_s > role.max_lifetime_s:
+        checking.add(step(path, "access_lifetime_s"), "is longer than max_lifetime_s")
+    if lifetimes.absolute_s > MAX_SESSION_S:
+        checking.add(step(path, "session_absolute_s"), f"is longer than a year ({MAX_SESSION_S})")
+    if lifetimes.access_s > lifetimes.absolute_s:
+        checking.add(step(path, "session_absolute_s"), "is shorter than the access lifetime")
+    for name, value_s in (("refresh_lifetime_s", lifetimes.refresh_s), ("session_idle_s", lifetimes.idle_s)):
+        if value_s > lifetimes.absolute_s:
+            checking.add(step(path, name), "is longer than the session may last")
 
 
 def _check_limits(checking: Checking) -> None:
@@ -182,23 +191,6 @@ def _check_limits(checking: Checking) -> None:
             checking.add(step(path, "rate"), "is more than a million a second")
         elif limit.burst * limit.period_s > MAX_REFILL_S * limit.rate:
             checking.add(step(path, "burst"), "would take more than a year to fill again")
-
-
-def _descriptions(checking: Checking, secrets: Secrets) -> dict[str, Description]:
-    """What units say of their own services; the first fault of each is enough to find it."""
-    found = {}
-    unit: Unit
-    for path, name, unit in checking.entries("units"):
-        if unit.openapi is None:
-            continue
-        try:
-            found[name] = read_description(secrets.document(unit.openapi))
-        except Undescribed as refused:
-            fault = refused.faults[0]
-            checking.add(step(path, "openapi"), f"{unit.openapi}, line {fault.line or 1}: {fault}")
-        except SecretUnavailable as error:
-            checking.add(step(path, "openapi"), str(error))
-    return found
 
 
 def _check_upstreams(checking: Checking) -> None:

@@ -11,9 +11,10 @@ from gateway.config.checking import Checking
 from gateway.config.fault import WHOLE, step
 from gateway.config.model import Client, Role
 
-SET_BY_SERVICE: Final = frozenset(
-    {"iss", "sub", "aud", "exp", "nbf", "iat", "jti", "role", "client_id", "azp", "scope", "act", "cnf", "active"}
-)
+SET_BY_SERVICE: Final = frozenset({
+    "iss", "sub", "aud", "exp", "nbf", "iat", "jti", "role", "client_id", "azp", "scope", "act", "cnf", "active",
+    "sid", "amr", "auth_time",
+})  # fmt: skip
 """Claims that the service sets itself, or will."""
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1"})
 
@@ -30,12 +31,12 @@ def check_clients(checking: Checking) -> None:
     for path, name, client in checking.entries("clients"):
         if service is None:
             checking.add(path, "needs token_service")
-        if name in checking.document.units:
+        if checking.exists("units", name):
             checking.add(path, "is a unit's id, which units sign as issuer")
         if client.role is None and not client.introspect:
             checking.add(path, "has neither a role nor anything to introspect")
         if client.role is not None:
-            _check_role(checking, step(path, "role"), client.role)
+            check_signing_role(checking, step(path, "role"), client.role)
         elif client.claims:
             checking.add(step(path, "claims"), "belong to tokens, of which a client without a role gets none")
         _check_claims(checking, step(path, "claims"), client)
@@ -52,7 +53,7 @@ def _check_url(checking: Checking, path: str, url: str) -> None:
         checking.add(path, "must be https: only on loopback it may be http")
 
 
-def _check_role(checking: Checking, path: str, name: str) -> None:
+def check_signing_role(checking: Checking, path: str, name: str) -> None:
     role: Role | None = checking.find("roles", name, path)
     if role is not None and not any(key.secret or key.private_key for key in role.keys):
         checking.add(path, f"{name} has no key with a secret or private_key: nothing could sign its tokens")

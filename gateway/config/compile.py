@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from ipaddress import ip_network
 
 import orjson
@@ -13,24 +13,23 @@ from fastpath.token import Key, Verifier
 from gateway.auth.claims import CHECKS
 from gateway.auth.keys import KeyMaterial, public_jwk_set
 from gateway.config.check_routes import ACTIONS, read_source
-from gateway.config.check_scopes import need_of, own_roles
 from gateway.config.fault import WHOLE, step
 from gateway.config.keyring import Keyring
-from gateway.config.model import Audited, Controller, Document, Function, LimitRule, ToUnit
+from gateway.config.model import App, Audited, Client, ClientKey, Controller, Document, Function, LimitRule, ToUnit
 from gateway.config.parse import canonical
+from gateway.config.role_defaults import lifetimes_of
 from gateway.config.snapshot import (
     ASSERTION_MAX_LIFETIME_S,
     TOKEN_PATH,
     UNIT_LINK_AUDIENCE,
     UNIT_LINK_MAX_LIFETIME_S,
+    CompiledApp,
     CompiledClient,
     CompiledRole,
     CompiledTokens,
     CompiledUnit,
     Snapshot,
 )
-from gateway.openapi.reading import Description
-from gateway.rbac.scopes import read_ceiling
 from gateway.routing.model import (
     Action,
     Argument,
@@ -51,12 +50,7 @@ _NS = 1_000_000_000
 
 
 def compile_document(
-    document: Document,
-    keyring: Keyring,
-    *,
-    version: int = 1,
-    token_cache_size: int = TOKEN_CACHE_SIZE,
-    descriptions: Mapping[str, Description] | None = None,
+    document: Document, keyring: Keyring, *, version: int = 1, token_cache_size: int = TOKEN_CACHE_SIZE
 ) -> Snapshot:
     """The snapshot of a document that `gateway.config.check` found no fault in.
 
@@ -85,7 +79,6 @@ def compile_document(
         realm=document.gateway.realm,
         trusted_proxies=tuple(ip_network(text) for text in document.gateway.trusted_proxies),
         tokens=_tokens(document, keyring),
-        descriptions=dict(descriptions or {}),
     )
 
 
@@ -102,9 +95,9 @@ def _role(document: Document, name: str, limits: dict[str, Limit]) -> CompiledRo
         audience=role.audience,
         permissions=frozenset(role.permissions),
         limits=tuple(limits[limit] for limit in role.limits),
-        access_lifetime_s=role.access_lifetime_s,
+        access_lifetime_s=(lifetimes := lifetimes_of(name, role)).access_s,
         max_lifetime_s=role.max_lifetime_s,
-        scopes=None if role.scopes is None else read_ceiling(role.scopes),
+        lifetimes=lifetimes,
     )
 
 
@@ -164,11 +157,26 @@ def _tokens(document: Document, keyring: Keyring) -> CompiledTokens | None:
         return None
     of_role = {name: list(_keys_of(document, keyring, name)) for name in document.roles}
     signing = {name: [key for key in keys if key.signing is not None] for name, keys in of_role.items()}
+    apps = {name: _app(name, app) for name, app in document.apps.items()}
     return CompiledTokens(
         url=service.url,
-        verifier=_client_verifier(document, keyring, service.url),
+        verifier=_client_verifier(document, keyring, service.url, apps),
         signers={name: keys[0] for name, keys in signing.items() if keys},
         jwks=orjson.dumps(public_jwk_set([key for keys in of_role.values() for key in keys])),
+        apps=apps,
+    )
+
+
+def _app(name: str, app: App) -> CompiledApp:
+    return CompiledApp(
+        id=name,
+        title=app.title,
+        roles=frozenset(app.roles),
+        redirect_uris=frozenset(app.redirect_uris),
+        public=not app.keys,
+        first_party=app.first_party,
+        proxies=app.proxies,
+        dpop_required=app.dpop == "required",
     )
 
 
@@ -178,19 +186,17 @@ def _keys_of(document: Document, keyring: Keyring, role: str) -> Iterator[KeyMat
         yield keyring.keys[step(path, index)]
 
 
-def _client_verifier(document: Document, keyring: Keyring, url: str) -> Verifier:
+def _client_verifier(document: Document, keyring: Keyring, url: str, apps: dict[str, CompiledApp]) -> Verifier:
     """Source: RFC 7523, 3: `iss` is the client, `aud` the service or its token endpoint."""
     audiences = (url, url + TOKEN_PATH)
+    owners: list[tuple[str, str, tuple[ClientKey, ...], CompiledClient | CompiledApp]] = [
+        *(("clients", name, client.keys, _client(name, client)) for name, client in document.clients.items()),
+        *(("apps", name, app.keys, apps[name]) for name, app in document.apps.items()),
+    ]
     keys = []
-    for name, client in document.clients.items():
-        path = step(step(step(WHOLE, "clients"), name), "keys")
-        compiled = CompiledClient(
-            name,
-            client.role,
-            {claim: list(value) if isinstance(value, tuple) else value for claim, value in client.claims.items()},
-            frozenset(client.introspect),
-        )
-        for index, key in enumerate(client.keys):
+    for section, name, owned, compiled in owners:
+        path = step(step(step(WHOLE, section), name), "keys")
+        for index, key in enumerate(owned):
             keys.append(
                 Key(
                     key.kid,
@@ -204,6 +210,15 @@ def _client_verifier(document: Document, keyring: Keyring, url: str) -> Verifier
             )
     # NOTE: an assertion is for one use, so none is worth remembering.
     return Verifier(keys, leeway_s=document.gateway.leeway_s, known_audiences=audiences, cache_size=0)
+
+
+def _client(name: str, client: Client) -> CompiledClient:
+    return CompiledClient(
+        name,
+        client.role,
+        {claim: list(value) if isinstance(value, tuple) else value for claim, value in client.claims.items()},
+        frozenset(client.introspect),
+    )
 
 
 def _units(document: Document, keyring: Keyring) -> Iterator[tuple[str, CompiledUnit]]:
@@ -235,8 +250,6 @@ def _route(name: str, controller: Controller, limits: dict[str, Limit]) -> Route
             Binding(bind.param, bind.claim, frozenset(bind.roles), bind.refuse == "hidden") for bind in controller.bind
         ),
         unbound_roles=frozenset(controller.unbound_roles),
-        need=need_of(controller),
-        own_roles=own_roles(controller),
         limits=tuple(limits[limit] for limit in controller.limits),
         query=None if controller.query == "any" else frozenset(controller.query),
         phi=controller.phi,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from gateway.auth.keys import KeyMaterial, load_private_key, load_public_key, load_secret
 from gateway.config.checking import Checking
 from gateway.config.fault import step
-from gateway.config.model import Client, ClientKey, Key, Role, Unit, UnitKey
+from gateway.config.model import App, Client, ClientKey, Key, Role, Unit, UnitKey
 from gateway.config.secret import Secrets, SecretUnavailable
 from gateway.config.weakness import weakness
 
@@ -49,6 +49,10 @@ def load_keys(checking: Checking, secrets: Secrets) -> Keyring:
     for path, _, client in checking.entries("clients"):
         for index, client_key in enumerate(client.keys):
             loader.public_key(step(step(path, "keys"), index), client_key)
+    app: App
+    for path, _, app in checking.entries("apps"):
+        for index, app_key in enumerate(app.keys):
+            loader.public_key(step(step(path, "keys"), index), app_key)
     return loader.keyring
 
 

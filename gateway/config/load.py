@@ -94,13 +94,7 @@ def load_text(
     faults = located(without_echoes(parsed.faults, checked.faults), parsed.lines)
     if faults:
         raise Refused(faults)
-    snapshot = compile_document(
-        parsed.document,
-        checked.keyring,
-        version=version,
-        token_cache_size=token_cache_size,
-        descriptions=checked.descriptions,
-    )
+    snapshot = compile_document(parsed.document, checked.keyring, version=version, token_cache_size=token_cache_size)
     return Loaded(snapshot, raw, parsed.lines)
 
 

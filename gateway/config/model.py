@@ -14,6 +14,7 @@ Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9._-]{0,63}$", description="low
 UnitId = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="lower case letters, digits, -")]
 SecretRef = Annotated[str, Meta(pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$", description="env:NAME or file:PATH")]
 Positive = Annotated[int, Meta(ge=1)]
+ZeroOrMore = Annotated[int, Meta(ge=0)]
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 Algorithm = Literal[
     "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
@@ -59,13 +60,19 @@ class Key(_Strict, frozen=True, kw_only=True):
 
 
 class Role(_Strict, frozen=True, kw_only=True):
+    """What is not given of the lifetimes and the second factor is by the role's name, see config.role_defaults."""
+
     audience: Name
     keys: Annotated[tuple[Key, ...], Meta(min_length=1)]
-    access_lifetime_s: Positive = 900
+    access_lifetime_s: Positive | None = None
+    refresh_lifetime_s: ZeroOrMore | None = None
+    """0: its logins get no refresh tokens."""
+    session_idle_s: ZeroOrMore | None = None
+    """A session that is not refreshed for so long is over; 0: no such limit."""
+    session_absolute_s: Positive | None = None
+    second_factor: bool | None = None
     max_lifetime_s: Positive = 3600
     permissions: tuple[str, ...] = ()
-    scopes: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None
-    """SMART scopes its tokens may have at most; with them, a token without scopes may do nothing."""
     limits: tuple[Name, ...] = ()
 
 
@@ -101,8 +108,6 @@ class Unit(_Strict, frozen=True, kw_only=True):
     """HS256 key, shared with the unit, under which x-caregate-context is signed."""
     enabled: bool = True
     max_connections: Annotated[int, Meta(ge=1, le=4)] = 2
-    openapi: Annotated[str, Meta(pattern=r"^file:.+$", description="file:PATH")] | None = None
-    """OpenAPI document of the unit's own service: what it says stands in what callers are told (docs/openapi.md)."""
 
 
 class TokenService(_Strict, frozen=True, kw_only=True):
@@ -127,6 +132,23 @@ class Client(_Strict, frozen=True, kw_only=True):
     claims: dict[str, str | tuple[str, ...]] = {}
     introspect: tuple[Name, ...] = ()
     """Audiences whose tokens it may ask about."""
+
+
+class App(_Strict, frozen=True, kw_only=True):
+    """An application in which people log in; its name is its `client_id`. Without keys it is a public client."""
+
+    title: Annotated[str, Meta(min_length=1, max_length=64)]
+    """What people read on the login page."""
+    roles: Annotated[tuple[Name, ...], Meta(min_length=1)]
+    """Whose accounts may log in by it."""
+    redirect_uris: tuple[str, ...] = ()
+    """Where the login page may send codes to, compared byte by byte."""
+    keys: tuple[ClientKey, ...] = ()
+    first_party: bool = False
+    """It may send a login and a password itself (grant_type=password)."""
+    proxies: bool = False
+    """It may ask for tokens of whom its user acts for (token exchange)."""
+    dpop: Literal["optional", "required"] = "optional"
 
 
 class Bind(_Strict, frozen=True, kw_only=True):
@@ -182,8 +204,6 @@ class Controller(_Strict, frozen=True, kw_only=True):
     audiences: Annotated[tuple[Name, ...], Meta(min_length=1)]
     roles: Annotated[tuple[Name, ...], Meta(min_length=1)]
     permission: str | None = None
-    scope: str | None = None
-    """`Observation.s`, `none`, or `path:PARAM` with a path below a FHIR base; else of `audit.resource` and methods."""
     bind: tuple[Bind, ...] = ()
     unbound_roles: tuple[Name, ...] = ()
     """Roles that no entry of `bind` restricts.
@@ -205,21 +225,6 @@ class Controller(_Strict, frozen=True, kw_only=True):
     """Name of an entry point in the group `caregate.resources`."""
 
 
-class AuditReader(_Strict, frozen=True, kw_only=True):
-    """What a role with the permission audit.read may see of the trail."""
-
-    sees: Annotated[str, Meta(pattern=r"^(all|claim:[A-Za-z_][A-Za-z0-9_.-]{0,63})$", description="all or claim:NAME")]
-    """`claim:NAME`: events of the units that this claim names."""
-
-
-class AuditAccess(_Strict, frozen=True, kw_only=True):
-    """Who may read the audit trail, `/audit/v1/` and `/me/access-log`."""
-
-    readers: dict[Name, AuditReader] = {}
-    own_record: tuple[Name, ...] = ()
-    """Roles that see who looked at the record of the `patient` that their token names."""
-
-
 class Document(_Strict, frozen=True, kw_only=True):
     version: Literal[1]
     gateway: Gateway = Gateway()
@@ -231,4 +236,4 @@ class Document(_Strict, frozen=True, kw_only=True):
     controllers: dict[Name, Controller] = {}
     token_service: TokenService | None = None
     clients: dict[Name, Client] = {}
-    audit: AuditAccess = AuditAccess()
+    apps: dict[Name, App] = {}

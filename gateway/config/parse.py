@@ -20,7 +20,7 @@ from gateway.config.fault import WHOLE, Fault, located, step
 from gateway.config.model import Document
 from gateway.config.source import is_mapping, read
 
-SECTIONS = ("audiences", "roles", "limits", "upstreams", "units", "controllers", "clients")
+SECTIONS = ("audiences", "roles", "limits", "upstreams", "units", "controllers", "clients", "apps")
 
 _AT = re.compile(r" - at `[^`]*`\Z")
 _TYPES = re.compile(r"Expected `([^`]+)`, got `([^`]+)`\Z")

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from fastpath.token import Verifier
     from gateway.auth.keys import KeyMaterial
     from gateway.config.model import Audience, Document, Upstream
-    from gateway.openapi.reading import Description
-    from gateway.rbac.scopes import Ceiling
+    from gateway.config.role_defaults import Lifetimes
     from gateway.routing.model import Limit, Route
 
 log = structlog.get_logger()
@@ -38,8 +37,7 @@ class CompiledRole:
     limits: tuple[Limit, ...]
     access_lifetime_s: int
     max_lifetime_s: int
-    scopes: Ceiling | None = None
-    """What scopes its tokens may have at most; None: they need none."""
+    lifetimes: Lifetimes
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +62,31 @@ class CompiledClient:
 
 
 @dataclass(frozen=True, slots=True)
+class CompiledApp:
+    """An application in which people log in. Shapes: `public` means that it has no key to prove itself with."""
+
+    id: str
+    title: str
+    roles: frozenset[str]
+    redirect_uris: frozenset[str]
+    public: bool
+    first_party: bool
+    proxies: bool
+    dpop_required: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CompiledTokens:
-    """The token service. Shapes: `verifier` knows the clients' keys (`Key.attachment` the CompiledClient); `signers`
-    role -> the key that signs its tokens, for roles that have one; `jwks` the roles' public keys, a JWK set in JSON.
+    """The token service. Shapes: `verifier` knows the clients' and the apps' keys (`Key.attachment` the CompiledClient
+    or CompiledApp); `signers` role -> the key that signs its tokens, for roles that have one; `jwks` the roles' public
+    keys, a JWK set in JSON.
     """
 
     url: str
     verifier: Verifier
     signers: dict[str, KeyMaterial] = field(repr=False)
     jwks: bytes
+    apps: dict[str, CompiledApp] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +115,12 @@ class Snapshot:
     realm: str
     trusted_proxies: tuple[Network, ...]
     tokens: CompiledTokens | None = None
-    descriptions: dict[str, Description] = field(default_factory=dict)
-    """What units say of their own services, by unit."""
 
 
 class SnapshotHolder:
     """The worker's current snapshot; a request reads `current` once and keeps it to its end."""
 
     def __init__(self, snapshot: Snapshot) -> None:
-        _share_revocations(snapshot, snapshot)
         self.current = snapshot
         self._subscribers: list[Callable[[Snapshot], None]] = []
         self._preparers: list[Callable[[Snapshot], None]] = []
@@ -124,8 +135,9 @@ class SnapshotHolder:
 
     def swap(self, snapshot: Snapshot) -> None:
         """Put a snapshot in force; revocations made under the old one hold under the new one."""
-        # SEC: one set for all snapshots of a worker, so that nothing revoked while this one was compiled is lost.
-        _share_revocations(self.current, snapshot)
+        # SEC: copied at the swap and not when the snapshot was compiled, so that nothing revoked in between is lost.
+        _carry_revocations(self.current.verifier, snapshot.verifier)
+        _carry_revocations(self.current.unit_verifier, snapshot.unit_verifier)
         for prepare in self._preparers:
             prepare(snapshot)
         self.current = snapshot
@@ -136,6 +148,6 @@ class SnapshotHolder:
                 log.exception("a subscriber failed on a configuration", config_version=snapshot.version)
 
 
-def _share_revocations(old: Snapshot, new: Snapshot) -> None:
-    for verifier in (new.verifier, new.unit_verifier):
-        verifier.share(old.verifier.revocations)
+def _carry_revocations(old: Verifier, new: Verifier) -> None:
+    for jti, until_s in old.revoked.items():
+        new.revoke_jti(jti, until_s)

@@ -64,7 +64,7 @@ class OperatorError(RuntimeError):
 
 
 @contextmanager
-def _answering() -> Iterator[None]:
+def answering() -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
@@ -114,7 +114,7 @@ class UnitOperator:
     """One operator's connection; close it, or use it as a context manager."""
 
     def __init__(self, dsn: str) -> None:
-        with _answering():
+        with answering():
             self._connection: psycopg.Connection[Any] = psycopg.connect(
                 dsn, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S, application_name="caregate-operator"
             )
@@ -127,7 +127,7 @@ class UnitOperator:
 
     def issue_code(self, unit: str, digest: bytes, lifetime_s: float) -> None:
         """Let whoever has the code of this digest register one key for the unit."""
-        with _answering(), self._connection.transaction():
+        with answering(), self._connection.transaction():
             self._connection.execute(_ISSUE, (digest, unit, lifetime_s))
             self._connection.execute(_EVENT, (unit, "code-issued", "", ""))
 
@@ -144,7 +144,7 @@ class UnitOperator:
         return self._change(_REVOKE_KEY, (kid, unit), (unit, "key-revoked", kid, reason))
 
     def _change(self, query: LiteralString, values: tuple[str, ...], event: tuple[str, ...]) -> bool:
-        with _answering(), self._connection.transaction():
+        with answering(), self._connection.transaction():
             # Units and keys are changed under one lock, see store.units.
             self._connection.execute("SELECT pg_advisory_xact_lock(%s)", (ALONE,))
             changed = self._connection.execute(query, values).rowcount > 0
@@ -154,7 +154,7 @@ class UnitOperator:
 
     def keys(self, unit: str | None = None) -> list[RegisteredKey]:
         """The registered keys of one unit or of all."""
-        with _answering(), self._connection.cursor(row_factory=class_row(RegisteredKey)) as cursor:
+        with answering(), self._connection.cursor(row_factory=class_row(RegisteredKey)) as cursor:
             return cursor.execute(_KEYS, {"unit": unit}).fetchall()
 
     def records(self, open_connections: list[str], window_s: float) -> list[UnitRecord]:
@@ -163,10 +163,10 @@ class UnitOperator:
         Flaps are losses of a unit's last connection. Shapes: `open_connections` are the ids of those that live.
         """
         values = {"open": open_connections, "window_s": window_s}
-        with _answering(), self._connection.cursor(row_factory=class_row(UnitRecord)) as cursor:
+        with answering(), self._connection.cursor(row_factory=class_row(UnitRecord)) as cursor:
             return cursor.execute(_RECORDS, values).fetchall()
 
     def timeline(self, unit: str, limit: int) -> list[UnitEvent]:
         """The unit's last events, the newest first."""
-        with _answering(), self._connection.cursor(row_factory=class_row(UnitEvent)) as cursor:
+        with answering(), self._connection.cursor(row_factory=class_row(UnitEvent)) as cursor:
             return cursor.execute(_TIMELINE, (unit, limit)).fetchall()

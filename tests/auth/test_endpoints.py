@@ -236,7 +236,8 @@ def test_an_assertion_is_for_one_use(post):
 
 REFUSED = {
     "no grant type": ({}, "invalid_request"),
-    "another grant": ({"grant_type": "password", "username": "a", "password": "b"}, "unsupported_grant_type"),
+    "another grant": ({"grant_type": "urn:ietf:params:oauth:grant-type:saml2-bearer"}, "unsupported_grant_type"),
+    "a grant of apps": ({"grant_type": "password", "username": "a", "password": "b"}, "unauthorized_client"),
     "a scope": ({"grant_type": "client_credentials", "scope": "list.read"}, "invalid_scope"),
 }
 

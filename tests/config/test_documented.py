@@ -19,8 +19,7 @@ STRUCTS = [
     (model.Key, "keys[]."), (model.LimitRule, ""), (model.Upstream, ""), (model.Unit, ""), (model.UnitKey, "keys[]."),
     (model.Controller, ""), (model.Bind, "bind[]."), (model.Function, "function."), (model.ToUpstream, "upstream."),
     (model.ToUnit, "unit."), (model.Audited, "audit."),
-    (model.TokenService, ""), (model.Client, ""), (model.ClientKey, "keys[]."),
-    (model.AuditAccess, ""), (model.AuditReader, "readers.*."),
+    (model.TokenService, ""), (model.Client, ""), (model.ClientKey, "keys[]."), (model.App, ""),
 ]  # fmt: skip
 
 

@@ -1,1 +1,0 @@
-"""OpenAPI: what an audience may call, made of the configuration and the units' own documents; and the way back."""
