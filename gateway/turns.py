@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, Protocol
 
 from gevent import get_hub, getcurrent
 
@@ -38,6 +38,14 @@ class _Waiter:
             self._greenlet.throw(_Expired)
 
 
+class Candidate(Protocol):
+    """What may stand in line: `come` is set and, from the hub, `resume` called once it has its turn."""
+
+    come: bool
+
+    def resume(self) -> None: ...
+
+
 class Turns:
     """At most so many at once, first come, first served.
 
@@ -50,7 +58,7 @@ class Turns:
 
     def __init__(self, limit: int) -> None:
         self.free = limit
-        self._line: deque[_Waiter] = deque()
+        self._line: deque[Candidate] = deque()
 
     @property
     def line(self) -> int:
@@ -63,7 +71,7 @@ class Turns:
         Yields to the hub: yes.
         """
         waiter = _Waiter()
-        self._line.append(waiter)
+        self.line_up(waiter)
         deadlines = deadlines_here()
         deadlines.arm(waiter, deadline_ns)
         try:
@@ -81,6 +89,10 @@ class Turns:
             waiter.waiting = False
             deadlines.forget(waiter)
         return True
+
+    def line_up(self, waiter: Candidate) -> None:
+        """Stand in line for a turn."""
+        self._line.append(waiter)
 
     def give_back(self) -> None:
         """End of a turn: the next in line has it."""

@@ -28,10 +28,11 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """A portal function that may be called."""
+    """A portal function that may be called; one that `changes_nothing` may be called again if its answer is lost."""
 
     name: str
     parameters: Mapping[str, Parameter]
+    changes_nothing: bool = False
 
 
 @dataclass(slots=True)
@@ -95,6 +96,7 @@ def _signature(row: FunctionRow) -> Signature:
             name: Parameter(name, type_name, kind_of(element or base), bool(element), index >= first_default)
             for index, (name, type_name, base, element) in enumerate(columns)
         },
+        changes_nothing=not row.volatile,
     )
 
 

@@ -13,6 +13,7 @@ from gateway.errors import BadJson, BindingRefused, InternalError, NotFound, Que
 from gateway.portal.catalog import Parameter, Signature
 from gateway.portal.values import BodyRefused, ValueRefused, json_array, json_value, parse_json, text_value
 from gateway.routing.model import Argument, FunctionAction
+from gateway.store.pace import Pace
 from gateway.store.pipeline import Statement
 
 Fault = dict[str, str]
@@ -57,6 +58,7 @@ class CallPlan:
         self._takes_query = any(i.argument.source == "query" for i in inputs)
         self._declared = _declared(bodies)
         self._all = (1 << len(inputs)) - 1
+        self._quick = signature.changes_nothing and not bodies
         self._path_only = all(i.argument.source == "path" for i in inputs)
 
     def bind(self, ctx: RequestContext, body: bytes) -> tuple[Statement, list[bytes | None]]:
@@ -100,7 +102,12 @@ class CallPlan:
             f"{_quoted(i.parameter.name)} => ${n}::{i.parameter.type_name}" for n, i in enumerate(given, start=2)
         )
         sql = f"{_CLAIMS} SELECT {self._function}({arguments}) FROM claims".encode()  # noqa: S608 see NOTE
-        statement = Statement(b"caregate_" + hashlib.sha256(sql).hexdigest()[:24].encode(), sql, claims=True)
+        statement = Statement(
+            b"caregate_" + hashlib.sha256(sql).hexdigest()[:24].encode(),
+            sql,
+            claims=True,
+            pace=Pace() if self._quick else None,
+        )
         self._statements[present] = statement
         return statement
 

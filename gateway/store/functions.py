@@ -29,6 +29,7 @@ class FunctionRow:
     returns_set: bool
     security_definer: bool
     variadic: bool
+    volatile: bool
     plain_arguments: bool
     argument_names: list[str]
     argument_types: list[str]
@@ -76,6 +77,7 @@ WITH RECURSIVE wanted AS (
 )
 SELECT w.nspname || '.' || w.proname AS name, w.prokind::text AS kind, r.typname::text AS returns,
     w.proretset AS returns_set, w.prosecdef AS security_definer, w.provariadic <> 0 AS variadic,
+    w.provolatile = 'v' AS volatile,
     w.proargmodes IS NULL OR w.proargmodes <@ '{i}'::"char"[] AS plain_arguments,
     coalesce(w.proargnames, array_fill(''::text, ARRAY[w.pronargs::integer]))::text[] AS argument_names,
     ARRAY(SELECT format_type(a.oid, NULL) FROM unnest(w.proargtypes::oid[]) WITH ORDINALITY a (oid, n) ORDER BY a.n)

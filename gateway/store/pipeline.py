@@ -6,11 +6,12 @@ PERF: psycopg's own cursors cost about 200 µs a call on this path, `psycopg.pq`
 
 from __future__ import annotations
 
+import contextlib
 import select
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import gevent
 import psycopg
@@ -18,37 +19,44 @@ from gevent import getcurrent, monkey
 from psycopg import pq
 
 from gateway.http1.deadlines import NEVER
+from gateway.store.pace import Pace
 from gateway.wheel import deadlines_here
 
 _READ, _WRITE = 1, 2
 # PERF: `portal_read` of `make bench`: plain numbers, an enumeration's members compare slower.
-_COMMAND_OK = int(pq.ExecStatus.COMMAND_OK)
-_TUPLES_OK = int(pq.ExecStatus.TUPLES_OK)
-_PIPELINE_SYNC = int(pq.ExecStatus.PIPELINE_SYNC)
-_PIPELINE_ABORTED = int(pq.ExecStatus.PIPELINE_ABORTED)
+COMMAND_OK = int(pq.ExecStatus.COMMAND_OK)
+TUPLES_OK = int(pq.ExecStatus.TUPLES_OK)
+PIPELINE_SYNC = int(pq.ExecStatus.PIPELINE_SYNC)
+PIPELINE_ABORTED = int(pq.ExecStatus.PIPELINE_ABORTED)
 _poll = monkey.get_original("select", "poll")
 _SQLSTATE = pq.DiagnosticField.SQLSTATE
 _CONNECTION_OK = pq.ConnStatus.OK
 _LOST_CLASSES = (b"57P", b"08")
 """SQLSTATEs with which the server ends the connection itself."""
+_AGAIN = frozenset({"40001", "40P01"})
+"""Serialization failure, deadlock: rolled back, and likely to pass the second time."""
+_UNPREPARED = frozenset({"26000", "0A000"})
+"""A prepared statement that the server forgot, or whose result changed its type: another connection prepares it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
     """A statement, prepared on each connection at its first use. `name` is unique for its `sql`.
 
-    Shapes: with `claims` its first parameter is the caller's claims, and it sets them before anything reads them.
+    Shapes: with `claims` its first parameter is the caller's claims, and it sets them before anything reads them; with
+    `pace` it changes nothing, so it may be asked twice.
     """
 
     name: bytes
     sql: bytes
     claims: bool = False
+    pace: Pace | None = field(default=None, compare=False)
 
 
 Step = tuple[Statement, Sequence[bytes | None]]
-_SET_TIMEOUT = Statement(b"caregate_set_timeout", b"SELECT set_config('statement_timeout', $1, false)")
+SET_TIMEOUT = Statement(b"caregate_set_timeout", b"SELECT set_config('statement_timeout', $1, false)")
 _RESET_TIMEOUT = Statement(b"caregate_reset_timeout", b"RESET statement_timeout")
-_UNKNOWN = -1
+UNKNOWN = -1
 _LEAVE_NS = 500_000_000
 """How long a server may take to reset a connection that goes back to the pool."""
 
@@ -68,6 +76,16 @@ class StatementFailed(Exception):
         super().__init__(sqlstate)
         self.sqlstate = sqlstate
 
+    @property
+    def again(self) -> bool:
+        """Would it be likely to pass a second time, on another connection?"""
+        return self.sqlstate in _AGAIN or self.unprepared
+
+    @property
+    def unprepared(self) -> bool:
+        """Is the connection's prepared statement of no use any more?"""
+        return self.sqlstate in _UNPREPARED
+
 
 class ConnectionLost(Exception):
     """The connection is gone. `executed`: may the steps have run, and even been committed?"""
@@ -78,7 +96,21 @@ class ConnectionLost(Exception):
 
 
 class Expired(Exception):
-    """The server gave no answer in time, not even that the statement took too long."""
+    """The server gave no answer in time, not even that the statement took too long. Units: nanoseconds."""
+
+    def __init__(self, waited_ns: int = 0) -> None:
+        super().__init__()
+        self.waited_ns = waited_ns
+
+
+class Attendant(Protocol):
+    """What has a connection in its hands while no greenlet waits for it."""
+
+    def read(self) -> None:
+        """There is something to read."""
+
+    def late(self) -> None:
+        """The deadline has passed."""
 
 
 class Pipeline:
@@ -91,8 +123,8 @@ class Pipeline:
     """
 
     __slots__ = (
-        "_armed", "_both", "_deadlines", "_greenlet", "_hub", "_look", "_pg", "_prepared", "_readable", "_timeout_ms",
-        "_waiting", "broken", "connection", "deadline_ns", "leased_ns", "slot",
+        "_armed", "_both", "_convoy", "_deadlines", "_greenlet", "_hub", "_look", "_pg", "_readable", "_waiting",
+        "broken", "connection", "deadline_ns", "leased_ns", "prepared", "slot", "timeout_ms",
     )  # fmt: skip
 
     def __init__(self, connection: PooledConnection) -> None:
@@ -103,7 +135,7 @@ class Pipeline:
         self._pg = pg = connection.pgconn
         pg.nonblocking = 1
         pg.enter_pipeline_mode()
-        self._prepared = connection.prepared_names
+        self.prepared = connection.prepared_names
         self._hub = hub = gevent.get_hub()
         self._deadlines = deadlines_here()
         self._readable = hub.loop.io(pg.socket, _READ)
@@ -112,9 +144,10 @@ class Pipeline:
         poll.register(pg.socket, select.POLLIN)
         self._look = poll.poll
         self._greenlet: Any = None
+        self._convoy: Attendant | None = None
         self._armed = False
         self._waiting = False
-        self._timeout_ms = 0
+        self.timeout_ms = 0
         self.deadline_ns = 0
         self.slot = NEVER
 
@@ -123,7 +156,7 @@ class Pipeline:
 
         Yields to the hub: if the statement timeout is not the connection's own.
         """
-        if self._timeout_ms and not self.broken:
+        if self.timeout_ms and not self.broken:
             self._reset_timeout()
         self._deadlines.forget(self)
         self._greenlet = None
@@ -166,24 +199,24 @@ class Pipeline:
         answered = False
         failed = ""
         value: bytes | None = None
-        if timeout_ms != self._timeout_ms:
+        if timeout_ms != self.timeout_ms:
             # NOTE: a failure takes the change back with the transaction, to what nobody remembers.
-            steps = (_timeout_step(timeout_ms), *steps)
-            self._timeout_ms = _UNKNOWN
+            steps = (timeout_step(timeout_ms), *steps)
+            self.timeout_ms = UNKNOWN
         try:
             for preparing in self._send(steps):
                 result = self._result()
                 status = result.status
-                if status in (_TUPLES_OK, _COMMAND_OK):
+                if status in (TUPLES_OK, COMMAND_OK):
                     if preparing is not None:
-                        self._prepared.add(preparing)
-                    elif status == _TUPLES_OK:
+                        self.prepared.add(preparing)
+                    elif status == TUPLES_OK:
                         value = result.get_value(0, 0) if result.ntuples else None
-                elif status != _PIPELINE_ABORTED and not failed:
-                    failed = self._failure(result, executed=answered)
+                elif status != PIPELINE_ABORTED and not failed:
+                    failed = failure_of(result, executed=answered)
                 answered = True
                 self._end_of_step()
-            if self._result().status != _PIPELINE_SYNC:
+            if self._result().status != PIPELINE_SYNC:
                 raise ConnectionLost(executed=True)
         except psycopg.Error:
             self.broken = True
@@ -194,12 +227,12 @@ class Pipeline:
             raise
         if failed:
             raise StatementFailed(failed)
-        self._timeout_ms = timeout_ms
+        self.timeout_ms = timeout_ms
         return value
 
     def _send(self, steps: Sequence[Step]) -> list[bytes | None]:
         """Send the steps; one entry for each answer to come: the name it prepares, or None."""
-        pg, prepared = self._pg, self._prepared
+        pg, prepared = self._pg, self.prepared
         expected: list[bytes | None] = []
         for statement, values in steps:
             name = statement.name
@@ -226,13 +259,6 @@ class Pipeline:
             finally:
                 self._both.stop()
             pg.consume_input()
-
-    def _failure(self, result: Any, *, executed: bool) -> str:
-        sqlstate: bytes | None = result.error_field(_SQLSTATE)
-        if sqlstate is None or sqlstate.startswith(_LOST_CLASSES):
-            # The very first answer says that the server is leaving: no step began.
-            raise ConnectionLost(executed=executed or sqlstate is None)
-        return sqlstate.decode("ascii", "replace")
 
     def _result(self) -> Any:
         pg = self._pg
@@ -272,6 +298,8 @@ class Pipeline:
         """Called from the hub. Bytes that nobody waits for stop the watcher until somebody does."""
         if self._waiting:
             self._greenlet.switch()
+        elif self._convoy is not None:
+            self._convoy.read()
         elif self._armed:
             self._armed = False
             self._readable.stop()
@@ -280,7 +308,56 @@ class Pipeline:
         """Called from the hub when the deadline has passed; `deadline_ns` is then 0."""
         if self._waiting:
             self._greenlet.throw(Expired)
+        elif self._convoy is not None:
+            self._convoy.late()
+
+    # --- in a convoy's hands, which runs in the hub
+
+    def attend(self, convoy: Attendant, deadline_ns: int) -> None:
+        """Let a convoy have what was sent and what comes, and the deadline.
+
+        Raises: psycopg.Error if the server hung up.
+        """
+        self._convoy = convoy
+        self._deadlines.arm(self, deadline_ns)
+        if not self._armed:
+            self._armed = True
+            self._readable.start(self._wake)
+        if self._pg.flush():
+            self._both.start(self._push)
+
+    def postpone(self, deadline_ns: int) -> None:
+        """Another deadline for the convoy."""
+        self._deadlines.arm(self, deadline_ns)
+
+    def release(self) -> None:
+        """The convoy has ended."""
+        self._convoy = None
+        self._both.stop()
+
+    def _push(self) -> None:
+        """Called from the hub when the server reads on, or has something to say before it does."""
+        convoy = self._convoy
+        if convoy is None:
+            self._both.stop()
+            return
+        with contextlib.suppress(psycopg.Error):
+            # A server that hung up says so to whoever reads.
+            if not self._pg.flush():
+                self._both.stop()
+        convoy.read()
 
 
-def _timeout_step(timeout_ms: int) -> Step:
-    return (_SET_TIMEOUT, (b"%d" % timeout_ms,)) if timeout_ms else (_RESET_TIMEOUT, ())
+def failure_of(result: Any, *, executed: bool) -> str:
+    """The SQLSTATE of a refused step.
+
+    Raises: ConnectionLost if the server is leaving: no step began, unless one is known to be `executed`.
+    """
+    sqlstate: bytes | None = result.error_field(_SQLSTATE)
+    if sqlstate is None or sqlstate.startswith(_LOST_CLASSES):
+        raise ConnectionLost(executed=executed or sqlstate is None)
+    return sqlstate.decode("ascii", "replace")
+
+
+def timeout_step(timeout_ms: int) -> Step:
+    return (SET_TIMEOUT, (b"%d" % timeout_ms,)) if timeout_ms else (_RESET_TIMEOUT, ())

@@ -20,6 +20,9 @@ from gevent import monkey
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from gateway.errors import DatabaseInterrupted, DatabaseTimeout, DatabaseUnavailable
+from gateway.store.convoy import Instead
+from gateway.store.departures import Departures
+from gateway.store.pace import Pace
 from gateway.store.pipeline import (
     ConnectionLost,
     Expired,
@@ -46,11 +49,6 @@ _ORDINARY_TIMEOUT_S = 10.0
 _ACTIVE = psycopg.pq.TransactionStatus.ACTIVE
 _NO_ANSWER_MARGIN_MS = 100
 _MS_NS = 1_000_000
-_AGAIN = frozenset({"40001", "40P01"})
-"""Serialization failure, deadlock: rolled back, and likely to pass the second time."""
-_UNPREPARED = frozenset({"26000", "0A000"})
-"""A prepared statement that the server forgot, or whose result changed its type: another connection prepares it."""
-
 SET_CLAIMS = Statement(b"caregate_set_claims", b"SELECT set_config('caregate.claims', $1, true)")
 PING = Statement(b"caregate_ping", b"SELECT 1")
 
@@ -253,24 +251,57 @@ class Lane:
         self._database = database
         self._free: list[Pipeline] = []
         self._turns = Turns(limit)
+        self._departures = Departures(self._turns, self._idle, self._put_back)
 
     def call(
         self, statement: Statement, values: Sequence[bytes | None], claims: bytes, *, deadline_ns: int = 0
     ) -> bytes | None:
         """As Database.call."""
         now_ns = time.monotonic_ns()
-        budget_ms = self._database.statement_timeout_ms
-        if deadline_ns and deadline_ns - now_ns < budget_ms * _MS_NS:
-            budget_ms = (deadline_ns - now_ns) // _MS_NS
-            if budget_ms <= 0:
-                raise DatabaseTimeout("No time was left to ask the database")
-        # The server gives up a little before we do, so that its refusal arrives and the connection can stay.
-        server_ms = _coarse(max(1, budget_ms - min(_NO_ANSWER_MARGIN_MS, budget_ms // 5)))
+        budget_ms, server_ms = self._budget(now_ns, deadline_ns)
+        pace = statement.pace
+        turn = False
+        if pace is not None and pace.quick and budget_ms > _NO_ANSWER_MARGIN_MS:
+            deadline_ns = now_ns + budget_ms * _MS_NS
+            outcome = self._call_with_others(statement, pace, (claims, *values), deadline_ns, server_ms)
+            if not isinstance(outcome, Instead):
+                return outcome
+            turn = outcome.turn
+            now_ns = time.monotonic_ns()
+            budget_ms, server_ms = self._budget(now_ns, deadline_ns, turn=turn)
         steps: tuple[Step, ...]
         steps = (
             ((statement, (claims, *values)),) if statement.claims else ((SET_CLAIMS, (claims,)), (statement, values))
         )
-        return self._run(steps, now_ns, now_ns + budget_ms * _MS_NS, server_ms)
+        return self._run(steps, now_ns, now_ns + budget_ms * _MS_NS, server_ms, turn=turn)
+
+    def _call_with_others(
+        self, statement: Statement, pace: Pace, values: Sequence[bytes | None], deadline_ns: int, server_ms: int
+    ) -> bytes | Instead | None:
+        """In a convoy, which may say that the caller has to ask alone."""
+        self._database.refuse_if_away()
+        try:
+            return self._departures.ask(statement, pace, values, deadline_ns, server_ms)
+        except Expired as expired:
+            self._database.note_silence(certain=expired.waited_ns >= _PATIENCE_NS)
+            raise DatabaseTimeout("The database did not answer in time") from None
+        except ConnectionLost:
+            raise DatabaseInterrupted(retry_after_s=1) from None
+
+    def _budget(self, now_ns: int, deadline_ns: int, *, turn: bool = False) -> tuple[int, int]:
+        """How long a call may take, and the server over it; without any time left a `turn` goes back.
+
+        The server gives up a little before we do, so that its refusal arrives and the connection can stay.
+        Raises: DatabaseTimeout if no time is left. Units: milliseconds.
+        """
+        budget_ms = self._database.statement_timeout_ms
+        if deadline_ns and deadline_ns - now_ns < budget_ms * _MS_NS:
+            budget_ms = (deadline_ns - now_ns) // _MS_NS
+            if budget_ms <= 0:
+                if turn:
+                    self._turns.give_back()
+                raise DatabaseTimeout("No time was left to ask the database")
+        return budget_ms, _coarse(max(1, budget_ms - min(_NO_ANSWER_MARGIN_MS, budget_ms // 5)))
 
     def execute(self, statement: Statement, values: Sequence[bytes | None], *, timeout_s: float) -> bytes | None:
         """Run a statement without claims, in a transaction of its own.
@@ -295,15 +326,19 @@ class Lane:
         while self._free:
             self._discard(self._free.pop())
 
-    def _run(self, steps: Sequence[Step], now_ns: int, deadline_ns: int, server_ms: int = 0) -> bytes | None:
-        self._database.refuse_if_away()
+    def _run(
+        self, steps: Sequence[Step], now_ns: int, deadline_ns: int, server_ms: int = 0, *, turn: bool = False
+    ) -> bytes | None:
+        """`turn`: the caller has one already."""
         turns = self._turns
-        if turns.free:
-            turns.free -= 1
-        else:
-            if not turns.wait(deadline_ns):
+        if not turn:
+            self._database.refuse_if_away()
+            if turns.free:
+                turns.free -= 1
+            elif turns.wait(deadline_ns):
+                now_ns = time.monotonic_ns()
+            else:
                 raise DatabaseUnavailable("No database connection came free in time", retry_after_s=1)
-            now_ns = time.monotonic_ns()
         try:
             try:
                 return self._use(self._lease(now_ns, deadline_ns), steps, now_ns, deadline_ns, server_ms)
@@ -311,7 +346,7 @@ class Lane:
                 if lost.executed:
                     raise DatabaseInterrupted(retry_after_s=1) from None
             except StatementFailed as failed:
-                if failed.sqlstate not in _AGAIN and failed.sqlstate not in _UNPREPARED:
+                if not failed.again:
                     raise
             # Nothing of it happened: once more.
             return self._use_finally(steps, deadline_ns, server_ms)
@@ -330,13 +365,20 @@ class Lane:
     def _use(
         self, pipeline: Pipeline, steps: Sequence[Step], now_ns: int, deadline_ns: int, server_ms: int
     ) -> bytes | None:
+        pace = steps[-1][0].pace if steps else None
         try:
-            return pipeline.run(steps, deadline_ns, server_ms)
+            if pace is None:
+                return pipeline.run(steps, deadline_ns, server_ms)
+            began_ns = time.monotonic_ns()
+            try:
+                return pipeline.run(steps, deadline_ns, server_ms)
+            finally:
+                pace.note(time.monotonic_ns() - began_ns)
         except Expired:
             self._database.note_silence(certain=deadline_ns - now_ns >= _PATIENCE_NS)
             raise DatabaseTimeout("The database did not answer in time") from None
         except StatementFailed as failed:
-            pipeline.broken = failed.sqlstate in _UNPREPARED
+            pipeline.broken = failed.unprepared
             raise
         finally:
             if pipeline.broken:
@@ -355,6 +397,25 @@ class Lane:
             else:
                 self._discard(pipeline)
         return Pipeline(self._database.take(deadline_ns / 1e9))
+
+    def _idle(self, now_ns: int) -> Pipeline | None:
+        """As _lease, for the hub, which must not wait: whoever finds nothing open has to."""
+        while self._free:
+            pipeline = self._free.pop()
+            if now_ns - pipeline.leased_ns > _LEASE_NS:
+                gevent.spawn(self._return, pipeline)
+            elif pipeline.alive():
+                return pipeline
+            else:
+                gevent.spawn(self._discard, pipeline)
+        return None
+
+    def _put_back(self, pipeline: Pipeline) -> None:
+        """A convoy has ended; called from the hub."""
+        if pipeline.broken:
+            gevent.spawn(self._discard, pipeline)
+        else:
+            self._free.append(pipeline)
 
     def _return(self, pipeline: Pipeline) -> None:
         pipeline.leave()

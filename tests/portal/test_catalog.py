@@ -96,6 +96,12 @@ def test_refused(database, name, arguments, fault):
     assert _faults(database, name, arguments) == [fault]
 
 
+@pytest.mark.parametrize(("options", "changes_nothing"), [("VOLATILE", False), ("STABLE", True), ("IMMUTABLE", True)])
+def test_what_a_function_says_of_itself(database, owner, options, changes_nothing):
+    _create(owner, "portal.t_says()", options=options)
+    assert load_signature("portal.t_says", database).changes_nothing is changes_nothing
+
+
 @pytest.mark.parametrize(
     ("signature", "changes", "reason"),
     [

@@ -14,6 +14,7 @@ from gateway.context import Principal, RequestContext
 from gateway.http.problems import body as problem_body
 from gateway.portal.resource import PortalResource, claims_of, read_body
 from gateway.routing.model import Argument, Binding, FunctionAction, Route, RouteKind
+from gateway.store.convoy import Convoy
 from gateway.store.pipeline import Statement, StatementFailed
 
 
@@ -375,6 +376,30 @@ class TestSecondLock:
                     assert _json(ask(route, principal)) == [own]
                 except errors.NotFound:
                     assert volatility == "IMMUTABLE", "only what lies about itself may see nothing"
+
+    def test_callers_who_share_a_connection_each_see_their_own(self, ask, monkeypatch):
+        """Thirty patients at once, each of whom asks for himself and for another."""
+        lengths = []
+        depart = Convoy.depart
+
+        def counted(convoy, calls, now_ns):
+            lengths.append(len(calls))
+            depart(convoy, calls, now_ns)
+
+        monkeypatch.setattr(Convoy, "depart", counted)
+
+        def read(number):
+            own, other = f"pat-{number:04}", f"pat-{number % 30 + 1:04}"
+            principal = _principal("patient", "patient-app", patient=own)
+            for _ in range(6):
+                assert _json(ask(PROFILE, principal, {"patient": own}))["id"] == own
+                assert _json(ask(APPOINTMENTS, principal, {"patient": own}))["patient"] == own
+                with pytest.raises(errors.NotFound):
+                    ask(PROFILE, principal, {"patient": other})
+
+        read(1)
+        gevent.joinall([gevent.spawn(read, number) for number in range(1, 31)], raise_error=True)
+        assert max(lengths) > 4
 
     def test_role_and_audience_are_the_keys_not_the_claims(self):
         forged = _principal("patient", "patient-app", role="practitioner", aud="staff-portal", units=["linden-clinic"])

@@ -14,7 +14,9 @@ _PYTEST = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("files", [["test_pool.py"], ["../audit/test_trail.py"]], ids=["pool", "audit"])
+@pytest.mark.parametrize(
+    "files", [["test_pool.py", "test_convoy.py"], ["../audit/test_trail.py"]], ids=["pool", "audit"]
+)
 def test_under_monkey_patching(files):
     paths = [str(_HERE / name) for name in files]
     result = subprocess.run(
