@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PORT ?= 8080
 SECONDS ?= 60
 UNITS ?= 500
+EVENTS ?= 10000000
 BENCH_SECONDS ?= $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),5)
 FLEET_SECONDS ?= $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),20)
 FLEET_UNITS ?= $(if $(filter command line environment,$(origin UNITS)),$(UNITS),5000)
@@ -16,7 +17,7 @@ STAMP := $(VENV)/.installed
 KERNELS := $(VENV)/.built
 DEBUG_BUILT := $(VENV)/.debug-built
 
-.PHONY: python run test lint build bench bench-fastpath profile load fleet soak chaos fuzz autobahn annotate debug lock clean
+.PHONY: python run test lint build audit-search bench bench-fastpath profile load fleet soak chaos fuzz autobahn annotate debug lock clean
 .DELETE_ON_ERROR:
 
 python:
@@ -72,6 +73,9 @@ chaos: build
 fuzz: build
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
 	@$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS)
+
+audit-search: build
+	@$(BIN)/python -m loadtests.audit_search --events $(EVENTS)
 
 annotate: $(STAMP)
 	$(BIN)/cython -3 -a fastpath/*.pyx

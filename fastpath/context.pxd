@@ -12,6 +12,7 @@ cdef class Principal:
     cdef readonly double expires_at_s
     cdef readonly dict claims
     cdef readonly dict grants
+    cdef readonly object scopes
 
 
 cdef class RequestContext:

@@ -16,12 +16,13 @@ cdef class Principal:
     def __init__(
         self, str subject not None, str issuer not None, str audience not None, str role not None,
         frozenset permissions not None, str token_id not None, str key_id not None, double expires_at_s,
-        dict claims not None, dict grants=None,
+        dict claims not None, dict grants=None, scopes=None,
     ):
         self.subject, self.issuer, self.audience, self.role = subject, issuer, audience, role
         self.permissions, self.token_id, self.key_id = permissions, token_id, key_id
         self.expires_at_s, self.claims = expires_at_s, claims
         self.grants = {} if grants is None else grants
+        self.scopes = scopes
 
     def __repr__(self):
         return f"Principal(subject={self.subject!r}, audience={self.audience!r}, role={self.role!r})"

@@ -246,7 +246,10 @@ cdef class Lane:
     cdef Grant _new_grant(self, RequestContext ctx):
         """The caller's grant on the route: what all callers of the role share, and buckets of his own."""
         cdef Principal caller = ctx.principal
-        cdef tuple key = (ctx.route.name, caller.role, caller.audience, caller.permissions)
+        # SEC: all of the caller that a decision may rest on; the claims that bindings compare are looked at each time.
+        cdef tuple key = (
+            ctx.route.name, caller.role, caller.audience, caller.permissions, caller.scopes, "patient" in caller.claims,
+        )
         cdef Grant shared = self._shared.get(key)
         cdef Grant grant
         cdef Charge charge

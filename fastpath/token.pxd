@@ -1,5 +1,9 @@
 """Verified tokens as other kernels read them."""
 
+from libc.stdint cimport uint64_t
+
+from fastpath.revoked cimport Revoked
+
 
 cdef class Key:
     cdef readonly str kid
@@ -27,18 +31,20 @@ cdef class Verified:
     cdef readonly str audience
     cdef readonly str subject
     cdef readonly str jti
+    cdef readonly str role
     cdef readonly double expires_at_s
     cdef public object principal
     cdef public object grant
     cdef double _valid_from_s
-    cdef double _issued_at_s
+    cdef readonly double issued_at_s
+    cdef uint64_t _epoch
 
 
 cdef class Verifier:
     cdef dict _by_kid
     cdef dict _by_alg
     cdef set _live
-    cdef readonly dict revoked
+    cdef readonly Revoked revocations
     cdef readonly frozenset known_audiences
     cdef tuple _checks
     cdef double _leeway_s
@@ -54,6 +60,7 @@ cdef class Verifier:
 
     cdef _add(self, Key key)
     cpdef Verified hit(self, str token, double now_s)
+    cdef bint _is_revoked(self, Verified verified) except -1
     cdef bint _holds(self, Verified verified, double now_s) except -1
     cdef int _check_again(self, Verified verified, double now_s) except -1
     cdef int _check_times(self, Verified verified, double now_s) except -1

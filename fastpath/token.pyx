@@ -13,6 +13,7 @@ from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.math cimport floor
 from libc.string cimport memchr
 
+from fastpath.revoked cimport Revoked
 from fastpath.strict cimport base64url_bytes, decode_json_object
 
 import hashlib
@@ -161,7 +162,7 @@ cdef class Verified:
     """What a token says, once all of it was checked. Shared by every request that carries the token: read only, but for
     `principal` and `grant`, which are the caller's.
 
-    Units: `expires_at_s` seconds since 1970, whole.
+    Shapes: `role` is the key's. Units: `expires_at_s` seconds since 1970, whole; `issued_at_s` seconds, -1 if not said.
     """
 
     def __repr__(self):
@@ -257,7 +258,7 @@ cdef class Verifier:
             if known_audiences is None
             else frozenset(known_audiences)
         )
-        self.revoked = {}
+        self.revocations = Revoked()
         self._checks = tuple(checks)
         self._max_token_bytes = max_token_bytes
         self._generation_size = max(cache_size, 0) // 2
@@ -275,14 +276,23 @@ cdef class Verifier:
 
     # --- what a cached token is checked against
 
+    @property
+    def revoked(self):
+        """The ids of revoked tokens, and until when each is kept."""
+        return self.revocations.jtis
+
     def revoke_jti(self, jti: str, until_s=math.inf):
         """Refuses the token from now on. Units: `until_s`: the token's expiry, after which nothing need be kept."""
-        self.revoked[jti] = until_s
+        self.revocations.revoke("jti", jti, 0.0, until_s)
+
+    def share(self, Revoked revocations not None):
+        """What is revoked there is refused here from now on, and nothing else."""
+        self.revocations = revocations
+        self.clear()
 
     def forget_revoked(self, double now_s):
         """Drops the revocations of tokens that have expired anyway."""
-        for jti in [jti for jti, until_s in self.revoked.items() if until_s + self._leeway_s <= now_s]:
-            del self.revoked[jti]
+        self.revocations.forget(now_s - self._leeway_s)
 
     def retire(self, kid: str):
         """Refuses everything the key signed. Raises: KeyError if there is none of that kid."""
@@ -355,15 +365,24 @@ cdef class Verifier:
             verified.key in self._live
             and 0.0 <= now_s < verified.expires_at_s + self._leeway_s
             and verified._valid_from_s <= now_s + self._leeway_s
-            and verified._issued_at_s <= now_s + self._leeway_s
-            and (verified.jti is None or verified.jti not in self.revoked)
+            and verified.issued_at_s <= now_s + self._leeway_s
+            and (verified._epoch == self.revocations.epoch or not self._is_revoked(verified))
         )
+
+    cdef bint _is_revoked(self, Verified verified) except -1:
+        """What is not is marked with the epoch, until which it need not be looked up again."""
+        if self.revocations.refuses(
+            verified.claims, verified.jti, verified.subject, verified.audience, verified.role, verified.issued_at_s
+        ):
+            return True
+        verified._epoch = self.revocations.epoch
+        return False
 
     cdef int _check_again(self, Verified verified, double now_s) except -1:
         if verified.key not in self._live:
             raise TokenError("unknown-key", "no key of ours has signed the token")
         self._check_times(verified, now_s)
-        if verified.jti is not None and verified.jti in self.revoked:
+        if verified._epoch != self.revocations.epoch and self._is_revoked(verified):
             raise TokenError("revoked", "the token was revoked")
         return 0
 
@@ -372,7 +391,7 @@ cdef class Verifier:
             raise TokenError("expired", "the token has expired")
         if not verified._valid_from_s <= now_s + self._leeway_s:
             raise TokenError("not-yet-valid", "the token is not valid yet")
-        if not verified._issued_at_s <= now_s + self._leeway_s:
+        if not verified.issued_at_s <= now_s + self._leeway_s:
             raise TokenError("issued-in-future", "the token was issued in the future")
         return 0
 
@@ -437,7 +456,7 @@ cdef class Verifier:
         # NOTE: a fraction of the last second is cut off, as PyJWT does; of the first, it counts.
         verified.expires_at_s = floor(expires_at_s)
         verified._valid_from_s = _date(claims, "nbf")
-        verified._issued_at_s = _date(claims, "iat")
+        verified.issued_at_s = _date(claims, "iat")
         self._check_times(verified, now_s)
         _check_lifetime(verified, expires_at_s, now_s)
         issuer = _text(claims, "iss", "issuer")
@@ -449,10 +468,11 @@ cdef class Verifier:
             raise TokenError("subject", "sub is missing")
         if key.role is not None and claims.get("role", key.role) != key.role:
             raise TokenError("role", "the role is not the key's")
-        if type(claims.get("scope", "")) is not str:
-            raise TokenError("claims", "scope is not a string")
+        _check_scope(claims, "scope")
+        _check_scope(claims, "scp")
         verified.jti = _text(claims, "jti", "claims")
-        if verified.jti is not None and verified.jti in self.revoked:
+        verified.role = key.role
+        if self._is_revoked(verified):
             raise TokenError("revoked", "the token was revoked")
         for name, is_good, what in self._checks:
             if name in claims and not is_good(claims[name]):
@@ -480,8 +500,22 @@ cdef class Verifier:
         return found
 
 
+cdef int _check_scope(dict claims, str name) except -1:
+    """Source: RFC 8693, 4.2: text; as an array by those who name it `scp`."""
+    value = claims.get(name, "")
+    if type(value) is list:
+        for member in value:
+            if type(member) is not str:
+                break
+        else:
+            return 0
+    elif type(value) is str:
+        return 0
+    raise TokenError("claims", f"{name} is not a string or an array of strings")
+
+
 cdef int _check_lifetime(Verified verified, double expires_at_s, double now_s) except -1:
-    cdef double from_s = verified._issued_at_s
+    cdef double from_s = verified.issued_at_s
     if from_s < 0:
         from_s = verified._valid_from_s if verified._valid_from_s >= 0 else now_s
     if expires_at_s - from_s > verified.key._max_lifetime_s:

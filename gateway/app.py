@@ -17,6 +17,7 @@ import fastpath
 from gateway import shared
 from gateway.accesslog import AccessLog
 from gateway.audit.notary import read_private_key
+from gateway.audit.reading import AuditReading
 from gateway.audit.trail import AuditTrail
 from gateway.auth.service import Tokens
 from gateway.config.control import ControlServer
@@ -48,6 +49,8 @@ from gateway.http.authorization import Authorization
 from gateway.http.cors import Cors
 from gateway.http.identity import Identity
 from gateway.http.lane import Lanes
+from gateway.http.openapi import PATH as OPENAPI_PATH
+from gateway.http.openapi import OpenApiResource
 from gateway.http.operations import create_operations
 from gateway.logs import configure
 from gateway.metrics import Metrics
@@ -106,15 +109,19 @@ class Gateway:
             checkpoint_s=settings.audit_checkpoint_s,
             checkpoint_copies=(Path(settings.audit_checkpoint_copy),) if settings.audit_checkpoint_copy else (),
         )
+        self.audit_reading = AuditReading(settings, self.audit)
         self.relay = Relay(settings, self.holder, self.metrics, self.log)
         self.units = Units(settings, self.holder, self.database, self.relay, self.metrics, note=self.audit.try_note)
-        self.tokens = Tokens(settings, self.holder, self.database, self.metrics, note=self.audit.note)
+        self.tokens = Tokens(
+            settings, self.holder, self.database, self.metrics, enforce=self.relay.enforce, note=self.audit.note
+        )
+        self.relay.revoked = self.tokens.revoked.refuses_link
         self.control = ControlServer(
             settings,
             self.holder,
             self._check_functions,
             in_force=self.versions or self.in_force,
-            questions={"units": self.units.describe},
+            questions={"units": self.units.describe, "access": self.tokens.describe},
         )
         looks = (
             UnitsLook(self.relay, self.units.roster, settings.relay_buffer_bytes),
@@ -213,7 +220,12 @@ class Gateway:
         app.lane = self._lanes if self.holder.current.version else None
         app.req_options.strip_url_path_trailing_slash = False
         app.add_route("/relay/v1/connect", self.relay.connect_resource)
-        own = {**self.units.resources(memory.buckets), **self.tokens.resources(memory.buckets)}
+        app.add_route(OPENAPI_PATH, OpenApiResource())
+        own = {
+            **self.units.resources(memory.buckets),
+            **self.tokens.resources(memory.buckets),
+            **self.audit_reading.resources(),
+        }
         for path, resource in own.items():
             app.add_route(path, resource)
         # NOTE: Falcon's own handler of its errors would be nearer to them than one of Exception.
@@ -285,6 +297,7 @@ class Gateway:
         self._note_worker("stopped")
         self.audit.stop()
         self.access_log.stop()
+        self.audit_reading.stop()
         self.database.close()
 
     def refused(self, environ: dict[str, Any], error: GatewayError, status: int) -> None:

@@ -30,7 +30,8 @@ def prepare(settings: Settings) -> dict[str, str]:
         _refuse_bad_configuration(settings.config_path)
     if settings.dsn:
         return {}
-    return {"CAREGATE_DSN": _start_database(settings.data_dir / "postgres")}
+    postgres = _start_database(settings.data_dir / "postgres")
+    return {"CAREGATE_DSN": postgres.gateway_dsn, "CAREGATE_AUDIT_DSN": settings.audit_dsn or postgres.reader_dsn}
 
 
 def raise_file_limit(connections: int) -> None:
@@ -73,7 +74,7 @@ def _refuse_bad_configuration(path: Path) -> None:
         _refuse("\n".join(f"{path}: {fault}" for fault in faults))
 
 
-def _start_database(directory: Path) -> str:
+def _start_database(directory: Path) -> EmbeddedPostgres:
     global _postgres
     _postgres = EmbeddedPostgres(directory)
     try:
@@ -81,7 +82,7 @@ def _start_database(directory: Path) -> str:
     except EmbeddedError as error:
         _refuse(str(error))
     migrate(_postgres.admin_dsn)
-    return _postgres.gateway_dsn
+    return _postgres
 
 
 def _refuse(reason: str) -> None:

@@ -11,6 +11,7 @@ from fastpath.responses import RequestIds
 if TYPE_CHECKING:
     from fastpath.lane import Grant
     from gateway.errors import GatewayError
+    from gateway.rbac.scopes import Scopes
     from gateway.routing.model import Route
 
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
         claims: dict[str, Any]
         grants: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
         """What the policy steps worked out for this principal, by route; it holds as long as the snapshot does."""
+        scopes: Scopes | None = None
+        """What its scopes grant; None for a role without scopes."""
 
     @dataclass(slots=True)
     class RequestContext:

@@ -211,6 +211,16 @@ class PermissionRefused(Forbidden):
     code = "permission-refused"
 
 
+class ScopeRefused(Forbidden):
+    """The token's scopes do not allow it; `scope` is one that would, if there is one."""
+
+    code = "scope-refused"
+
+    def __init__(self, scope: str = "") -> None:
+        super().__init__()
+        self.scope = scope
+
+
 class BindingRefused(Forbidden):
     code = "binding-refused"
 
@@ -287,6 +297,12 @@ class AuditUnavailable(GatewayError):
 
     code = "audit-unavailable"
     retry = Retry.ANY
+
+
+class AuditSearchUnavailable(GatewayError):
+    """This gateway has no login that may read the trail."""
+
+    code = "audit-search-unavailable"
 
 
 class AuditOutcomeUnavailable(GatewayError):

@@ -104,6 +104,12 @@ class Settings:
     """The Ed25519 key that signs: `file:PATH` or `env:NAME` of a PEM; empty: audit/checkpoint.key of data_dir."""
     audit_checkpoint_copy: str = ""
     """A second folder for checkpoints, best on another machine; empty: none."""
+    audit_dsn: str = ""
+    """PostgreSQL as caregate_audit_reader, for searches; empty: the embedded server's, or none beside a `dsn`."""
+    audit_search_timeout_ms: int = 5_000
+    """The longest a search of the audit trail may take."""
+    audit_page_max: int = 200
+    """Events on one page of a search at most."""
     log_level: str = "info"
     access_log: bool = True
     tls_certificate: str = ""

@@ -28,6 +28,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 import fastpath
 from fastpath.http import HeadReader
+from fastpath.loop import Outbox
 from fastpath.responses import RequestIds, Response
 from fastpath.routes import canonical_path
 from gateway import shared
@@ -98,6 +99,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         )
         self.ids = RequestIds(os.urandom)
         self.deadlines = Deadlines(time.monotonic_ns())
+        self.outbox = Outbox(get_hub().loop.run_callback, time.monotonic_ns)
         self.keep_alive = self.cfg.keepalive > 0
         self._before = _hook(self.cfg, "pre_request")
         self._after = _hook(self.cfg, "post_request")

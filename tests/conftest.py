@@ -35,6 +35,14 @@ class Postgres:
     def gateway_dsn(self) -> str:
         return self._server.gateway_dsn
 
+    @property
+    def operator_dsn(self) -> str:
+        return self._server.operator_dsn
+
+    @property
+    def reader_dsn(self) -> str:
+        return self._server.reader_dsn
+
     def start(self) -> None:
         self._server.start()
 

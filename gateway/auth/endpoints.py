@@ -187,7 +187,7 @@ class IntrospectResource(Posted):
             return None
         if verified.jti is not None and self._store.is_revoked(verified.jti):
             return None
-        return {**verified.claims, "active": True, "token_type": "Bearer", "role": verified.key.role}
+        return {**verified.claims, "active": True, "token_type": "Bearer", "role": verified.role}
 
     def _refresh(self, snapshot: Snapshot, text: str, client: CompiledClient) -> dict[str, object] | None:
         owned = self._sessions.owner(digest_of(text))

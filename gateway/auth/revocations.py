@@ -1,4 +1,4 @@
-"""The revoked tokens of one worker, joined to the verifier of whatever configuration is in force."""
+"""The revocations of one worker, joined to the verifiers of whatever configuration is in force."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from gateway.auth.model import Revocations, RevokedToken
-from gateway.config.snapshot import SnapshotHolder
+from fastpath.revoked import Revoked
+from gateway.auth.model import Revocation, Revocations, RevokedToken
+from gateway.config.snapshot import UNIT_LINK_AUDIENCE, SnapshotHolder
 
 FORGET_EVERY_S: Final = 30.0
 
 
 class RevokedTokens:
-    """What is revoked, up to `revision`; see units.feed.Held. A swap of the configuration takes it along.
+    """What is revoked, up to `revision`; see units.feed.Held. All snapshots of a worker share it.
 
     NOTE: belongs to one worker's hub: no method yields.
     """
@@ -24,23 +25,33 @@ class RevokedTokens:
         self.revision = 0
         self._due_s = 0.0
         self.on_change: Callable[[], None] = lambda: None
+        """Told after a change: links that are no longer allowed must end."""
+
+    @property
+    def _revoked(self) -> Revoked:
+        return self._holder.current.verifier.revocations
 
     def take(self, changes: Revocations) -> bool:
-        """Refuse these tokens too; False if that is nothing new.
+        """Refuse these too; False if that is nothing new.
 
         SEC: nothing is allowed again because the database does not know it: it may be another one.
         """
         if changes.revision <= self.revision and not changes.whole:
             return False
         for token in changes.tokens:
-            self.add(token.jti, token.until_s)
+            self._revoked.revoke("jti", token.jti, 0.0, token.until_s)
+        for rule in changes.rules:
+            self._revoked.revoke(
+                rule.kind, rule.value, rule.before_s, rule.until_s, rule.issuer or None, rule.audience or None,
+                rule.role or None,
+            )  # fmt: skip
         self.revision = changes.revision
         self.on_change()
         return True
 
     def add(self, jti: str, until_s: float) -> None:
         """Refuse one token from now on. Units: seconds since 1970."""
-        self._holder.current.verifier.revoke_jti(jti, until_s)
+        self._revoked.revoke("jti", jti, 0.0, until_s)
 
     def tick(self) -> None:
         """Forget what has run out, now and then."""
@@ -52,6 +63,14 @@ class RevokedTokens:
 
     def whole(self) -> Revocations:
         """All of it, for the disk."""
-        revoked = self._holder.current.verifier.revoked
-        known = [RevokedToken(jti, until_s) for jti, until_s in revoked.items() if until_s != float("inf")]
-        return Revocations(self.revision, known, whole=True)
+        tokens = [RevokedToken(jti, until_s) for jti, until_s in self._revoked.jtis.items() if until_s != float("inf")]
+        rules = [
+            Revocation(kind=kind, value=value, before_s=before_s, until_s=until_s, issuer=iss or "", audience=aud or "",
+                       role=role or "")
+            for kind, value, before_s, until_s, iss, aud, role in self._revoked.rules()
+        ]  # fmt: skip
+        return Revocations(self.revision, tokens, rules, whole=True)
+
+    def refuses_link(self, unit: str, jti: str, issued_s: float) -> bool:
+        """Is the token revoked under which a unit is connected? Units: seconds since 1970, -1: it does not say."""
+        return self._revoked.refuses({"iss": unit}, jti, unit, UNIT_LINK_AUDIENCE, None, issued_s)

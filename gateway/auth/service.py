@@ -9,6 +9,7 @@ from typing import Final
 
 import gevent
 import structlog
+from gevent.event import Event
 
 from fastpath.bucket import BucketTable
 from gateway.auth.accounts import Logins, Note
@@ -39,6 +40,7 @@ from gateway.metrics import Metrics
 from gateway.settings import Settings, SettingsError
 from gateway.store.accounts import AccountStore
 from gateway.store.pool import Database
+from gateway.store.revocation import RevocationStore
 from gateway.store.sessions import SessionStore
 from gateway.store.share import Share
 from gateway.store.tokens import TokenFeed, TokenStore
@@ -47,6 +49,8 @@ from gateway.units.feed import RosterFeed
 COPY: Final = "tokens-last-known.json"
 FORGET_EVERY_S: Final = 300.0
 BURN_EVERY_S: Final = 10.0
+NOTE_EVERY_S: Final = 5.0
+"""How often a worker looks for changes that nobody noted in the audit trail."""
 
 log = structlog.get_logger()
 
@@ -55,14 +59,24 @@ class Tokens:
     """`start` before the worker accepts: what was revoked must be known before the first request."""
 
     def __init__(
-        self, settings: Settings, holder: SnapshotHolder, database: Database, metrics: Metrics, note: Note
+        self,
+        settings: Settings,
+        holder: SnapshotHolder,
+        database: Database,
+        metrics: Metrics,
+        *,
+        note: Note,
+        enforce: Callable[[], None] = lambda: None,
     ) -> None:
-        """Shapes: `note` as AuditTrail.note."""
+        """Shapes: `note` as AuditTrail.note; `enforce()` ends the links that are no longer allowed."""
         self._settings = settings
         self._metrics = metrics
-        share = Share(database, settings.token_connections, settings.token_line)
+        self._enforce = enforce
         self._note = note
+        self._changed = Event()
+        share = Share(database, settings.token_connections, settings.token_line)
         self._store = TokenStore(share)
+        self._revocations = RevocationStore(database)
         self._sessions = SessionStore(share)
         self._accounts = AccountStore(share)
         self._passwords = Passwords(settings.password_threads, settings.password_line)
@@ -120,6 +134,7 @@ class Tokens:
             gevent.spawn(_every, BURN_EVERY_S, self._sessions.burn),
             gevent.spawn(_every, FORGET_EVERY_S, self._store.forget),
             gevent.spawn(_every, FORGET_EVERY_S, self._sessions.forget),
+            gevent.spawn(self._note_changes),
         ]
 
     def stop(self) -> None:
@@ -128,8 +143,25 @@ class Tokens:
         gevent.killall(self._chores)
         self._passwords.stop()
 
+    def describe(self) -> dict[str, object]:
+        """What this worker knows of; for the control socket."""
+        return {"revocations": self.revoked.revision}
+
     def _on_change(self) -> None:
         self._metrics.set("caregate_token_revision", (), self.revoked.revision)
+        self._enforce()
+        self._changed.set()
+
+    def _note_changes(self) -> None:
+        """One worker of all notes each change, soon after it was made."""
+        while True:
+            self._changed.wait(NOTE_EVERY_S)
+            self._changed.clear()
+            try:
+                while self._revocations.note_changes(lambda kind, outcome, detail: self._note(kind, outcome, **detail)):
+                    pass
+            except GatewayError:
+                continue  # the next time will do
 
     def _tell(self, endpoint: str, outcome: str, client: str) -> None:
         self._metrics.inc("caregate_auth_requests", (endpoint, outcome))

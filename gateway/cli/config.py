@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from gateway.cli.config_import import add_import_parser
 from gateway.cli.config_versions import add_version_parsers, print_refused
 from gateway.config.fault import Fault
 from gateway.config.load import Refused, load, read_text
@@ -46,6 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     schema.set_defaults(run=run_schema)
 
     add_version_parsers(commands)
+    add_import_parser(commands)
 
     routes = commands.add_parser("show-routes", help="a document's routes as a table")
     routes.add_argument("file", type=Path, metavar="FILE")

@@ -19,6 +19,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "conformance": ("gateway.cli.conformance", "play the gateway against an agent: does it keep the relay protocol?"),
     "config": ("gateway.cli.config", "check the configuration document, reload it in a running gateway"),
     "audit": ("gateway.cli.audit", "verify the audit trail, export it"),
+    "canary": ("gateway.cli.canary", "send marked requests, and look for the marks where nothing personal may be"),
+    "revoke": ("gateway.cli.revoke", "refuse tokens by jti, session, subject, unit or moment"),
     "token": ("gateway.cli.token", "issue or verify a token"),
     "account": ("gateway.cli.account", "who may log in at the gateway, as whom, with what"),
     "unit": ("gateway.cli.unit", "let a unit register its key, revoke a unit or a key"),

@@ -10,15 +10,18 @@ from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from gateway.config.check_apps import check_apps
+from gateway.config.check_audit import check_audit
 from gateway.config.check_clients import check_clients
 from gateway.config.check_routes import check_controllers
+from gateway.config.check_scopes import check_ceiling
 from gateway.config.checking import Checking
 from gateway.config.fault import WHOLE, Fault, step
 from gateway.config.keyring import Keyring, load_keys
-from gateway.config.model import Audience, Cors, Document, LimitRule, Role, Upstream
+from gateway.config.model import Audience, Cors, Document, LimitRule, Role, Unit, Upstream
 from gateway.config.role_defaults import Lifetimes, lifetimes_of
-from gateway.config.secret import Secrets
+from gateway.config.secret import Secrets, SecretUnavailable
 from gateway.config.snapshot import UNIT_LINK_AUDIENCE
+from gateway.openapi.reading import Description, Undescribed, read_description
 
 CatalogCheck = Callable[[Document], list[Fault]]
 
@@ -35,10 +38,11 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\Z|[0-9A-Fa-f:.]+\Z
 
 
 class Checked(NamedTuple):
-    """Shapes: `keyring` is complete only if there are no faults."""
+    """Shapes: `keyring` and `descriptions` (by unit) are complete only if there are no faults."""
 
     faults: list[Fault]
     keyring: Keyring
+    descriptions: dict[str, Description]
 
 
 def check(
@@ -63,10 +67,12 @@ def check(
     check_controllers(checking, resource_names() if resources is None else resources)
     check_clients(checking)
     check_apps(checking)
+    check_audit(checking)
     keyring = load_keys(checking, secrets)
+    descriptions = _descriptions(checking, secrets)
     if catalog_check is not None:
         checking.faults.extend(catalog_check(document))
-    return Checked(checking.faults, keyring)
+    return Checked(checking.faults, keyring, descriptions)
 
 
 def resource_names() -> frozenset[str]:
@@ -165,6 +171,7 @@ def _check_roles(checking: Checking) -> None:
         for below, permission in checking.each(role.permissions, step(path, "permissions")):
             if not _PERMISSION.match(permission):
                 checking.add(below, "must be letters, digits and : . _ / - (there are no wildcards)")
+        check_ceiling(checking, path, role)
         for below, limited in checking.each(role.limits, step(path, "limits")):
             limit: LimitRule | None = checking.find("limits", limited, below)
             if limit is not None and limit.per == "unit":
@@ -191,6 +198,23 @@ def _check_limits(checking: Checking) -> None:
             checking.add(step(path, "rate"), "is more than a million a second")
         elif limit.burst * limit.period_s > MAX_REFILL_S * limit.rate:
             checking.add(step(path, "burst"), "would take more than a year to fill again")
+
+
+def _descriptions(checking: Checking, secrets: Secrets) -> dict[str, Description]:
+    """What units say of their own services; the first fault of each is enough to find it."""
+    found = {}
+    unit: Unit
+    for path, name, unit in checking.entries("units"):
+        if unit.openapi is None:
+            continue
+        try:
+            found[name] = read_description(secrets.document(unit.openapi))
+        except Undescribed as refused:
+            fault = refused.faults[0]
+            checking.add(step(path, "openapi"), f"{unit.openapi}, line {fault.line or 1}: {fault}")
+        except SecretUnavailable as error:
+            checking.add(step(path, "openapi"), str(error))
+    return found
 
 
 def _check_upstreams(checking: Checking) -> None:

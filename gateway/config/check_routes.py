@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from fastpath.routes import RouteTable
+from gateway.config.check_scopes import check_scope
 from gateway.config.checking import Checking
 from gateway.config.fault import WHOLE, step
 from gateway.config.model import Controller, Function, Role, ToUnit, ToUpstream
@@ -49,6 +50,7 @@ def check_controllers(checking: Checking, resources: Collection[str]) -> None:
         _check_template(checking, path, template)
         _check_access(checking, path, controller)
         _check_bindings(checking, path, controller, template)
+        check_scope(checking, path, controller, template)
         _check_limits(checking, path, controller)
         _check_audit(checking, path, controller, template)
         _check_query(checking, path, controller)

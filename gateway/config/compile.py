@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_network
 
 import orjson
@@ -13,6 +13,7 @@ from fastpath.token import Key, Verifier
 from gateway.auth.claims import CHECKS
 from gateway.auth.keys import KeyMaterial, public_jwk_set
 from gateway.config.check_routes import ACTIONS, read_source
+from gateway.config.check_scopes import need_of, own_roles
 from gateway.config.fault import WHOLE, step
 from gateway.config.keyring import Keyring
 from gateway.config.model import App, Audited, Client, ClientKey, Controller, Document, Function, LimitRule, ToUnit
@@ -30,6 +31,8 @@ from gateway.config.snapshot import (
     CompiledUnit,
     Snapshot,
 )
+from gateway.openapi.reading import Description
+from gateway.rbac.scopes import read_ceiling
 from gateway.routing.model import (
     Action,
     Argument,
@@ -50,7 +53,12 @@ _NS = 1_000_000_000
 
 
 def compile_document(
-    document: Document, keyring: Keyring, *, version: int = 1, token_cache_size: int = TOKEN_CACHE_SIZE
+    document: Document,
+    keyring: Keyring,
+    *,
+    version: int = 1,
+    token_cache_size: int = TOKEN_CACHE_SIZE,
+    descriptions: Mapping[str, Description] | None = None,
 ) -> Snapshot:
     """The snapshot of a document that `gateway.config.check` found no fault in.
 
@@ -79,6 +87,7 @@ def compile_document(
         realm=document.gateway.realm,
         trusted_proxies=tuple(ip_network(text) for text in document.gateway.trusted_proxies),
         tokens=_tokens(document, keyring),
+        descriptions=dict(descriptions or {}),
     )
 
 
@@ -98,6 +107,7 @@ def _role(document: Document, name: str, limits: dict[str, Limit]) -> CompiledRo
         access_lifetime_s=(lifetimes := lifetimes_of(name, role)).access_s,
         max_lifetime_s=role.max_lifetime_s,
         lifetimes=lifetimes,
+        scopes=None if role.scopes is None else read_ceiling(role.scopes),
     )
 
 
@@ -250,6 +260,8 @@ def _route(name: str, controller: Controller, limits: dict[str, Limit]) -> Route
             Binding(bind.param, bind.claim, frozenset(bind.roles), bind.refuse == "hidden") for bind in controller.bind
         ),
         unbound_roles=frozenset(controller.unbound_roles),
+        need=need_of(controller),
+        own_roles=own_roles(controller),
         limits=tuple(limits[limit] for limit in controller.limits),
         query=None if controller.query == "any" else frozenset(controller.query),
         phi=controller.phi,

@@ -94,7 +94,13 @@ def load_text(
     faults = located(without_echoes(parsed.faults, checked.faults), parsed.lines)
     if faults:
         raise Refused(faults)
-    snapshot = compile_document(parsed.document, checked.keyring, version=version, token_cache_size=token_cache_size)
+    snapshot = compile_document(
+        parsed.document,
+        checked.keyring,
+        version=version,
+        token_cache_size=token_cache_size,
+        descriptions=checked.descriptions,
+    )
     return Loaded(snapshot, raw, parsed.lines)
 
 

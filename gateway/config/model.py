@@ -73,6 +73,8 @@ class Role(_Strict, frozen=True, kw_only=True):
     second_factor: bool | None = None
     max_lifetime_s: Positive = 3600
     permissions: tuple[str, ...] = ()
+    scopes: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None
+    """SMART scopes its tokens may have at most; with them, a token without scopes may do nothing."""
     limits: tuple[Name, ...] = ()
 
 
@@ -108,6 +110,8 @@ class Unit(_Strict, frozen=True, kw_only=True):
     """HS256 key, shared with the unit, under which x-caregate-context is signed."""
     enabled: bool = True
     max_connections: Annotated[int, Meta(ge=1, le=4)] = 2
+    openapi: Annotated[str, Meta(pattern=r"^file:.+$", description="file:PATH")] | None = None
+    """OpenAPI document of the unit's own service: what it says stands in what callers are told (docs/openapi.md)."""
 
 
 class TokenService(_Strict, frozen=True, kw_only=True):
@@ -204,6 +208,8 @@ class Controller(_Strict, frozen=True, kw_only=True):
     audiences: Annotated[tuple[Name, ...], Meta(min_length=1)]
     roles: Annotated[tuple[Name, ...], Meta(min_length=1)]
     permission: str | None = None
+    scope: str | None = None
+    """`Observation.s`, `none`, or `path:PARAM` with a path below a FHIR base; else of `audit.resource` and methods."""
     bind: tuple[Bind, ...] = ()
     unbound_roles: tuple[Name, ...] = ()
     """Roles that no entry of `bind` restricts.
@@ -225,6 +231,21 @@ class Controller(_Strict, frozen=True, kw_only=True):
     """Name of an entry point in the group `caregate.resources`."""
 
 
+class AuditReader(_Strict, frozen=True, kw_only=True):
+    """What a role with the permission audit.read may see of the trail."""
+
+    sees: Annotated[str, Meta(pattern=r"^(all|claim:[A-Za-z_][A-Za-z0-9_.-]{0,63})$", description="all or claim:NAME")]
+    """`claim:NAME`: events of the units that this claim names."""
+
+
+class AuditAccess(_Strict, frozen=True, kw_only=True):
+    """Who may read the audit trail, `/audit/v1/` and `/me/access-log`."""
+
+    readers: dict[Name, AuditReader] = {}
+    own_record: tuple[Name, ...] = ()
+    """Roles that see who looked at the record of the `patient` that their token names."""
+
+
 class Document(_Strict, frozen=True, kw_only=True):
     version: Literal[1]
     gateway: Gateway = Gateway()
@@ -236,4 +257,5 @@ class Document(_Strict, frozen=True, kw_only=True):
     controllers: dict[Name, Controller] = {}
     token_service: TokenService | None = None
     clients: dict[Name, Client] = {}
+    audit: AuditAccess = AuditAccess()
     apps: dict[Name, App] = {}

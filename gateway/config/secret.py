@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 MAX_SECRET_BYTES = 65_536
+MAX_DOCUMENT_BYTES = 2 * 1024 * 1024
 
 
 class SecretUnavailable(ValueError):
@@ -40,13 +41,20 @@ class Secrets:
             known = self._read[(ref, private)] = value
         return known
 
+    def document(self, ref: str) -> bytes:
+        """The bytes of a public `file:PATH` that is no secret and may be larger.
+
+        Raises: SecretUnavailable.
+        """
+        return self._from_file(ref.partition(":")[2], False, MAX_DOCUMENT_BYTES)
+
     def _from_environ(self, name: str) -> bytes:
         value = self._environ.get(name)
         if value is None:
             raise SecretUnavailable(f"environment variable {name} is not set")
         return os.fsencode(value)
 
-    def _from_file(self, name: str, private: bool) -> bytes:
+    def _from_file(self, name: str, private: bool, most_bytes: int = MAX_SECRET_BYTES) -> bytes:
         try:
             # NOTE: O_NONBLOCK, because opening a FIFO would wait for its writer.
             descriptor = os.open(self._directory / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -56,20 +64,20 @@ class Secrets:
             raise SecretUnavailable("is not a file name") from None
         try:
             _check_file(os.fstat(descriptor), name, private)
-            content = _read(descriptor)
+            content = _read(descriptor, most_bytes)
         except OSError as error:
             raise SecretUnavailable(f"file {name}: {_why(error)}") from None
         finally:
             os.close(descriptor)
-        if len(content) > MAX_SECRET_BYTES:
-            raise SecretUnavailable(f"file {name} is larger than {MAX_SECRET_BYTES} bytes")
+        if len(content) > most_bytes:
+            raise SecretUnavailable(f"file {name} is larger than {most_bytes} bytes")
         return content.removesuffix(b"\n").removesuffix(b"\r")
 
 
-def _read(descriptor: int) -> bytes:
-    """The content, or just more than a secret may have."""
+def _read(descriptor: int, most_bytes: int) -> bytes:
+    """The content, or just more than it may have."""
     content = b""
-    while len(content) <= MAX_SECRET_BYTES and (piece := os.read(descriptor, MAX_SECRET_BYTES + 1)):
+    while len(content) <= most_bytes and (piece := os.read(descriptor, most_bytes + 1)):
         content += piece
     return content
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from gateway.auth.keys import KeyMaterial
     from gateway.config.model import Audience, Document, Upstream
     from gateway.config.role_defaults import Lifetimes
+    from gateway.openapi.reading import Description
+    from gateway.rbac.scopes import Ceiling
     from gateway.routing.model import Limit, Route
 
 log = structlog.get_logger()
@@ -38,6 +40,8 @@ class CompiledRole:
     access_lifetime_s: int
     max_lifetime_s: int
     lifetimes: Lifetimes
+    scopes: Ceiling | None = None
+    """What scopes its tokens may have at most; None: they need none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +119,15 @@ class Snapshot:
     realm: str
     trusted_proxies: tuple[Network, ...]
     tokens: CompiledTokens | None = None
+    descriptions: dict[str, Description] = field(default_factory=dict)
+    """What units say of their own services, by unit."""
 
 
 class SnapshotHolder:
     """The worker's current snapshot; a request reads `current` once and keeps it to its end."""
 
     def __init__(self, snapshot: Snapshot) -> None:
+        _share_revocations(snapshot, snapshot)
         self.current = snapshot
         self._subscribers: list[Callable[[Snapshot], None]] = []
         self._preparers: list[Callable[[Snapshot], None]] = []
@@ -135,9 +142,8 @@ class SnapshotHolder:
 
     def swap(self, snapshot: Snapshot) -> None:
         """Put a snapshot in force; revocations made under the old one hold under the new one."""
-        # SEC: copied at the swap and not when the snapshot was compiled, so that nothing revoked in between is lost.
-        _carry_revocations(self.current.verifier, snapshot.verifier)
-        _carry_revocations(self.current.unit_verifier, snapshot.unit_verifier)
+        # SEC: one set for all snapshots of a worker, so that nothing revoked while this one was compiled is lost.
+        _share_revocations(self.current, snapshot)
         for prepare in self._preparers:
             prepare(snapshot)
         self.current = snapshot
@@ -148,6 +154,6 @@ class SnapshotHolder:
                 log.exception("a subscriber failed on a configuration", config_version=snapshot.version)
 
 
-def _carry_revocations(old: Verifier, new: Verifier) -> None:
-    for jti, until_s in old.revoked.items():
-        new.revoke_jti(jti, until_s)
+def _share_revocations(old: Snapshot, new: Snapshot) -> None:
+    for verifier in (new.verifier, new.unit_verifier):
+        verifier.share(old.verifier.revocations)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import falcon
 
 from gateway.context import RequestContext
-from gateway.errors import Forbidden, TokenMissing
+from gateway.errors import TokenMissing
 from gateway.http.grant import grant_of
 from gateway.rbac.decide import decide
 from gateway.routing.model import RouteKind
@@ -38,10 +38,10 @@ class Authorization:
             ctx.rule = "token:missing"
             raise TokenMissing()
         grant = ctx.grant if ctx.grant is not None else grant_of(ctx.principal, route)
-        decision = grant.decision or decide(ctx.principal, route, ctx.params)
+        decision = grant.decision or decide(ctx.principal, route, ctx.params, ctx.method)
         ctx.rule = decision.rule
         if not decision.allowed:
-            raise (decision.error or Forbidden)()
+            raise decision.refusal()
         if ctx.query:
             check_query(ctx.query, route.query)
         if "HTTP_UPGRADE" in req.env and route.kind in _FORWARDED:

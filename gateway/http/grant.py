@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastpath.lane import Grant
 from gateway.context import Principal
-from gateway.rbac.decide import decide
+from gateway.rbac.decide import decide, varies
 from gateway.routing.model import Route
 
 
@@ -16,6 +16,6 @@ def grant_of(principal: Principal, route: Route) -> Grant:
     grant: Grant | None = principal.grants.get(route.name)
     # SEC: the route itself is compared, so that a principal that met another snapshot brings nothing along from it.
     if grant is None or grant.route is not route:
-        grant = Grant(route, None if route.bindings else decide(principal, route, {}))
+        grant = Grant(route, None if varies(route) else decide(principal, route, {}))
         principal.grants[route.name] = grant
     return grant

@@ -16,6 +16,7 @@ from gateway.config.snapshot import Snapshot
 from gateway.context import Principal, RequestContext
 from gateway.errors import TokenAmbiguous, TokenInvalid
 from gateway.metrics import Metrics
+from gateway.rbac.scopes import claimed, granted
 
 UNIT_LINKS = "/relay/"
 """Where units dial in: their tokens have another audience and are verified by the resource itself."""
@@ -96,7 +97,7 @@ def _names_token(query: str) -> bool:
 
 
 def _principal(snapshot: Snapshot, verified: Verified) -> Principal:
-    role = snapshot.roles[str(verified.key.role)]
+    role = snapshot.roles[str(verified.role)]
     return Principal(
         subject=str(verified.subject),
         issuer=verified.claims["iss"],
@@ -107,4 +108,5 @@ def _principal(snapshot: Snapshot, verified: Verified) -> Principal:
         key_id=verified.key.kid or "",
         expires_at_s=verified.expires_at_s,
         claims=verified.claims,
+        scopes=None if role.scopes is None else granted(role.scopes, claimed(verified.claims)),
     )

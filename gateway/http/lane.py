@@ -86,4 +86,4 @@ class Lanes:
         """The decision where path parameters have a say."""
         assert ctx.principal is not None  # noqa: S101
         assert ctx.route is not None  # noqa: S101
-        return decide(ctx.principal, ctx.route, ctx.params)
+        return decide(ctx.principal, ctx.route, ctx.params, ctx.method)

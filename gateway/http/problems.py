@@ -51,6 +51,7 @@ TABLE: dict[type[e.GatewayError], Row] = {
     e.EnrolmentRefused: Row(403, "Enrolment refused"),
     e.RoleRefused: Row(403, "Role not allowed"),
     e.PermissionRefused: Row(403, "Permission not granted"),
+    e.ScopeRefused: Row(403, "Scope not granted"),
     e.BindingRefused: Row(403, "Record or unit not bound to the caller"),
     e.NotFound: Row(404, "Not found"),
     e.MethodNotMapped: Row(405, "Method not allowed"),
@@ -66,6 +67,7 @@ TABLE: dict[type[e.GatewayError], Row] = {
     e.DatabaseTimeout: Row(503, "Database too slow"),
     e.KeysUnavailable: Row(503, "Keys unavailable"),
     e.AuditUnavailable: Row(503, "Audit unavailable"),
+    e.AuditSearchUnavailable: Row(503, "Audit trail cannot be read here"),
     e.ConfigUnavailable: Row(503, "Configuration unavailable"),
     e.AuditOutcomeUnavailable: Row(503, "Audit outcome not recorded"),
     e.ConfigRefused: Row(422, "Configuration refused"),
@@ -189,6 +191,8 @@ def _challenge(error: e.GatewayError, realm: str) -> str | None:
         return f'{prefix}, error="invalid_token", error_description="{description}"'
     if isinstance(error, e.TokenAmbiguous):
         return f'{prefix}, error="invalid_request", error_description="{error.detail or "Send one token"}"'
+    if isinstance(error, e.ScopeRefused) and error.scope:
+        return f'{prefix}, error="insufficient_scope", scope="{error.scope}"'
     if isinstance(error, e.Forbidden):
         return f'{prefix}, error="insufficient_scope"'
     return None

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from gevent import get_hub, getcurrent, kill
 
 from fastpath.http import Head, HeadError, HeadReader
-from fastpath.loop import RECEIVE_BYTES, Loop
+from fastpath.loop import RECEIVE_BYTES, Loop, Outbox
 from fastpath.responses import BODY_TO_CLOSE, RequestIds, Response, encode_response
 from gateway import errors as e
 from gateway.http.problems import render
@@ -47,6 +47,7 @@ class Service(Protocol):
     reader: HeadReader
     ids: RequestIds
     deadlines: Deadlines
+    outbox: Outbox
     date: bytes
     draining: bool
     """A request that begins now is refused."""
@@ -105,6 +106,7 @@ class Connection(Loop):
             self._cut()
             raise
         finally:
+            self._leave()
             self._service.deadlines.forget(self)
             self._watcher.stop()
             self._watcher.close()

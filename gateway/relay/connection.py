@@ -15,6 +15,7 @@ from gateway.relay.core import Limits
 from gateway.relay.frames import LEDGER, GoAwayCode, Ping, ResetCode, Welcome, encode
 from gateway.relay.health import Health
 from gateway.relay.link import Link
+from gateway.relay.link_token import LinkToken
 from gateway.relay.registry import Registry
 from gateway.relay.session import GatewaySession
 from gateway.relay.states import State
@@ -24,9 +25,9 @@ EJECT_JITTER_MS: Final = 1_000
 
 
 class TokenCheck(Protocol):
-    """Verify a renewed token of `unit`; (key id, its end in seconds since 1970), or None if it is refused."""
+    """Verify a renewed token of `unit`; None if it is refused."""
 
-    def __call__(self, token: str, unit: str) -> tuple[str, float] | None: ...
+    def __call__(self, token: str, unit: str) -> LinkToken | None: ...
 
 
 class UnitConnection(Link):
@@ -47,9 +48,8 @@ class UnitConnection(Link):
         limits: Limits,
         *,
         max_connections: int,
-        token_exp_s: float,
+        token: LinkToken,
         check_token: TokenCheck,
-        kid: str = "",
         on_settled: Callable[[bool], None] = lambda said_hello: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -63,17 +63,21 @@ class UnitConnection(Link):
         self.epoch = 0
         self.seat = ("", -1)
         self.agent = ""
-        self.kid = kid
+        self.token = token
         self._clock_ahead_ms: float | None = None
         self.keeps_keys = False
         self.connected_at_s = time.time()
         self._max_connections = max_connections
-        self._token_exp_s = token_exp_s
         self._check_token = check_token
         self._on_settled: Callable[[bool], None] | None = on_settled
         self._heard = Wake()
         self.retired = False
         self._health = Health()
+
+    @property
+    def kid(self) -> str:
+        """The key it is connected under."""
+        return self.token.kid
 
     # --- HELLO and tokens
 
@@ -102,10 +106,10 @@ class UnitConnection(Link):
             max_frame=limits.max_frame,
             ping_ms=round(limits.ping_s * 1000),
             dead_ms=round(limits.dead_s * 1000),
-            token_exp=int(self._token_exp_s),
+            token_exp=int(self.token.expires_s),
         )
         session.welcome(welcome, self.clock(), hello)
-        session.token_expires_s = self.clock() + self._token_exp_s - time.time()
+        session.token_expires_s = self.clock() + self.token.expires_s - time.time()
         self.registry.register(self)
         self._schedule()
 
@@ -125,7 +129,7 @@ class UnitConnection(Link):
         if checked is None:
             self.session.go_away(GoAwayCode.AUTH_EXPIRED, "token-refused")
             return
-        self.kid, exp_s = checked
+        self.token, exp_s = checked, checked.expires_s
         self.session.accept_token(int(exp_s), self.clock() + exp_s - time.time())
         self._schedule()
 

@@ -33,6 +33,7 @@ from gateway.errors import (
 from gateway.http1.connection import TCP_CLOSING
 from gateway.relay.admission import DialGate
 from gateway.relay.frames import SUBPROTOCOL
+from gateway.relay.link_token import LinkToken
 from gateway.relay.used_tokens import UsedTokens, mark_of
 
 MAX_LIFETIME_S: Final = 300
@@ -42,11 +43,14 @@ _UPGRADE_FIELDS: Final = (("Upgrade", "websocket"), ("Sec-WebSocket-Protocol", S
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Who dialled, under which key. Units: `expires_s`, the end of its token, seconds since 1970."""
+    """Who dialled, under which token."""
 
     unit: CompiledUnit
-    kid: str
-    expires_s: float
+    token: LinkToken
+
+    @property
+    def kid(self) -> str:
+        return self.token.kid
 
 
 TakeOver = Callable[[Login, Any, bytes], None]
@@ -80,7 +84,7 @@ class UnitTokens:
             raise TokenInvalid("The token was used before")
         kid = verified.key.kid or ""
         self.on_used(kid)
-        return Login(unit, kid, verified.expires_at_s)
+        return Login(unit, LinkToken(kid, verified.expires_at_s, verified.jti or "", verified.issued_at_s))
 
     def _verify(self, token: str, now_s: float) -> Verified:
         try:
@@ -107,13 +111,13 @@ class UnitTokens:
             raise TokenInvalid("The token lives longer than five minutes")
         return unit_id
 
-    def renewed(self, token: str, unit: str) -> tuple[str, float] | None:
-        """The key and the end of a renewed token of `unit`, None if it is refused. See connection.TokenCheck."""
+    def renewed(self, token: str, unit: str) -> LinkToken | None:
+        """A renewed token of `unit`, None if it is refused. See connection.TokenCheck."""
         try:
             login = self.check(token)
         except (TokenInvalid, Forbidden, UnitUnknown, Overloaded):
             return None
-        return (login.kid, login.expires_s) if login.unit.id == unit else None
+        return login.token if login.unit.id == unit else None
 
 
 class ConnectResource:

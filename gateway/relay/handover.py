@@ -1,7 +1,7 @@
 """An upgraded connection moves to a sibling worker, so that one crashed worker does not cost a unit all of its links.
 
-The socket travels over a unix socket (SCM_RIGHTS) with what was read of it: u32 length | JSON {unit, kid, exp, unread};
-the receiver answers one byte. A TLS connection lives in its process and stays.
+The socket travels over a unix socket (SCM_RIGHTS) with what was read of it: u32 length | JSON {unit, kid, exp, jti,
+iat, unread}; the receiver answers one byte. A TLS connection lives in its process and stays.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import orjson
 from gevent import socket
 
 from gateway import unixsocket
+from gateway.relay.link_token import LinkToken
 
-Receiver = Callable[[str, str, float, Any, bytes], None]
-"""(unit id, key id, end of its token in seconds since 1970, socket, unread bytes): lives as long as the connection."""
+Receiver = Callable[[str, LinkToken, Any, bytes], None]
+"""(unit id, its token, socket, unread bytes): lives as long as the connection."""
 
 TIMEOUT_S: Final = 1.0
 MAX_UNREAD_BYTES: Final = 16_384
@@ -72,24 +73,27 @@ class Handover:
     def _take(self, channel: Any) -> None:
         try:
             with gevent.Timeout(TIMEOUT_S, OSError("a sibling that does not go on")), channel:
-                unit, kid, exp_s, unread, descriptor = _read(channel)
+                unit, token, unread, descriptor = _read(channel)
                 sock = socket.socket(fileno=descriptor)
                 channel.sendall(b"\1")
         except (OSError, ValueError):
             return
         try:
-            self._receive(unit, kid, exp_s, sock, unread)
+            self._receive(unit, token, sock, unread)
         finally:
             sock.close()
 
-    def pass_on(self, name: str, unit: str, kid: str, exp_s: float, sock: Any, unread: bytes) -> bool:
+    def pass_on(self, name: str, unit: str, token: LinkToken, sock: Any, unread: bytes) -> bool:
         """Give the connection to the sibling of that name; False if it did not take it. Yields to the hub: yes.
 
         Afterwards this process may only close its descriptor: a shutdown would end the connection for both.
         """
         if isinstance(sock, ssl.SSLSocket) or hasattr(sock, "cipher") or len(unread) > MAX_UNREAD_BYTES:
             return False
-        record = {"unit": unit, "kid": kid, "exp": exp_s, "unread": base64.b64encode(unread).decode("ascii")}
+        record = {
+            "unit": unit, "kid": token.kid, "exp": token.expires_s, "jti": token.jti, "iat": token.issued_s,
+            "unread": base64.b64encode(unread).decode("ascii"),
+        }  # fmt: skip
         payload = orjson.dumps(record)
         channel = socket.socket(plain.AF_UNIX, plain.SOCK_STREAM)
         channel.settimeout(TIMEOUT_S)
@@ -112,7 +116,7 @@ def handover_path(run_dir: Path, name: str) -> Path:
     return run_dir / f"handover-{name.removeprefix('relay-')}"
 
 
-def _read(channel: Any) -> tuple[str, str, float, bytes, int]:
+def _read(channel: Any) -> tuple[str, LinkToken, bytes, int]:
     """Raises: OSError, ValueError."""
     head, rights, _, _ = channel.recvmsg(_LENGTH.size, plain.CMSG_SPACE(_FD_BYTES))
     descriptors = array.array("i")
@@ -128,7 +132,8 @@ def _read(channel: Any) -> tuple[str, str, float, bytes, int]:
             payload += piece
         record = orjson.loads(payload)
         unread = base64.b64decode(record["unread"])
-        return record["unit"], record["kid"], float(record["exp"]), unread, descriptors[0]
+        token = LinkToken(record["kid"], float(record["exp"]), record["jti"], float(record["iat"]))
+        return record["unit"], token, unread, descriptors[0]
     except (ValueError, KeyError, TypeError) as error:
         for descriptor in descriptors:
             os.close(descriptor)

@@ -21,9 +21,13 @@ from gateway.relay.fabric import Fabric
 from gateway.relay.frames import GoAwayCode
 from gateway.relay.handover import Handover
 from gateway.relay.health import LOOK_S
+from gateway.relay.link_token import LinkToken
 from gateway.relay.registry import MOVING, Registry
 from gateway.relay.resource import UnitResource
 from gateway.relay.used_tokens import UsedTokens
+
+TOKEN_REVOKED: Final = "token-revoked"  # noqa: S105 - a reason
+"""Why a link ends whose token was revoked."""
 
 PROBE_S: Final = 1.0
 """How long a connection may take to prove that it lives when its unit dials once more than it may."""
@@ -72,6 +76,8 @@ class Relay:
         self.tokens = UnitTokens(holder, used)
         self.refuses: Callable[[str, str], str] = lambda unit, kid: ""
         """Why the registry of units refuses a (unit, key id), "" if it does not; `enforce` after a change."""
+        self.revoked: Callable[[str, str, float], bool] = lambda unit, jti, issued_s: False
+        """Is the token of a link revoked? As `refuses`."""
         self.observe: Callable[[str, str, dict[str, object]], None] = lambda event, unit, details: None
         """Told of (event, unit, details), see registry.Watcher."""
         self._gate = DialGate(getattr(settings, "relay_dials_per_s", 500), getattr(settings, "relay_dials_open", 512))
@@ -189,7 +195,7 @@ class Relay:
         unit = login.unit
         if self._held[unit.id] and not self._draining:
             for name in self._free_siblings(unit.id):
-                if self.handover.pass_on(name, unit.id, login.kid, login.expires_s, sock, unread):
+                if self.handover.pass_on(name, unit.id, login.token, sock, unread):
                     return
         own = detached(sock)
         if own is None:
@@ -203,16 +209,16 @@ class Relay:
         finally:
             sock.close()
 
-    def _receive(self, unit_id: str, kid: str, token_exp_s: float, sock: Any, unread: bytes) -> None:
+    def _receive(self, unit_id: str, token: LinkToken, sock: Any, unread: bytes) -> None:
         """A sibling authenticated and upgraded this connection."""
         unit = self._holder.current.units.get(unit_id)
         if unit is not None and not self._draining:
-            self._hold(Login(unit, kid, token_exp_s), sock, unread)
+            self._hold(Login(unit, token), sock, unread)
 
     def _hold(self, login: Login, sock: Any, unread: bytes) -> None:
         unit = login.unit
         # SEC: it may have been revoked between its dial and now; from here on `enforce` finds it.
-        if self._refusal(unit.id, login.kid):
+        if self._refusal(unit.id, login.token):
             return
         connection = UnitConnection(
             unit.id,
@@ -221,9 +227,8 @@ class Relay:
             self.registry,
             self._limits,
             max_connections=unit.max_connections,
-            token_exp_s=login.expires_s,
+            token=login.token,
             check_token=self.tokens.renewed,
-            kid=login.kid,
             on_settled=self._gate.settled,
         )
         self._gate.opened()
@@ -244,14 +249,20 @@ class Relay:
     def enforce(self) -> None:
         """End the links that configuration or registry do not allow any more."""
         for connection in list(self._connections):
-            why = self._refusal(connection.unit, connection.kid)
+            why = self._refusal(connection.unit, connection.token)
             if why and not connection.ended:
-                connection.shut(GoAwayCode.UNIT_DISABLED, why, retry_ms=60_000, jitter_ms=10_000)
+                if why == TOKEN_REVOKED:
+                    # NOTE: a token signed afterwards is welcome; one of the same second may be older.
+                    connection.shut(GoAwayCode.AUTH_EXPIRED, why, retry_ms=2_000, jitter_ms=5_000)
+                else:
+                    connection.shut(GoAwayCode.UNIT_DISABLED, why, retry_ms=60_000, jitter_ms=10_000)
 
-    def _refusal(self, unit_id: str, kid: str) -> str:
+    def _refusal(self, unit_id: str, token: LinkToken) -> str:
         unit = self._holder.current.units.get(unit_id)
         known = unit is not None and unit.enabled
-        return self.refuses(unit_id, kid) or ("" if known else "disabled")
+        if self.revoked(unit_id, token.jti, token.issued_s):
+            return TOKEN_REVOKED
+        return self.refuses(unit_id, token.kid) or ("" if known else "disabled")
 
     def _on_event(self, event: str, unit: str, details: dict[str, object]) -> None:
         if event == "connection.up":

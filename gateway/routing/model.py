@@ -5,7 +5,9 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-RESERVED_PREFIXES = ("/relay/", "/auth/", "/admin/", "/audit/", "/.well-known/oauth-authorization-server")
+RESERVED_PREFIXES = (
+    "/relay/", "/auth/", "/admin/", "/audit/", "/me/access-log", "/openapi/", "/.well-known/oauth-authorization-server",
+)  # fmt: skip
 """Paths of the gateway itself: no controller may lie under them, and none that matches any path is asked for them."""
 
 
@@ -53,6 +55,19 @@ class Binding:
     claim: str
     roles: frozenset[str]
     hidden: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """The scope that callers of a route need, if their role has scopes.
+
+    Shapes: `text` as in `Observation.s`, `mask` its bits (see rbac.scopes; 0: any scope will do); `param` is the
+    parameter that holds a path below a FHIR base, if each request's own path and method say what it needs.
+    """
+
+    text: str
+    mask: int
+    param: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +131,10 @@ class Route:
     bindings: tuple[Binding, ...] = ()
     unbound_roles: frozenset[str] = frozenset()
     """Roles that pass although no binding names them; a route with bindings refuses every other uncovered role."""
+    need: Need | None = None
+    """None: a role that has scopes may not."""
+    own_roles: frozenset[str] = frozenset()
+    """Roles that a binding ties to the patient of their token: what scopes `patient/…` count for."""
     limits: tuple[Limit, ...] = ()
     query: frozenset[str] | None = frozenset()
     """Names of the query parameters a caller may send; None: any."""

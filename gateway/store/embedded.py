@@ -27,6 +27,7 @@ DATABASE = "caregate"
 ADMIN_ROLE = "postgres"
 GATEWAY_ROLE = "caregate_gateway"
 OPERATOR_ROLE = "caregate_operator"
+READER_ROLE = "caregate_audit_reader"
 
 _SHARED_STATE = Path("/var/lib/caregate")
 """Where root's server keeps its files if the server's account cannot enter the directory asked for."""
@@ -82,6 +83,11 @@ class EmbeddedPostgres:
     def operator_dsn(self) -> str:
         """The role of `caregate unit`."""
         return self._dsn(OPERATOR_ROLE)
+
+    @property
+    def reader_dsn(self) -> str:
+        """The role that searches the audit trail."""
+        return self._dsn(READER_ROLE)
 
     def find(self) -> EmbeddedPostgres:
         """Look where another process runs the server of this directory, so that the DSNs lead there."""

@@ -1,4 +1,4 @@
-"""The SQL of the token service: revoked tokens and used assertions in, what changed out."""
+"""The SQL of the token service: revoked tokens and used assertions in, what is revoked out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import psycopg
 from gateway.auth.model import Revocations
 from gateway.store.listener import Listener, answering
 from gateway.store.pool import Database
+from gateway.store.revocation import NAMED, change
 
 CHANNEL = "caregate_tokens"
 
@@ -19,19 +20,29 @@ SELECT json_build_object(
     'tokens', (SELECT coalesce(json_agg(json_build_object(
                    'jti', jti, 'until_s', extract(epoch FROM until_at)::float8)), '[]')
                FROM caregate.revoked_token WHERE revision > %(after)s AND until_at > now()),
+    'rules', (SELECT coalesce(json_agg(json_build_object(
+                  'kind', kind, 'value', value, 'issuer', issuer, 'audience', audience, 'role', role,
+                  'before_s', extract(epoch FROM before_at)::float8,
+                  'until_s', extract(epoch FROM until_at)::float8)), '[]')
+              FROM caregate.revocation WHERE revision > %(after)s AND until_at > now()),
     'whole', %(after)s = 0)::text
 """
 _REVOKE: LiteralString = """
 INSERT INTO caregate.revoked_token (jti, until_at, revoked_by) VALUES (%s, to_timestamp(%s), %s)
 ON CONFLICT (jti) DO NOTHING
 """
-_IS_REVOKED: LiteralString = "SELECT 1 FROM caregate.revoked_token WHERE jti = %s"
+_IS_REVOKED: LiteralString = """
+SELECT 1 FROM caregate.revoked_token WHERE jti = %(jti)s
+UNION ALL SELECT 1 FROM caregate.revocation WHERE kind = 'jti' AND value = %(jti)s LIMIT 1
+"""
 _SPEND: LiteralString = """
 INSERT INTO caregate.used_assertion (digest, until_at) VALUES (%s, to_timestamp(%s)) ON CONFLICT DO NOTHING
 """
 _FORGET: tuple[LiteralString, ...] = (
     "DELETE FROM caregate.used_assertion WHERE until_at < now() - interval '10 minutes'",
     "DELETE FROM caregate.revoked_token WHERE until_at < now() - interval '10 minutes'",
+    "DELETE FROM caregate.revocation WHERE until_at < now() - interval '10 minutes'",
+    "DELETE FROM caregate.access_change WHERE noted_at < now() - interval '1 day'",
 )
 
 
@@ -46,13 +57,15 @@ class TokenStore:
 
     def revoke(self, jti: str, until_s: float, by: str) -> None:
         """Refuse the token everywhere. Units: `until_s` seconds since 1970."""
-        with self._database.connection() as connection:
-            connection.execute(_REVOKE, (jti, until_s, by))
+        with self._database.connection() as connection, connection.transaction():
+            if connection.execute(_REVOKE, (jti, until_s, by)).rowcount:
+                detail = {"what": "jti", NAMED["jti"]: jti}
+                change(connection, "revocation", "allowed", detail, by or "bearer", "revoked by its owner")
 
     def is_revoked(self, jti: str) -> bool:
         """Is it, whether or not a worker has heard of it yet?"""
         with self._database.connection() as connection:
-            return connection.execute(_IS_REVOKED, (jti,)).fetchone() is not None
+            return connection.execute(_IS_REVOKED, {"jti": jti}).fetchone() is not None
 
     def spend(self, digest: bytes, until_s: float) -> bool:
         """Use an assertion; False if it was used before. Units: `until_s` seconds since 1970."""

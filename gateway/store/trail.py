@@ -56,6 +56,16 @@ class TrailReader:
         """The names of all chains."""
         return [name for (name,) in self._connection.execute(_CHAINS)]
 
+    def since(self, at_s: float) -> Iterator[dict[str, object]]:
+        """Events that the database was given since then, column -> value. Units: `at_s` seconds since 1970."""
+        cursor = self._connection.execute(
+            "SELECT * FROM audit.event WHERE recorded_at >= to_timestamp(%s) AND occurred_at >= to_timestamp(%s)",
+            (at_s, at_s),
+        )
+        names = [column.name for column in cursor.description or ()]
+        for row in cursor:
+            yield dict(zip(names, row, strict=True))
+
     def checkpoints(self) -> Iterator[Sealed]:
         """All that are there, in the order of their numbers."""
         query = "SELECT checkpoint, signature FROM audit.checkpoint ORDER BY source, number"

@@ -63,6 +63,7 @@ def key_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_pair(directory, "clerk", rsa.generate_private_key(public_exponent=65537, key_size=2048))
     write_pair(directory, "weak", rsa.generate_private_key(public_exponent=65537, key_size=1024))
     write_pair(directory, "north", ed25519.Ed25519PrivateKey.generate())
+    write_pair(directory, "doctor", ed25519.Ed25519PrivateKey.generate())
     write_pair(directory, "terminal", ec.generate_private_key(ec.SECP256R1()))
     write_pair(directory, "lab", ed25519.Ed25519PrivateKey.generate())
     (directory / "nurse.key").chmod(0o600)

@@ -20,6 +20,7 @@ STRUCTS = [
     (model.Controller, ""), (model.Bind, "bind[]."), (model.Function, "function."), (model.ToUpstream, "upstream."),
     (model.ToUnit, "unit."), (model.Audited, "audit."),
     (model.TokenService, ""), (model.Client, ""), (model.ClientKey, "keys[]."), (model.App, ""),
+    (model.AuditAccess, ""), (model.AuditReader, "readers.*."),
 ]  # fmt: skip
 
 

@@ -56,7 +56,7 @@ ALLOWED_BEYOND_PYJWT = {
     ("claims", "exp is not a number of seconds from 1970 to 9999"): "PyJWT takes text, booleans and 1e30, RFC 7519, 2",
     ("claims", "nbf is not a number of seconds from 1970 to 9999"): "PyJWT takes text and booleans, RFC 7519, 2",
     ("claims", "iat is not a number of seconds from 1970 to 9999"): "PyJWT takes text and booleans, RFC 7519, 2",
-    ("claims", "scope is not a string"): "RFC 8693, 4.2",
+    ("claims", "scope is not a string or an array of strings"): "RFC 8693, 4.2",
     ("claims", "jti is not a non-empty string"): "tokens are revoked by jti",
     ("subject", "sub is not a non-empty string"): "an empty name is nobody's",
     ("audience", "the token is for more than one of our audiences"): "a token is for one of our audiences",
@@ -154,7 +154,7 @@ CLAIM_VALUES: dict[str, list[Any]] = {
     "sub": ["pat-0001", "", " ", "é\U0001f600", "a" * 6500],
     "jti": ["a1", "", "a\0b"],
     "role": ["patient", "admin", ["patient"], ""],
-    "scope": ["a b", "", ["a"], {"a": 1}],
+    "scope": ["a b", "", ["a"], [1], {"a": 1}],
     "name": ["Zoë", "\u2028", "\ud800", "a\0b", 2**63, 10**19, -(10**19), 1e400, float("nan")],
     "deep": [eval("[" * n + "]" * n) for n in (3, 62, 63, 64, 90)],
 }

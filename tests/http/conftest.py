@@ -81,6 +81,28 @@ def gateway(tmp_path: Path) -> Iterator[Gateway]:
 
 
 @pytest.fixture
+def gateway_of(tmp_path: Path) -> Iterator[Callable[[dict[str, Any]], Gateway]]:
+    """Gateways of other documents."""
+    made: list[Gateway] = []
+
+    def make(configuration: dict[str, Any]) -> Gateway:
+        directory = tmp_path / f"of-{len(made)}"
+        directory.mkdir()
+        made.append(_gateway(directory, configuration))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.database.close()
+
+
+@pytest.fixture
+def base() -> dict[str, Any]:
+    """The document of `gateway`, to be changed."""
+    return document()
+
+
+@pytest.fixture
 def twins(tmp_path: Path) -> Iterator[tuple[falcon.testing.TestClient, falcon.testing.TestClient]]:
     """Clients of two gateways that know nothing of each other: the middleware alone, and with the lane before it."""
     generous = document()
@@ -141,6 +163,16 @@ def client(gateway: Gateway, request: pytest.FixtureRequest) -> falcon.testing.T
 @pytest.fixture
 def both(gateway: Gateway) -> dict[str, falcon.testing.TestClient]:
     """One gateway, asked by way of the middleware alone (m) and with the lane before it (l)."""
+    return _ways(gateway)
+
+
+@pytest.fixture
+def ways() -> Callable[[Gateway], dict[str, falcon.testing.TestClient]]:
+    """The same of another gateway."""
+    return _ways
+
+
+def _ways(gateway: Gateway) -> dict[str, falcon.testing.TestClient]:
     return {
         "m": falcon.testing.TestClient(gateway.public),
         "l": falcon.testing.TestClient(as_the_worker(gateway.public)),

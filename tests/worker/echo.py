@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,10 @@ class Echo:
 
     def path_large(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         return whole(start, b"0123456789abcdef" * 262_144)
+
+    def path_narrow(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+        environ["caregate.socket"].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return whole(start, b"0123456789abcdef" * 1000)
 
     def path_no_content(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         start("204 No Content", [("content-length", "5")])

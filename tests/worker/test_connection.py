@@ -134,6 +134,15 @@ class TestResponses:
         got = exchange(get(path) + get("/"))
         assert (got.statuses, got.bodies[0]) == ([200, 200], body)
 
+    def test_what_the_socket_does_not_take_at_once_follows(self, server: Any, answers: Any) -> None:
+        with server.connect() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            for _ in range(3):
+                sock.sendall(get("/narrow"))
+                time.sleep(0.01)
+            got = answers(read_some(sock, lambda d: d.count(b"0123456789abcdef") == 3000))
+            assert (got.statuses, got.bodies) == ([200] * 3, [b"0123456789abcdef" * 1000] * 3)
+
     def test_an_unknown_length_is_chunked(self, exchange: Exchange) -> None:
         head = exchange(get("/generator")).heads[0]
         assert head["transfer-encoding"] == "chunked"

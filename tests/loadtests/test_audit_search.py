@@ -1,0 +1,25 @@
+"""The load run of searches, small: it fills, asks and reports."""
+
+import psycopg
+
+from loadtests.audit_search import fill, measure, report
+
+
+def test_a_small_run(postgres, capsys):
+    try:
+        fill(postgres.admin_dsn, 3000, tell=False)
+        with psycopg.connect(postgres.admin_dsn) as connection:
+            names = {
+                name for (name,) in connection.execute("SELECT indexname FROM pg_indexes WHERE tablename = 'event'")
+            }
+        assert {"event_patient", "event_time", "event_request"} <= names, "they are there again"
+        times = measure(postgres.reader_dsn, rounds=1)
+    finally:
+        with psycopg.connect(postgres.admin_dsn, autocommit=True) as connection:
+            connection.execute("TRUNCATE audit.event")
+    assert len(times) > 20
+    assert report(times, 3000, 0.0, 0) == 0
+    out = capsys.readouterr().out
+    assert "patient, all time" in out
+    assert out.splitlines()[-1].startswith('RESULT {"events":3000,')
+    assert report({"slow": [500.0]}, 1, 0.0, 0) == 1
