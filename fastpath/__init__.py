@@ -7,6 +7,7 @@ import importlib.util
 
 _KERNELS = (
     "token",
+    "rsa",
     "revoked",
     "target",
     "routes",
