@@ -14,6 +14,7 @@ cdef class Key:
     cdef readonly object max_lifetime_s
     cdef readonly object epoch
     cdef readonly object attachment
+    cdef object _mapping
     cdef double _max_lifetime_s
     cdef Py_ssize_t _signature_bytes
     cdef object _inner
@@ -44,6 +45,7 @@ cdef class Verifier:
     cdef dict _by_kid
     cdef dict _by_alg
     cdef set _live
+    cdef dict _issuers
     cdef readonly Revoked revocations
     cdef readonly frozenset known_audiences
     cdef tuple _checks
@@ -66,6 +68,6 @@ cdef class Verifier:
     cdef int _check_times(self, Verified verified, double now_s) except -1
     cdef int _remember(self, str token, Verified verified) except -1
     cdef Verified _verify_unseen(self, str token, double now_s)
-    cdef Key _find_key(self, dict header)
+    cdef Key _find_key(self, dict header, str issuer)
     cdef Verified _check_claims(self, Key key, dict claims, double now_s)
     cdef str _audience(self, Key key, aud)

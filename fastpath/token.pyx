@@ -42,6 +42,15 @@ class TokenError(ValueError):
         self.detail = detail
 
 
+class UnknownKey(TokenError):
+    """No key of ours has signed the token. Shapes: `issuer` is that of a provider, whose key `kid` may be a new one."""
+
+    def __init__(self, issuer=None, kid=None):
+        super().__init__("unknown-key", "no key of ours has signed the token")
+        self.issuer = issuer
+        self.kid = kid
+
+
 cdef dict _decode_part(bytes text, str what):
     """The JSON object in a token's part. Raises: TokenError."""
     try:
@@ -86,12 +95,14 @@ cdef class Key:
 
     Shapes: `material` is the secret (bytes) for HS*, else an object with `alg` and `verifies(signature, data) -> bool`;
     an ES* signature is handed to it as a DER sequence. `issuer` None checks no issuer; `role` None no role.
-    `attachment` is the caller's. `epoch` grows when a key is replaced under the same kid.
+    `attachment` is the caller's. `epoch` grows when a key is replaced under the same kid. `mapping(claims)` says what the
+    claims of another's token mean here, as (role, audience, claims, maximum lifetime); it may raise TokenError.
     Raises: ValueError if the material does not fit the algorithm.
     """
 
     def __init__(
-        self, kid, alg, material, *, issuer, audiences, role=None, max_lifetime_s=None, epoch=0, attachment=None
+        self, kid, alg, material, *, issuer, audiences, role=None, max_lifetime_s=None, epoch=0, attachment=None,
+        mapping=None,
     ):
         if alg not in _ALGORITHMS:
             raise ValueError("the algorithm is not one that tokens are signed with")
@@ -101,7 +112,7 @@ cdef class Key:
             raise ValueError("the maximum lifetime is not positive")
         self.kid, self.alg, self.issuer, self.role = kid, alg, issuer, role
         self.audiences = frozenset(audiences)
-        self.max_lifetime_s, self.epoch, self.attachment = max_lifetime_s, epoch, attachment
+        self.max_lifetime_s, self.epoch, self.attachment, self._mapping = max_lifetime_s, epoch, attachment, mapping
         self._max_lifetime_s = math.inf if max_lifetime_s is None else max_lifetime_s
         if alg in _HMAC_HASH:
             self._take_secret(material)
@@ -162,7 +173,7 @@ cdef class Verified:
     """What a token says, once all of it was checked. Shared by every request that carries the token: read only, but for
     `principal` and `grant`, which are the caller's.
 
-    Shapes: `role` is the key's. Units: `expires_at_s` seconds since 1970, whole; `issued_at_s` seconds, -1 if not said.
+    Shapes: `role` is the key's, or what its mapping gives. Units: `expires_at_s` seconds since 1970, whole; `issued_at_s` seconds, -1 if not said.
     """
 
     def __repr__(self):
@@ -249,7 +260,7 @@ cdef class Verifier:
             raise ValueError(f"max_token_bytes is not 1 to {MAX_TOKEN_BYTES}")
         if not 0 <= leeway_s <= 3600:
             raise ValueError("leeway_s is not 0 to 3600")
-        self._by_kid, self._by_alg, self._live = {}, {}, set()
+        self._by_kid, self._by_alg, self._live, self._issuers = {}, {}, set(), {}
         self._leeway_s, self._require_kid, self._require_sub = leeway_s, require_kid, require_sub
         for key in keys:
             self._add(key)
@@ -313,6 +324,20 @@ cdef class Verifier:
             raise ValueError("the epoch has not grown")
         self.retire(key.kid)
         self._add(key)
+
+    def set_issuer(self, str issuer not None, keys):
+        """From now on these keys, and no others, sign what names that issuer; it has kids of its own.
+
+        Raises: ValueError for a key without kid or of another issuer, and for two of one kid.
+        """
+        by_kid = {}
+        for key in keys:
+            if key.kid is None or key.kid in by_kid or key.issuer != issuer:
+                raise ValueError("the keys of an issuer have its name, and a kid each")
+            by_kid[key.kid] = key
+        self._live.difference_update(self._issuers.get(issuer, {}).values())
+        self._live.update(by_kid.values())
+        self._issuers[issuer] = by_kid
 
     def clear(self):
         """Forgets all verified tokens."""
@@ -424,25 +449,30 @@ cdef class Verifier:
         cdef bytes signature = base64url_bytes(second + 1, text + n - second - 1)
         if header is None or payload is None or signature is None:
             raise TokenError("malformed", "the token is not three parts of base64url")
-        cdef Key key = self._find_key(_decode_part(header, "header"))
+        cdef Key key = self._find_key(
+            _decode_part(header, "header"), _issuer_in(payload, self._issuers) if self._issuers else None
+        )
         if not key._signed(signature, PyBytes_FromStringAndSize(<const char*>text, second - text)):
             raise TokenError("signature", "the signature does not fit")
-        # SEC: nothing of the payload is read before its signature is known to be good.
+        # SEC: before its signature is known to be good, the payload says nothing but whose key is to be tried.
         return self._check_claims(key, _decode_part(payload, "payload"), now_s)
 
-    cdef Key _find_key(self, dict header):
+    cdef Key _find_key(self, dict header, str issuer):
         _check_header(header)
         alg = header["alg"]
         kid = header.get("kid")
-        if kid is not None:
+        if issuer is not None and kid is not None:
+            # SEC: an issuer's kid names a key of that issuer alone, whoever else has one of that kid.
+            key = (<dict>self._issuers[issuer]).get(kid)
+        elif kid is not None:
             key = self._by_kid.get(kid)
-        elif self._require_kid:
+        elif self._require_kid or issuer is not None:
             raise TokenError("header", "the header has no kid")
         else:
             candidates = self._by_alg.get(alg, ())
             key = candidates[0] if len(candidates) == 1 else None
         if key is None:
-            raise TokenError("unknown-key", "no key of ours has signed the token")
+            raise UnknownKey(issuer, kid)
         if (<Key>key).alg != alg:
             raise TokenError("algorithm", "the algorithm is not the key's")
         return key
@@ -458,7 +488,7 @@ cdef class Verifier:
         verified._valid_from_s = _date(claims, "nbf")
         verified.issued_at_s = _date(claims, "iat")
         self._check_times(verified, now_s)
-        _check_lifetime(verified, expires_at_s, now_s)
+        _check_lifetime(verified, expires_at_s, now_s, key._max_lifetime_s)
         issuer = _text(claims, "iss", "issuer")
         if key.issuer is not None and issuer != key.issuer:
             raise TokenError("issuer", "the issuer is not the key's")
@@ -472,6 +502,10 @@ cdef class Verifier:
         _check_scope(claims, "scp")
         verified.jti = _text(claims, "jti", "claims")
         verified.role = key.role
+        if key._mapping is not None:
+            verified.role, verified.audience, claims, role_lifetime_s = key._mapping(claims)
+            verified.claims = claims
+            _check_lifetime(verified, expires_at_s, now_s, role_lifetime_s)
         if self._is_revoked(verified):
             raise TokenError("revoked", "the token was revoked")
         for name, is_good, what in self._checks:
@@ -514,10 +548,19 @@ cdef int _check_scope(dict claims, str name) except -1:
     raise TokenError("claims", f"{name} is not a string or an array of strings")
 
 
-cdef int _check_lifetime(Verified verified, double expires_at_s, double now_s) except -1:
+cdef str _issuer_in(bytes payload, dict issuers):
+    """The issuer that a payload names, if it is one of these."""
+    try:
+        issuer = decode_json_object(payload).get("iss")
+    except ValueError:
+        return None
+    return issuer if type(issuer) is str and issuer in issuers else None
+
+
+cdef int _check_lifetime(Verified verified, double expires_at_s, double now_s, double longest_s) except -1:
     cdef double from_s = verified.issued_at_s
     if from_s < 0:
         from_s = verified._valid_from_s if verified._valid_from_s >= 0 else now_s
-    if expires_at_s - from_s > verified.key._max_lifetime_s:
+    if expires_at_s - from_s > longest_s:
         raise TokenError("lifetime", "the token lives longer than the key allows")
     return 0

@@ -19,6 +19,7 @@ from gateway.accesslog import AccessLog
 from gateway.audit.notary import read_private_key
 from gateway.audit.reading import AuditReading
 from gateway.audit.trail import AuditTrail
+from gateway.auth.providers import Providers
 from gateway.auth.service import Tokens
 from gateway.config.control import ControlServer
 from gateway.config.fault import Fault
@@ -115,13 +116,18 @@ class Gateway:
         self.tokens = Tokens(
             settings, self.holder, self.database, self.metrics, enforce=self.relay.enforce, note=self.audit.note
         )
+        self.providers = Providers(self.holder, settings.data_dir, memory.buckets, count=self._count_provider)
         self.relay.revoked = self.tokens.revoked.refuses_link
         self.control = ControlServer(
             settings,
             self.holder,
             self._check_functions,
             in_force=self.versions or self.in_force,
-            questions={"units": self.units.describe, "access": self.tokens.describe},
+            questions={
+                "units": self.units.describe,
+                "access": self.tokens.describe,
+                "providers": self.providers.describe,
+            },
         )
         looks = (
             UnitsLook(self.relay, self.units.roster, settings.relay_buffer_bytes),
@@ -199,6 +205,9 @@ class Gateway:
         """
         self.public.lane = self._lanes if ready and self.holder.current.version else None
 
+    def _count_provider(self, provider: str, outcome: str) -> None:
+        self.metrics.inc("caregate_identity_provider_fetches", (provider, outcome))
+
     def _count_upstream(self, upstream: str, outcome: str) -> None:
         self.metrics.inc("caregate_upstream_requests", (upstream, outcome))
 
@@ -216,6 +225,7 @@ class Gateway:
             router=cast("Any", router),  # Falcon's annotation names its own router only
             middleware=[self.accounting, admission, Cors(), identity, Authorization(self.accounting.intent)],
         )
+        identity.knows_key = self.providers.knows
         self._lanes = Lanes(self.holder, memory.buckets, self.metrics, admission, identity, router)
         app.lane = self._lanes if self.holder.current.version else None
         app.req_options.strip_url_path_trailing_slash = False
@@ -261,6 +271,7 @@ class Gateway:
         self.holder.subscribe(self._on_snapshot)
         self.audit.start()
         self.tokens.start()
+        self.providers.start()
         self.units.start()
         self.relay.start()
         self.control.start()
@@ -290,6 +301,7 @@ class Gateway:
         self.relay.stop()
         self.units.stop()
         self.tokens.stop()
+        self.providers.stop()
         self.upstreams.close()
         self.control.stop()
         if self.versions is not None:

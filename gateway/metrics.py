@@ -51,6 +51,9 @@ DECLARATIONS: tuple[Declaration, ...] = (
     Declaration("caregate_unit_revision", "maximum", "Revision of the registry of units in force."),
     Declaration("caregate_auth_requests", "counter", "Requests to the token service.", ("endpoint", "outcome")),
     Declaration("caregate_token_revision", "maximum", "Revision of the revoked tokens in force."),
+    Declaration(
+        "caregate_identity_provider_fetches", "counter", "Fetches of identity providers' keys.", ("provider", "outcome")
+    ),
     Declaration("caregate_upstream_requests", "counter", "Calls to cloud services.", ("upstream", "outcome")),
     Declaration("caregate_upstream_breaker_open", "gauge", "Workers whose breaker is open.", ("upstream",)),
     Declaration("caregate_audit_events", "counter", "Audit events by what became of them.", ("outcome",)),

@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 from gateway.config.check_apps import check_apps
 from gateway.config.check_audit import check_audit
 from gateway.config.check_clients import check_clients
+from gateway.config.check_providers import check_providers, given_by_providers
 from gateway.config.check_routes import check_controllers
 from gateway.config.check_scopes import check_ceiling
 from gateway.config.checking import Checking
@@ -68,6 +69,7 @@ def check(
     check_clients(checking)
     check_apps(checking)
     check_audit(checking)
+    check_providers(checking)
     keyring = load_keys(checking, secrets)
     descriptions = _descriptions(checking, secrets)
     if catalog_check is not None:
@@ -166,6 +168,10 @@ def _check_roles(checking: Checking) -> None:
     for path, name, role in checking.entries("roles"):
         checking.find("audiences", role.audience, step(path, "audience"))
         _check_lifetimes(checking, path, lifetimes_of(name, role), role)
+        if not role.keys and name not in given_by_providers(checking):
+            checking.add(
+                step(path, "keys"), "is empty, and no identity provider gives the role: it would have no tokens"
+            )
         if role.max_lifetime_s > MAX_LIFETIME_S:
             checking.add(step(path, "max_lifetime_s"), f"is longer than a day ({MAX_LIFETIME_S})")
         for below, permission in checking.each(role.permissions, step(path, "permissions")):

@@ -12,6 +12,7 @@ from fastpath.routes import RouteTable
 from fastpath.token import Key, Verifier
 from gateway.auth.claims import CHECKS
 from gateway.auth.keys import KeyMaterial, public_jwk_set
+from gateway.auth.mapping import ClaimMapping, MappedRole
 from gateway.config.check_routes import ACTIONS, read_source
 from gateway.config.check_scopes import need_of, own_roles
 from gateway.config.fault import WHOLE, step
@@ -26,6 +27,7 @@ from gateway.config.snapshot import (
     UNIT_LINK_MAX_LIFETIME_S,
     CompiledApp,
     CompiledClient,
+    CompiledProvider,
     CompiledRole,
     CompiledTokens,
     CompiledUnit,
@@ -88,6 +90,8 @@ def compile_document(
         trusted_proxies=tuple(ip_network(text) for text in document.gateway.trusted_proxies),
         tokens=_tokens(document, keyring),
         descriptions=dict(descriptions or {}),
+        providers={provider.issuer: provider for provider in _providers(document, keyring)},
+        thumbprints=frozenset(keyring.thumbprints),
     )
 
 
@@ -128,13 +132,45 @@ def _verifier(document: Document, keyring: Keyring, roles: dict[str, CompiledRol
                     attachment=roles[name],
                 )
             )
-    return Verifier(
+    theirs = [provider.aud for provider in document.identity_providers.values() if provider.aud]
+    verifier = Verifier(
         keys,
         leeway_s=document.gateway.leeway_s,
-        known_audiences=(*document.audiences, UNIT_LINK_AUDIENCE),
+        known_audiences=(*document.audiences, *theirs, UNIT_LINK_AUDIENCE),
         cache_size=cache_size,
         checks=CHECKS,
     )
+    for provider in document.identity_providers.values():
+        # NOTE: it has no keys yet: auth.providers puts them in.
+        verifier.set_issuer(provider.issuer, ())
+    return verifier
+
+
+def _providers(document: Document, keyring: Keyring) -> Iterator[CompiledProvider]:
+    for name, provider in document.identity_providers.items():
+        roles = tuple(
+            MappedRole(entry.role, entry.claim, entry.value, document.roles[entry.role].max_lifetime_s)
+            for entry in provider.roles
+        )
+        yield CompiledProvider(
+            name=name,
+            issuer=provider.issuer,
+            aud=provider.aud or provider.audience,
+            jwks_url=provider.jwks_url,
+            algorithms=provider.algorithms,
+            mapping=ClaimMapping(provider.audience, roles, dict(provider.claims)),
+            max_lifetime_s=max(document.roles[entry.role].max_lifetime_s for entry in provider.roles),
+            refresh_s=provider.refresh_s,
+            stale_s=provider.stale_s,
+            timeout_ms=provider.timeout_ms,
+            max_bytes=provider.max_bytes,
+            unknown_kid_burst=provider.unknown_kid_burst,
+            unknown_kid_period_s=provider.unknown_kid_period_s,
+            unknown_kid_memory_s=provider.unknown_kid_memory_s,
+            allowed_networks=tuple(ip_network(text) for text in provider.allowed_networks),
+            allow_http=provider.allow_http,
+            certificates=keyring.authorities.get(name),
+        )
 
 
 def _unit_verifier(document: Document, keyring: Keyring) -> Verifier:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import ssl
 from dataclasses import dataclass, field, replace
 
 from gateway.auth.keys import KeyMaterial, load_private_key, load_public_key, load_secret
 from gateway.config.checking import Checking
 from gateway.config.fault import step
-from gateway.config.model import App, Client, ClientKey, Key, Role, Unit, UnitKey
+from gateway.config.model import App, Client, ClientKey, IdentityProvider, Key, Role, Unit, UnitKey
 from gateway.config.secret import Secrets, SecretUnavailable
 from gateway.config.weakness import weakness
 
@@ -18,17 +19,20 @@ CONTEXT_ALG = "HS256"
 @dataclass(slots=True)
 class Keyring:
     """Shapes: `keys` maps the document path of a key to its material, with the private half where the document gives
-    it; `contexts` unit id -> context key; `thumbprints` of all material -> the path that brought it first.
+    it; `contexts` unit id -> context key; `authorities` identity provider -> certificates (PEM) to trust; `thumbprints`
+    of all material -> the path that brought it first.
     """
 
     keys: dict[str, KeyMaterial] = field(default_factory=dict)
     contexts: dict[str, bytes] = field(default_factory=dict)
+    authorities: dict[str, str] = field(default_factory=dict)
     thumbprints: dict[str, str] = field(default_factory=dict, repr=False)
     kids: dict[str, str] = field(default_factory=dict)
 
     def digest(self) -> str:
         """SHA-256 over all material, in hex: tells a replaced key file under an unchanged document."""
         named = sorted(f"{path} {thumbprint}" for thumbprint, path in self.thumbprints.items())
+        named += sorted(f"{name} {certificates}" for name, certificates in self.authorities.items())
         return hashlib.sha256("\n".join(named).encode()).hexdigest()
 
 
@@ -53,6 +57,10 @@ def load_keys(checking: Checking, secrets: Secrets) -> Keyring:
     for path, _, app in checking.entries("apps"):
         for index, app_key in enumerate(app.keys):
             loader.public_key(step(step(path, "keys"), index), app_key)
+    provider: IdentityProvider
+    for path, name, provider in checking.entries("identity_providers"):
+        if provider.ca is not None:
+            loader.authority(step(path, "ca"), name, provider.ca)
     return loader.keyring
 
 
@@ -78,6 +86,17 @@ class _Loader:
         material = self._secret(path, CONTEXT_ALG, None, ref)
         if material is not None and isinstance(material.verifying, bytes):
             self.keyring.contexts[unit] = material.verifying
+
+    def authority(self, path: str, provider: str, ref: str) -> None:
+        raw = self._resolve(path, ref, private=False)
+        if raw is None:
+            return
+        try:
+            ssl.create_default_context(cadata=raw.decode("ascii"))
+        except (ValueError, ssl.SSLError):
+            self._checking.add(path, "is not certificates in PEM")
+            return
+        self.keyring.authorities[provider] = raw.decode("ascii")
 
     def _kid(self, path: str, kid: str) -> None:
         first = self.keyring.kids.setdefault(kid, path)

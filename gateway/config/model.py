@@ -21,6 +21,9 @@ Algorithm = Literal[
 ]
 
 
+PublicAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+
+
 class _Strict(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     pass
 
@@ -63,7 +66,8 @@ class Role(_Strict, frozen=True, kw_only=True):
     """What is not given of the lifetimes and the second factor is by the role's name, see config.role_defaults."""
 
     audience: Name
-    keys: Annotated[tuple[Key, ...], Meta(min_length=1)]
+    keys: tuple[Key, ...] = ()
+    """None if its tokens come from identity providers alone."""
     access_lifetime_s: Positive | None = None
     refresh_lifetime_s: ZeroOrMore | None = None
     """0: its logins get no refresh tokens."""
@@ -76,6 +80,44 @@ class Role(_Strict, frozen=True, kw_only=True):
     scopes: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None
     """SMART scopes its tokens may have at most; with them, a token without scopes may do nothing."""
     limits: tuple[Name, ...] = ()
+
+
+class RoleClaim(_Strict, frozen=True, kw_only=True):
+    """A role for the tokens whose `claim` is `value` or holds it; without both for every token of the provider."""
+
+    role: Name
+    claim: str = ""
+    value: str = ""
+
+
+class IdentityProvider(_Strict, frozen=True, kw_only=True):
+    """Another issuer of an audience's tokens, whose public keys are fetched; see docs/keys.md."""
+
+    issuer: Annotated[str, Meta(min_length=1)]
+    audience: Name
+    aud: str = ""
+    """What `aud` of its tokens holds for us; the audience's name if it is not given."""
+    jwks_url: str | None = None
+    """Without it the address is discovered below `issuer` (OpenID Connect)."""
+    algorithms: Annotated[tuple[PublicAlgorithm, ...], Meta(min_length=1)] = ("RS256", "ES256")
+    roles: Annotated[tuple[RoleClaim, ...], Meta(min_length=1)]
+    """The first that fits counts."""
+    claims: dict[str, str] = {}
+    """Claim here -> claim there, or JSON pointer into the token's payload."""
+    refresh_s: Annotated[int, Meta(ge=10, le=86_400)] = 300
+    stale_s: Annotated[int, Meta(ge=60, le=31_536_000)] = 604_800
+    """How long the last good keys are used while no others can be fetched."""
+    timeout_ms: Annotated[int, Meta(ge=100, le=30_000)] = 3_000
+    max_bytes: Annotated[int, Meta(ge=1_024, le=1_048_576)] = 262_144
+    unknown_kid_burst: Annotated[int, Meta(ge=1, le=100)] = 5
+    unknown_kid_period_s: Annotated[int, Meta(ge=1, le=3_600)] = 30
+    unknown_kid_memory_s: Annotated[int, Meta(ge=1, le=86_400)] = 300
+    allowed_networks: tuple[str, ...] = ()
+    """Addresses that are not public and may be connected to all the same."""
+    allow_http: bool = False
+    """For tests: only on loopback, which `allowed_networks` must name too."""
+    ca: SecretRef | None = None
+    """Certificates (PEM) to trust instead of the system's."""
 
 
 class LimitRule(_Strict, frozen=True, kw_only=True):
@@ -259,3 +301,4 @@ class Document(_Strict, frozen=True, kw_only=True):
     clients: dict[Name, Client] = {}
     audit: AuditAccess = AuditAccess()
     apps: dict[Name, App] = {}
+    identity_providers: dict[Name, IdentityProvider] = {}

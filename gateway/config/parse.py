@@ -20,7 +20,17 @@ from gateway.config.fault import WHOLE, Fault, located, step
 from gateway.config.model import Document
 from gateway.config.source import is_mapping, read
 
-SECTIONS = ("audiences", "roles", "limits", "upstreams", "units", "controllers", "clients", "apps")
+SECTIONS = (
+    "audiences",
+    "roles",
+    "limits",
+    "upstreams",
+    "units",
+    "controllers",
+    "clients",
+    "apps",
+    "identity_providers",
+)
 
 _AT = re.compile(r" - at `[^`]*`\Z")
 _TYPES = re.compile(r"Expected `([^`]+)`, got `([^`]+)`\Z")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastpath.routes import RouteTable
     from fastpath.token import Verifier
     from gateway.auth.keys import KeyMaterial
+    from gateway.auth.mapping import ClaimMapping
     from gateway.config.model import Audience, Document, Upstream
     from gateway.config.role_defaults import Lifetimes
     from gateway.openapi.reading import Description
@@ -94,12 +95,38 @@ class CompiledTokens:
 
 
 @dataclass(frozen=True, slots=True)
+class CompiledProvider:
+    """An identity provider. Shapes: `aud` is what its tokens name, `certificates` (PEM) are trusted instead of the
+    system's, `max_lifetime_s` is the longest of its roles'.
+    """
+
+    name: str
+    issuer: str
+    aud: str
+    jwks_url: str | None
+    algorithms: tuple[str, ...]
+    mapping: ClaimMapping
+    max_lifetime_s: int
+    refresh_s: int
+    stale_s: int
+    timeout_ms: int
+    max_bytes: int
+    unknown_kid_burst: int
+    unknown_kid_period_s: int
+    unknown_kid_memory_s: int
+    allowed_networks: tuple[Network, ...]
+    allow_http: bool
+    certificates: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """A configuration that passed every check. Only `unit_verifier` and `units` ever change, see `units.roster`.
 
     Shapes: `verifier` knows the callers' keys (`Key.role` set, `Key.attachment` the CompiledRole), `unit_verifier` the
     units' (`Key.attachment` the unit's id); `routes` matches to a Route; `digest` is the SHA-256 of the canonical
-    document, `keys_digest` of all the key material it refers to, both in hex.
+    document, `keys_digest` of all the key material it refers to, both in hex; `providers` by issuer; `thumbprints` are
+    of all keys that it refers to.
     """
 
     version: int
@@ -121,6 +148,8 @@ class Snapshot:
     tokens: CompiledTokens | None = None
     descriptions: dict[str, Description] = field(default_factory=dict)
     """What units say of their own services, by unit."""
+    providers: dict[str, CompiledProvider] = field(default_factory=dict)
+    thumbprints: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 class SnapshotHolder:

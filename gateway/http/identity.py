@@ -11,7 +11,7 @@ from urllib.parse import unquote_plus
 
 import falcon
 
-from fastpath.token import TokenError, Verified
+from fastpath.token import TokenError, UnknownKey, Verified
 from gateway.config.snapshot import Snapshot
 from gateway.context import Principal, RequestContext
 from gateway.errors import TokenAmbiguous, TokenInvalid
@@ -20,6 +20,8 @@ from gateway.rbac.scopes import claimed, granted
 
 UNIT_LINKS = "/relay/"
 """Where units dial in: their tokens have another audience and are verified by the resource itself."""
+ROUTELESS_S = 1.0
+"""How long a request without a route waits for an identity provider's keys."""
 _REFUSED_UNREAD = {TokenAmbiguous: "ambiguous", TokenInvalid: "malformed"}
 """Rules of what is refused before the token itself is looked at."""
 
@@ -30,6 +32,8 @@ class Identity:
     def __init__(self, clock_s: Callable[[], float], metrics: Metrics) -> None:
         self._clock_s = clock_s
         self._metrics = metrics
+        self.knows_key: Callable[[str, str, float], bool] = lambda issuer, kid, wait_s: False
+        """Asked about a key of an identity provider that the verifier does not know, see auth.providers."""
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Verify the bearer token, if there is one.
@@ -41,7 +45,8 @@ class Identity:
     def identify(self, ctx: RequestContext, env: dict[str, Any]) -> None:
         """Find the caller of a request.
 
-        Raises: TokenAmbiguous, TokenInvalid.
+        Raises: TokenAmbiguous, TokenInvalid, KeysUnavailable.
+        Yields to the hub: for a key of an identity provider that is not known.
         """
         try:
             token = bearer_token(env)
@@ -52,7 +57,7 @@ class Identity:
             return
         snapshot: Snapshot = ctx.snapshot
         try:
-            verified = snapshot.verifier.verify(token, self._clock_s())
+            verified = self._verify(ctx, snapshot, token)
         except TokenError as error:
             ctx.rule = f"token:{error.code}"
             self._metrics.inc("caregate_token_refusals", (error.code,))
@@ -61,6 +66,25 @@ class Identity:
         if principal is None:
             principal = verified.principal = _principal(snapshot, verified)
         ctx.principal = principal
+
+    def _verify(self, ctx: RequestContext, snapshot: Snapshot, token: str) -> Verified:
+        """Raises: TokenError, KeysUnavailable."""
+        try:
+            return snapshot.verifier.verify(token, self._clock_s())
+        except UnknownKey as error:
+            if error.issuer is None or error.kid is None:
+                raise
+            ctx.rule = "token:keys-unavailable"
+            if not self.knows_key(error.issuer, error.kid, _patience_s(ctx, snapshot)):
+                raise
+            ctx.rule = ""
+            return snapshot.verifier.verify(token, self._clock_s())
+
+
+def _patience_s(ctx: RequestContext, snapshot: Snapshot) -> float:
+    """How long the request may wait for somebody's keys: as long as its route, which it does not have yet, allows."""
+    found = snapshot.routes.match(ctx.method, ctx.path)
+    return found[0].deadline_ms / 1000 if found is not None else ROUTELESS_S
 
 
 def bearer_token(env: dict[str, Any]) -> str | None:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
 import re
 import secrets
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import falcon.testing
+import gevent
 import psycopg
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from gevent import ssl
 
 from gateway import shared
 from gateway.app import Gateway
@@ -40,6 +49,7 @@ from tests.auth.kit import (
     write,
     write_pair,
 )
+from tests.auth.scripted_provider import ScriptedProvider
 
 
 @pytest.fixture(scope="session")
@@ -181,3 +191,49 @@ def redeem(post):
         return post("token", {name: value for name, value in form.items() if value is not None}, **(headers or {}))
 
     return redeem
+
+
+@pytest.fixture
+def idp() -> Iterator[ScriptedProvider]:
+    made = ScriptedProvider()
+    made.add_key("k1")
+    yield made
+    made.stop()
+    gevent.sleep(0)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 and idp.test that vouches for itself, and its key."""
+    directory = tmp_path_factory.mktemp("idp")
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "idp.test")])
+    now = datetime.datetime.now(datetime.UTC)
+    names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("idp.test")]
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (directory / "idp.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (directory / "idp.key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return directory / "idp.pem", directory / "idp.key"
+
+
+@pytest.fixture
+def tls_idp(certificate: tuple[Path, Path]) -> Iterator[ScriptedProvider]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    made = ScriptedProvider(context)
+    made.add_key("k1")
+    yield made
+    made.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -18,6 +19,7 @@ import pytest
 
 from gateway.demo.platform import Platform
 from loadtests.demo import free_base_port
+from tests.integration.providers import ProviderPlatform
 
 
 @dataclass
@@ -82,6 +84,19 @@ def base_port() -> Callable[[], int]:
 @pytest.fixture(scope="session")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     started = Platform(tmp_path_factory.mktemp("platform"), free_base_port(), workers=4, tell=lambda text: None)
+    try:
+        started.start()
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.fixture(scope="session")
+def provider_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderPlatform]:
+    """A platform with identity providers; skipped only where there is no npm."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    started = ProviderPlatform(tmp_path_factory.mktemp("providers"), free_base_port())
     try:
         started.start()
         yield started
