@@ -13,11 +13,12 @@ FLEET_SECONDS ?= $(if $(filter command line environment,$(origin SECONDS)),$(SEC
 FLEET_UNITS ?= $(if $(filter command line environment,$(origin UNITS)),$(UNITS),5000)
 SOAK_SECONDS ?= $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),600)
 CHAOS_SECONDS ?= $(SOAK_SECONDS)
+RUNS ?= 20
 STAMP := $(VENV)/.installed
 KERNELS := $(VENV)/.built
 DEBUG_BUILT := $(VENV)/.debug-built
 
-.PHONY: python run test lint build audit-search bench bench-fastpath profile load fleet soak chaos fuzz autobahn annotate debug lock clean
+.PHONY: python run test lint build audit-search bench bench-fastpath profile load fleet soak chaos ledger fuzz autobahn annotate debug lock clean
 .DELETE_ON_ERROR:
 
 python:
@@ -69,6 +70,9 @@ soak: build
 
 chaos: build
 	@$(BIN)/python -m loadtests.chaos --seconds $(CHAOS_SECONDS)
+
+ledger: build
+	@$(BIN)/python -m loadtests.ledger --runs $(RUNS)
 
 fuzz: build
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check atheris

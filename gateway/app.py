@@ -70,6 +70,9 @@ from gateway.upstream.resource import UpstreamResource
 BARE = "CAREGATE_TEST_BARE"
 """A variable for benchmarks: leaves out the access log, metrics, and the audit of routes without `phi`."""
 
+EARLY = "CAREGATE_TEST_EARLY_ANSWER"
+"""A variable for the test of `make ledger`: answers are sent before their audit events are synced."""
+
 WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
@@ -106,6 +109,7 @@ class Gateway:
             count=self._count_audit,
             measure=self._measure_audit,
             admit=self._admit,
+            early=self._is_early(),
             key=self._audit_key(settings),
             checkpoint_s=settings.audit_checkpoint_s,
             checkpoint_copies=(Path(settings.audit_checkpoint_copy),) if settings.audit_checkpoint_copy else (),
@@ -184,6 +188,13 @@ class Gateway:
         if os.environ.get(BARE) != "1":
             return False
         self.log.critical(f"{BARE}=1: NO ACCESS LOG, NO METRICS, NO AUDIT: for benchmarks only, never in service")
+        return True
+
+    def _is_early(self) -> bool:
+        """Is this the fault that `make ledger` must find?"""
+        if os.environ.get(EARLY) != "1":
+            return False
+        self.log.critical(f"{EARLY}=1: ANSWERS DO NOT WAIT FOR THEIR AUDIT EVENTS: for tests only, never in service")
         return True
 
     def _count_audit(self, outcome: str, number: int) -> None:

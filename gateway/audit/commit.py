@@ -89,7 +89,10 @@ class Commit:
         self._tell(batch + self._waiting, durable=False)
         batch.clear()
         self._waiting = []
+        self._spool.state.suspect = True
         began.wait()
+        if began.exception is not None:
+            self._spool.sync_failed()
         self._stuck = False
         log.warning("the audit spool's disk answers again")
 

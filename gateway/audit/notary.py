@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gevent.event import Event
 
 from gateway.audit import checkpoint as cp
-from gateway.audit.spool import State, chains, lock_chain
+from gateway.audit.spool import State, chains, lock_chain, sync_folder
 from gateway.errors import GatewayError
 from gateway.store.audit import AuditStore, RowRefused
 
@@ -31,6 +32,7 @@ _LOCK = "lock"
 _SOURCE = "source"
 _SHIPPED = "shipped"
 _LOOK_S = 5.0
+_SET_BACK_S = 1.0
 _STORE_TIMEOUT_S = 5.0
 _MOST_WAITING = 100_000
 
@@ -72,8 +74,10 @@ class Notary:
         self._source = ""
         self._number = 0
         self._previous = cp.FIRST_PREVIOUS
+        self._covered_ms = 0
         self._waiting: deque[tuple[int, cp.Sealed]] = deque(maxlen=_MOST_WAITING)
         self._due_s = 0.0
+        self._clock_s = 0.0
         self._stopping = Event()
         self._greenlet = gevent.spawn(self._run)
 
@@ -98,12 +102,16 @@ class Notary:
             if self._lock < 0:
                 self._attempt(self._take_office)
                 self._due_s = now_s
-            if self._lock >= 0 and now_s >= self._due_s:
+            if self._lock >= 0 and (now_s >= self._due_s or self._is_set_back()):
                 self._due_s = now_s + self._interval_s
                 self._attempt(self._sign)
             if self._waiting:
                 self._attempt(self._ship)
             self._stopping.wait(timeout=min(_LOOK_S, self._interval_s))
+
+    def _is_set_back(self) -> bool:
+        """Was the clock set back since the last checkpoint? Until the next one, what is new seems to be older."""
+        return time.time() - time.monotonic() < self._clock_s - _SET_BACK_S
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:
@@ -115,7 +123,10 @@ class Notary:
             self._count("unsealed", 1)
 
     def _take_office(self) -> None:
-        """Become the one who signs, unless another worker is."""
+        """Become the one who signs, unless another worker is.
+
+        Yields to the hub: while the files are read, or made and synced.
+        """
         self._folder.mkdir(mode=0o700, exist_ok=True)
         lock = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -124,24 +135,29 @@ class Notary:
             os.close(lock)
             return
         try:
-            self._key = self._load_key()
-            self._source = _source(self._folder)
-            self._resume()
+            gevent.get_hub().threadpool.apply(self._prepare)
         except BaseException:
             os.close(lock)
             raise
         self._lock = lock
 
+    def _prepare(self) -> None:
+        sync_folder(self._root)
+        self._key = self._load_key()
+        self._source = _source(self._folder)
+        self._resume()
+
     def _resume(self) -> None:
         """Go on behind the last whole line; what PostgreSQL does not have yet is sent."""
         shipped = _shipped(self._folder)
         self._waiting.clear()
-        self._number, self._previous = 0, cp.FIRST_PREVIOUS
+        self._number, self._previous, self._covered_ms = 0, cp.FIRST_PREVIOUS, 0
         for path in sorted(self._folder.glob("*.ndjson"))[-2:]:
             _end_at_line(path)
             for sealed in read_sealed(path):
                 checkpoint = msgspec.json.decode(sealed.checkpoint, type=cp.Checkpoint)
                 self._number, self._previous = checkpoint.number, cp.digest(sealed.checkpoint)
+                self._covered_ms = checkpoint.covers_ms
                 if checkpoint.number > shipped:
                     self._waiting.append((checkpoint.number, sealed))
 
@@ -150,7 +166,8 @@ class Notary:
         if self._key is None:
             raise KeyUnusable("no key")
         now_ms = time.time_ns() // 1_000_000
-        heads, covers_ms = _heads(self._root, now_ms)
+        self._clock_s = now_ms / 1000 - time.monotonic()
+        heads, covers_ms = _heads(self._root, now_ms, self._covered_ms)
         sealed = cp.seal(
             cp.Checkpoint(
                 v=1, source=self._source, node=self._node, number=self._number + 1, at_ms=now_ms, covers_ms=covers_ms,
@@ -161,6 +178,7 @@ class Notary:
         name = time.strftime("%Y-%m.ndjson", time.gmtime(now_ms // 1000))
         gevent.get_hub().threadpool.apply(_append, (self._folder / name, sealed))
         self._number, self._previous = self._number + 1, cp.digest(sealed.checkpoint)
+        self._covered_ms = covers_ms
         self._waiting.append((self._number, sealed))
         self._count("sealed", 1)
         for folder in self._copies:
@@ -222,6 +240,7 @@ def _make_key(path: Path) -> None:
             file.flush()
             os.fsync(descriptor)
         part.rename(target)
+    sync_folder(path.parent)
 
 
 def read_sealed(path: Path) -> Iterable[cp.Sealed]:
@@ -232,41 +251,58 @@ def read_sealed(path: Path) -> Iterable[cp.Sealed]:
                 yield cp.decode_sealed(line)
 
 
-def _heads(root: Path, now_ms: int) -> tuple[tuple[cp.ChainHead, ...], int]:
-    """The durable heads of all chains, and until when they tell everything."""
+def _heads(root: Path, now_ms: int, covered_ms: int) -> tuple[tuple[cp.ChainHead, ...], int]:
+    """The durable heads of all chains, and until when they tell everything.
+
+    Units: `covered_ms` what the checkpoint before has said of that.
+    """
     heads, covers_ms = [], now_ms
     for folder in chains(root):
-        head = _head(folder)
-        if head is None:
-            continue
-        heads.append(head)
         lock = lock_chain(folder)
-        if lock is None:
-            # Its owner lives, and may have written more since.
-            covers_ms = min(covers_ms, head.at_ms)
-        else:
+        head, is_first_owner, is_settled = _head(folder)
+        if head is not None:
+            heads.append(head)
+        if lock is not None:
             os.close(lock)
+        if lock is None or not is_settled:
+            # There may be more behind the head: its owner lives, or was killed and nobody has looked since.
+            until_ms = head.at_ms if head is not None else now_ms if is_first_owner else covered_ms
+            covers_ms = min(covers_ms, until_ms)
     return tuple(heads), covers_ms
 
 
-def _head(folder: Path) -> cp.ChainHead | None:
+def _head(folder: Path) -> tuple[cp.ChainHead | None, bool, bool]:
+    """How far a chain is durable, if that is known; is its first owner the only one? is that all of it?"""
     with contextlib.suppress(OSError, ValueError):
         state = State(folder / "state", writable=False)
         try:
+            first, settled = state.owners == 1, state.settled
             for _ in range(3):
                 found = state.head
                 if found is not None:
-                    return cp.ChainHead(folder.name, found.sequence, found.hash.hex(), found.at_ms)
+                    return cp.ChainHead(folder.name, found.sequence, found.hash.hex(), found.at_ms), first, settled
+            return None, first, settled
         finally:
             state.close()
-    return None
+    return None, False, False
 
 
 def _source(folder: Path) -> str:
     path = folder / _SOURCE
     if not path.exists():
-        path.write_text(os.urandom(8).hex())
+        part = path.with_suffix(".part")
+        with part.open("w") as file:
+            file.write(os.urandom(8).hex())
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(path)
+        sync_folder(folder)
     return path.read_text()
+
+
+def read_shipped(folder: Path) -> dict[str, int]:
+    """What a gateway has noted in its folder: its series -> the last of its checkpoints that PostgreSQL has."""
+    return {_source(folder): _shipped(folder)} if (folder / _SOURCE).exists() else {}
 
 
 def _shipped(folder: Path) -> int:
@@ -277,13 +313,26 @@ def _shipped(folder: Path) -> int:
 
 
 def _append(path: Path, sealed: cp.Sealed) -> None:
-    """Raises: OSError."""
+    """A whole line, durable, or none.
+
+    Raises: OSError.
+    """
+    is_new = not path.exists()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        os.write(descriptor, cp.encode(sealed) + b"\n")
-        os.fsync(descriptor)
+        size, line = os.fstat(descriptor).st_size, cp.encode(sealed) + b"\n"
+        try:
+            if os.write(descriptor, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(descriptor)
+        except OSError:
+            # The number is given again: two of one number would look like another past.
+            os.ftruncate(descriptor, size)
+            raise
     finally:
         os.close(descriptor)
+    if is_new:
+        sync_folder(path.parent)
 
 
 def _end_at_line(path: Path) -> None:

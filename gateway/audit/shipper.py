@@ -13,7 +13,7 @@ import orjson
 
 from gateway.audit.columns import row, values
 from gateway.audit.commit import Commit
-from gateway.audit.spool import Record, Spool, SpoolFull, adopt, sync_files
+from gateway.audit.spool import Record, Spool, SpoolFull, adopt
 from gateway.errors import GatewayError
 from gateway.store.audit import AlreadyThere, AuditStore, RowRefused
 
@@ -202,8 +202,9 @@ def _read_orphans(root: Path, seen: dict[str, int]) -> list[Spool]:
     """The chains that nobody owns and that have something to ship, made durable."""
     found = []
     for spool in adopt(root, seen):
+        if spool.pending or not spool.state.settled:
+            spool.settle(time.time_ns() // 1_000_000)
         if spool.pending:
-            sync_files(spool.files_to_sync(0)[1])
             found.append(spool)
         else:
             spool.close()

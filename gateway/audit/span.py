@@ -50,17 +50,17 @@ def span_of(sealed: Iterable[Sealed], from_ms: int, to_ms: int) -> Span:
 
 
 def _bound(entries: list[tuple[Checkpoint, Sealed]], from_ms: int, to_ms: int, span: Span) -> None:
+    # NOTE: clocks are set back: all up to `first` are older than the span, and none from `last` on is needed for it.
     first, last = 0, len(entries)
     if from_ms:
-        first = max((i for i, (checkpoint, _) in enumerate(entries) if checkpoint.covers_ms <= from_ms), default=-1)
+        first = next((i for i, (checkpoint, _) in enumerate(entries) if checkpoint.covers_ms > from_ms), last) - 1
         if first >= 0:
             for head in entries[first][0].heads:
                 span.starts[head.chain] = Start(head.sequence, bytes.fromhex(head.hash))
         first = max(0, first)
     if to_ms:
-        last = (
-            min((i for i, (checkpoint, _) in enumerate(entries) if checkpoint.covers_ms >= to_ms), default=last - 1) + 1
-        )
+        before = max((i for i, (checkpoint, _) in enumerate(entries) if checkpoint.covers_ms < to_ms), default=-1)
+        last = min(last, before + 2)
     if span.ends is not None and last:
         span.ends |= {head.chain: head.sequence for head in entries[last - 1][0].heads}
     span.sealed += [one for _, one in entries[first:last]]

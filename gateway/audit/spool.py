@@ -139,6 +139,23 @@ class State:
         _NUMBER.pack_into(self._map, 8, number)
 
     @property
+    def settled(self) -> bool:
+        """Is the head the end of the chain? Nobody has written to it since that was said."""
+        return int(_NUMBER.unpack_from(self._map, 16)[0]) == self.owners + 1
+
+    def settle(self) -> None:
+        _NUMBER.pack_into(self._map, 16, self.owners + 1)
+
+    @property
+    def suspect(self) -> bool:
+        """Did a sync fail, or never end? What it should have written is taken for written by the kernel, and is not."""
+        return self._map[24] != 0
+
+    @suspect.setter
+    def suspect(self, failed: bool) -> None:
+        self._map[24] = failed
+
+    @property
     def head(self) -> Head | None:
         """How far the chain is known to be durable; None if nothing was said, or is just being said."""
         text = self._map[_HEAD_AT : _HEAD_AT + _HEAD.size + 4]
@@ -261,9 +278,11 @@ class Spool:
             segment.rest()
         del self._unsynced[:-1]
         self.state.head = head
+        self.state.suspect = False
 
     def sync_failed(self) -> None:
         """A failed sync may have forgotten what it could not write: all that is not known to be synced is rewritten."""
+        self.state.suspect = True
         for segment in self._unsynced:
             with contextlib.suppress(OSError):
                 os.pwrite(segment.fd, segment.map[:], 0)
@@ -321,6 +340,17 @@ class Spool:
         """Records that are not shipped."""
         return self.sequence - self.state.shipped
 
+    def settle(self, now_ms: int) -> None:
+        """Sync all of it and say that this is the end of it, until somebody goes on with the chain.
+
+        Raises: OSError.
+        """
+        head, descriptors = self.files_to_sync(now_ms)
+        sync_files(descriptors)
+        if not self.damaged:
+            self.synced(head)
+        self.state.settle()
+
     def close(self) -> None:
         """Let go; a spare file is removed, the others stay for whoever goes on with the chain."""
         if self._spare is not None:
@@ -342,11 +372,14 @@ class Spool:
                 self._take_over(Segment(path))
             else:
                 path.unlink()
+        if self.state.suspect:
+            self.sync_failed()
         told = self.state.head
         if told is not None and told.sequence > self.sequence:
             self.damaged = f"record {told.sequence} was durable, record {self.sequence} is the last that is left"
         if self._segment_bytes:
-            self.state.owners += 1
+            # NOTE: the state itself is never synced; a chain with records has had an owner, whatever is left of it.
+            self.state.owners = max(self.state.owners, int(bool(self._segments))) + 1
             if not self._segments:
                 self._roll(0)
 
@@ -379,6 +412,7 @@ def open_spool(root: Path, segment_bytes: int, max_bytes: int) -> Spool:
     Raises: OSError, SpoolFull.
     """
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    sync_folder(root.parent)
     for folder in chains(root):
         lock = _lock_patiently(folder)
         if lock is None:
@@ -401,6 +435,7 @@ def _new_chain(root: Path, segment_bytes: int, max_bytes: int) -> Spool:
             break
     else:
         raise OSError(f"{root}: every new chain is locked by another process")
+    sync_folder(root)
     try:
         return Spool(folder, lock, segment_bytes, max_bytes)
     except SpoolFull:
@@ -450,11 +485,19 @@ def _fill(path: Path, size: int) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable: a file that is synced may still be gone if its name was not.
+
+    Raises: OSError.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(parent)
+        os.fsync(descriptor)
     finally:
-        os.close(parent)
+        os.close(descriptor)
 
 
 def adopt(root: Path, seen: dict[str, int]) -> Iterator[Spool]:

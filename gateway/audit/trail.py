@@ -6,6 +6,7 @@ the database. When the spool has no room, nothing is answered that is not on it:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -49,10 +50,11 @@ class AuditTrail:
         checkpoint_copies: tuple[Path, ...] = (),
         measure: Callable[[int], None] = lambda pending: None,
         admit: Callable[[bool], None] = lambda ready: None,
+        early: bool = False,
     ) -> None:
         """Shapes: `count(outcome, number)` hears of records: written, refused, damaged; `measure(pending)` of lag;
         `admit(ready)` is told when `ready` changes. Checkpoints are signed with `key()`, by default a file's that is
-        made at its first use.
+        made at its first use. `early` breaks the promise of `record`, so that tests can see what that does.
         """
         self._store = AuditStore(database)
         self._root = data_dir / FOLDER
@@ -64,6 +66,7 @@ class AuditTrail:
         self._count = count
         self._measure = measure
         self._admit = admit
+        self._early = early
         self._key = key or partial(load_or_make_key, self._root / KEY)
         self._checkpoint_s = checkpoint_s
         self._checkpoint_copies = checkpoint_copies
@@ -97,7 +100,8 @@ class AuditTrail:
         if self._commit is None:
             raise AuditUnavailable()
         self.enqueue_finished(ctx, status)
-        self._commit.wait()
+        if not self._early:
+            self._commit.wait()
 
     def enqueue_finished(self, ctx: RequestContext, status: int) -> None:
         """Keep the event of a request. It survives the process from here on.
@@ -201,6 +205,8 @@ class AuditTrail:
         notary.stop(timeout_s)
         self._spool = self._commit = self._shipper = None
         commit.stop()
+        with contextlib.suppress(OSError):
+            spool.settle(time.time_ns() // 1_000_000)
         spool.close()
 
     def become(self, *, ready: bool) -> None:

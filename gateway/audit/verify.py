@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from gateway.audit.chain import genesis, link
@@ -126,7 +127,42 @@ def _gather(checkpoint: Checkpoint, anchors: Anchors, verdict: Verdict) -> None:
         known = anchors.heads[head.chain].setdefault(head.sequence, head.hash)
         if known != head.hash:
             verdict.find(head.chain, head.sequence, "two checkpoints say different things")
-    anchors.covers_ms[checkpoint.source] = max(anchors.covers_ms.get(checkpoint.source, 0), checkpoint.covers_ms)
+    # NOTE: the last one counts, not the latest: where the clock was set back, it has signed that.
+    anchors.covers_ms[checkpoint.source] = checkpoint.covers_ms
+
+
+def compare_copies(
+    in_database: Iterable[tuple[str, int, Sealed]],
+    outside: Iterable[Sealed],
+    shipped: Mapping[str, int],
+    verdict: Verdict,
+) -> None:
+    """Does the database have the checkpoints that are outside it, under their own names?
+
+    Shapes: `in_database` is source and number as columns, and the checkpoint; `shipped` says of a source up to which
+    number it should have them all; without that, up to the last one it has.
+    """
+    known: dict[str, set[int]] = defaultdict(set)
+    for source, number, sealed in in_database:
+        known[source].add(number)
+        found = _named(sealed)
+        if found is not None and found != (source, number):
+            verdict.find("", 0, f"number {number} of {source} in the database is number {found[1]} of {found[0]}")
+    for source, number in sorted({found for found in map(_named, outside) if found is not None}):
+        last = max(known[source], default=0)
+        if number not in known[source] and number <= max(last, shipped.get(source, 0)):
+            verdict.find("", 0, f"number {number} of {source} is missing in the database")
+
+
+def _named(sealed: Sealed) -> tuple[str, int] | None:
+    try:
+        checkpoint = _decode_checkpoint(sealed.checkpoint)
+    except ValueError:
+        return None
+    return checkpoint.source, checkpoint.number
+
+
+_decode_checkpoint = msgspec.json.Decoder(Checkpoint).decode
 
 
 @dataclass(slots=True)

@@ -83,8 +83,9 @@ def _guarded(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Nam
 
 def _verify(options: argparse.Namespace) -> int:
     from gateway.audit.export import read_export
+    from gateway.audit.notary import read_shipped
     from gateway.audit.span import span_of
-    from gateway.audit.verify import Verdict, read_checkpoints, verify
+    from gateway.audit.verify import Verdict, compare_copies, read_checkpoints, verify
     from gateway.store.trail import TrailReader
 
     keys = _keys(options)
@@ -97,8 +98,9 @@ def _verify(options: argparse.Namespace) -> int:
         verify(export.chains, export.lines, anchors, verdict, starts.get, span.end_of)
         return _tell(verdict)
     with TrailReader(_dsn(options)) as reader:
-        in_database = list(reader.checkpoints())
-        span = span_of([*in_database, *_from_files(options)], options.from_ms, options.to_ms)
+        in_database, outside = list(reader.numbered_checkpoints()), _from_files(options)
+        compare_copies(in_database, outside, read_shipped(_outside(options)), verdict)
+        span = span_of([*(sealed for _, _, sealed in in_database), *outside], options.from_ms, options.to_ms)
         anchors = read_checkpoints(span.sealed, keys, verdict)
 
         def lines(chain: str) -> Iterator[bytes]:
@@ -158,6 +160,9 @@ def _tell(verdict: Verdict) -> int:
     )
     covers = _iso(verdict.covers_ms) if verdict.covers_ms else "never: there is no checkpoint"
     print(f"everything is covered until {covers}; what was cut off behind that cannot be told")
+    if verdict.records and not verdict.checkpoints and not verdict.findings:
+        print("verify: NOT JUDGED, nothing was signed")
+        return 2
     print("verify: FAILED" if verdict.findings else "verify: ok")
     return 1 if verdict.findings else 0
 
@@ -182,11 +187,15 @@ def _from_files(options: argparse.Namespace) -> list[Sealed]:
     """The checkpoints outside the database. Without --checkpoints those of the data directory, if they are here."""
     from gateway.audit.notary import read_sealed
 
-    path: Path = options.checkpoints or _folder(options) / "checkpoints"
+    path = _outside(options)
     if options.checkpoints is None and (getattr(options, "export", None) is not None or not path.is_dir()):
         return []
     files = sorted(path.glob("*.ndjson")) if path.is_dir() else [path]
     return [sealed for file in files for sealed in read_sealed(file)]
+
+
+def _outside(options: argparse.Namespace) -> Path:
+    return options.checkpoints or _folder(options) / "checkpoints"
 
 
 def _data_dir(options: argparse.Namespace) -> Path:

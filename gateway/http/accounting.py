@@ -158,11 +158,19 @@ class Accounting:
             else:
                 self._audit.enqueue_finished(ctx, resp.status_code)
         except AuditUnavailable:
-            answer_error(resp, ctx, _unrecorded(ctx))
-            with contextlib.suppress(AuditUnavailable):
-                self._audit.enqueue_finished(ctx, resp.status_code)
+            self._withhold(ctx, resp)
         if phi and ctx.intent_recorded:
             req.env[TOLD] = partial(self._audit.completed, ctx, resp.status_code)
+
+    def _withhold(self, ctx: RequestContext, resp: falcon.Response) -> None:
+        """The outcome is not durable: answer that, and keep this answer too, if it is another one."""
+        is_news = not isinstance(ctx.error, AuditUnavailable)
+        error = _unrecorded(ctx)
+        ctx.rule = error.code
+        answer_error(resp, ctx, error)
+        if is_news:
+            with contextlib.suppress(AuditUnavailable):
+                self._audit.enqueue_finished(ctx, resp.status_code)
 
 
 class BareAccounting(Accounting):

@@ -68,10 +68,15 @@ class TrailReader:
 
     def checkpoints(self) -> Iterator[Sealed]:
         """All that are there, in the order of their numbers."""
-        query = "SELECT checkpoint, signature FROM audit.checkpoint ORDER BY source, number"
+        for _, _, sealed in self.numbered_checkpoints():
+            yield sealed
+
+    def numbered_checkpoints(self) -> Iterator[tuple[str, int, Sealed]]:
+        """The same with what the columns say: source and number."""
+        query = "SELECT source, number, checkpoint, signature FROM audit.checkpoint ORDER BY source, number"
         with self._connection.cursor("checkpoints") as cursor:
-            for checkpoint, signature in cursor.execute(query):
-                yield Sealed(checkpoint, signature)
+            for source, number, checkpoint, signature in cursor.execute(query):
+                yield source, number, Sealed(checkpoint, signature)
 
     def lines(self, chain: str, after: int = 0, until: int | None = None) -> Iterator[bytes]:
         """A chain's rows in COPY's text format, in order."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+import orjson
 import psycopg
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -72,7 +73,8 @@ class Written:
                 for chain, records in self.chains.items():
                     for record in records:
                         copy.write(row(chain, *record))
-            for number, sealed in enumerate(self.sealed, 1):
+            for sealed in self.sealed:
+                number = orjson.loads(sealed.checkpoint)["number"]
                 cursor.execute(
                     "INSERT INTO audit.checkpoint (source, number, checkpoint, signature) VALUES (%s, %s, %s, %s)",
                     ("5" * 16, number, sealed.checkpoint, sealed.signature),

@@ -11,9 +11,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.audit import notary
 from gateway.audit.checkpoint import ChainHead, CheckpointBad, Sealed, merkle_root, unseal
 from gateway.audit.notary import KEY, KeyUnusable, load_or_make_key, read_private_key, read_sealed
-from gateway.audit.spool import chains
+from gateway.audit.spool import adopt, chains, open_spool
 from gateway.audit.trail import AuditTrail
 from gateway.cli.main import main
 from gateway.context import RequestContext, new_request_id
@@ -82,7 +83,8 @@ def test_one_of_the_workers_signs_for_all_chains(start, tmp_path, postgres):
     assert {head.chain for head in _checkpoints(tmp_path)[-1].heads} == {
         path.name for path in chains(tmp_path / "audit")
     }
-    assert (first.counts["sealed"] > 0, second.counts["sealed"]) == (True, 0)
+    wait(lambda: first.counts["sealed"] > 0)
+    assert second.counts["sealed"] == 0
     first.stop()
     before = len(_sealed(tmp_path))
     wait(lambda: len(_sealed(tmp_path)) > before + 1)
@@ -201,3 +203,44 @@ def test_a_root_that_is_not_that_of_its_heads(tmp_path, start):
         unseal(bad, [key.public_key()])
     with pytest.raises(CheckpointBad, match="no key"):
         unseal(_sealed(tmp_path)[-1], [Ed25519PrivateKey.generate().public_key()])
+
+
+def test_a_clock_that_was_set_back_is_signed_at_once(start, tmp_path, monkeypatch):
+    trail = start(checkpoint_s=3600.0)
+    monkeypatch.setattr("gateway.audit.notary._LOOK_S", 0.02)
+    wait(lambda: trail.counts["sealed"] == 1)
+    trail._notary._interval_s = 0.02
+    trail._notary._due_s = time.monotonic() + 3600
+    trail._notary._clock_s += 600
+    wait(lambda: trail.counts["sealed"] == 2, 10)
+
+
+def test_a_chain_of_the_dead_is_not_covered_until_somebody_has_looked(tmp_path):
+    """What was written behind its head is in no checkpoint: none may say that everything until now is."""
+    spool = open_spool(tmp_path, 262_144, 2_000_000)
+    spool.append(b"one")
+    spool.synced(spool.files_to_sync(1_000)[0])
+    spool.append(b"two")
+    spool.close()
+    assert notary._heads(tmp_path, 9_000, 500)[1] == 1_000
+    (spool.folder / "state").write_bytes(bytes(4096))
+    assert notary._heads(tmp_path, 9_000, 500) == ((), 500), "power was lost"
+    for found in adopt(tmp_path, {}):
+        found.settle(8_000)
+        found.close()
+    heads, covers_ms = notary._heads(tmp_path, 9_000, 500)
+    assert (heads[0].sequence, covers_ms) == (2, 9_000)
+
+
+def test_a_checkpoint_that_could_not_be_synced_leaves_no_line(tmp_path, monkeypatch):
+    path = tmp_path / "2026-01.ndjson"
+    notary._append(path, Sealed("{}", "00"))
+    whole = path.read_bytes()
+
+    def fail(fd):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("gateway.audit.notary.os.fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        notary._append(path, Sealed('{"n":2}', "00"))
+    assert path.read_bytes() == whole

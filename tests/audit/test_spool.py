@@ -332,3 +332,51 @@ def test_a_new_chain_that_a_sibling_took_first_is_his(tmp_path, monkeypatch):
     assert spool.folder != taken[0][0]
     spool.close()
     os.close(taken[0][1])
+
+
+def _written_again(monkeypatch):
+    """The files that are written through their descriptor, as a successor does with what may have been forgotten."""
+    written, real = [], os.pwrite
+
+    def pwrite(fd, data, at):
+        written.append(os.readlink(f"/proc/self/fd/{fd}").rpartition("/")[2])
+        return real(fd, data, at)
+
+    monkeypatch.setattr("gateway.audit.spool.os.pwrite", pwrite)
+    return written
+
+
+@pytest.mark.parametrize("suspect", [True, False])
+def test_a_successor_writes_again_what_a_failed_sync_may_have_lost(tmp_path, monkeypatch, suspect):
+    with opened(tmp_path) as spool:
+        spool.append(b"one")
+        spool.state.suspect = suspect
+    written = _written_again(monkeypatch)
+    with opened(tmp_path) as spool:
+        assert ("00000001.spool" in written) is suspect
+        spool.synced(spool.files_to_sync(1)[0])
+        assert not spool.state.suspect
+
+
+def test_a_chain_is_settled_until_somebody_goes_on_with_it(tmp_path):
+    with opened(tmp_path) as spool:
+        spool.append(b"one")
+        assert not spool.state.settled
+        spool.settle(7)
+        assert (spool.state.settled, spool.state.head.sequence, spool.state.head.at_ms) == (True, 1, 7)
+    with opened(tmp_path) as spool:
+        assert not spool.state.settled
+        (spool.folder / "state").write_bytes(bytes(4096))
+    with opened(tmp_path) as spool:
+        assert (spool.state.owners, spool.state.settled) == (2, False), "a loss of power has taken its state"
+
+
+def test_the_names_of_a_new_chain_are_durable(tmp_path, monkeypatch):
+    """A synced file under a name that is not durable is lost with the power."""
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(
+        "gateway.audit.spool.os.fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd))
+    )
+    with opened(tmp_path / "audit") as spool:
+        assert {str(tmp_path), str(tmp_path / "audit"), str(spool.folder)} <= set(synced)

@@ -194,6 +194,26 @@ def test_a_disk_that_cannot_sync_acknowledges_nothing(trail, table, monkeypatch)
     table.wait_for([lost, ctx])
 
 
+def test_a_disk_that_hangs_and_then_fails_is_written_again(trail, monkeypatch):
+    """The kernel takes what the failed sync should have written for written."""
+    real, again = commit.sync_files, []
+
+    def hang(files):
+        time.sleep(0.3)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(commit, "SLOW_S", 0.05)
+    monkeypatch.setattr(commit, "sync_files", hang)
+    monkeypatch.setattr(type(trail._spool), "sync_failed", lambda spool: again.append(spool.state.suspect))
+    with pytest.raises(AuditUnavailable):
+        trail.record(_request(), 200)
+    monkeypatch.setattr(commit, "sync_files", real)
+    deadline = time.monotonic() + 10
+    while not again and time.monotonic() < deadline:
+        gevent.sleep(0.01)
+    assert again == [True]
+
+
 def test_a_disk_that_hangs_is_refused_soon_and_then_used_again(trail, monkeypatch):
     real = commit.sync_files
     monkeypatch.setattr(commit, "SLOW_S", 0.05)

@@ -6,12 +6,16 @@ import msgspec
 import orjson
 import psycopg
 import pytest
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from gateway.audit.chain import genesis, link
 from gateway.audit.checkpoint import Checkpoint, Sealed, seal
+from gateway.audit.columns import COLUMNS
 from gateway.cli.main import main
 
 A, B = "a" * 16, "b" * 16
+SOURCE = "5" * 16
 
 
 @pytest.fixture
@@ -114,6 +118,78 @@ def test_tampering_with_records(verify, as_owner, statement, found):
     assert out.endswith("verify: FAILED\n")
 
 
+@pytest.mark.parametrize("column", [name for name in COLUMNS if name not in ("chain", "sequence")])
+def test_no_column_may_change(written, verify, as_owner, column):
+    """Whatever its type: to another value of it."""
+    with psycopg.connect(written.dsn) as connection:
+        kind = connection.execute(
+            "SELECT data_type FROM information_schema.columns WHERE (table_schema, table_name, column_name) = "
+            "('audit', 'event', %s)", (column,),
+        ).fetchone()[0]  # fmt: skip
+    other = {
+        "boolean": f"NOT {column}", "bytea": rf"'\x{'7' * 64}'",
+        "timestamp with time zone": f"{column} + interval '1 day'",
+    }.get(kind, f"{column} + 1" if "int" in kind else f"{column} || 'x'")  # fmt: skip
+    as_owner(f"UPDATE audit.event SET {column} = {other} {of(A, 7)}")
+    status, out = verify()
+    assert (status, out.startswith(f"chain {A} record 7: changed")) == (1, True), out
+    assert column in out.splitlines()[0] or column in ("hash", "canonical")
+
+
+def _number_anew(written, chain, records):
+    """As the owner of the database would: numbers without a gap, and hashes that fit."""
+    head = genesis(chain)
+    written.chains[chain] = []
+    for sequence, canonical in enumerate(records, 1):
+        head = link(head, sequence, canonical)
+        written.chains[chain].append((sequence, head, canonical))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda texts: [*texts[:6], *texts[7:]], "record 1: rewritten: records 1 to 20 are not those that were signed"),
+        (lambda texts: [*texts[:6], texts[6], *texts[6:]], "record 1: rewritten: records 1 to 20"),
+        (lambda texts: [*texts[:6], texts[7], texts[6], *texts[8:]], "record 1: rewritten: records 1 to 20"),
+        (lambda texts: texts[:50], "record 51: truncated: records 51 to 60 are missing"),
+        (lambda texts: [], "record 1: truncated: records 1 to 60 are missing"),
+    ],
+    ids=["removed", "added", "reordered", "truncated", "emptied"],
+)
+def test_chains_made_whole_again_afterwards(written, verify, change, found):
+    _number_anew(written, A, change([canonical for _, _, canonical in written.chains[A]]))
+    written.store()
+    status, out = verify()
+    assert status == 1
+    assert out.startswith(f"chain {A} {found}"), out
+
+
+def test_a_chain_under_another_name(written, verify, as_owner):
+    as_owner(f"UPDATE audit.event SET chain = '{'c' * 16}' WHERE chain = '{A}'")
+    status, out = verify()
+    assert status == 1
+    assert f"chain {A} record 1: truncated: records 1 to 60 are missing" in out
+    assert f"chain {'c' * 16} record 1: changed" in out
+
+
+def test_the_clock_was_set_back(written, verify):
+    """What a checkpoint signed by the fast clock does not know is no addition, once the right one has signed."""
+    written.now_ms += 600_000
+    written.add(A, 2)
+    written.seal()
+    written.now_ms -= 590_000
+    written.add(B, 2)
+    written.store()
+    assert verify()[0] == 1, "nobody has signed yet that it was set back"
+    written.seal()
+    written.add(A, 2)
+    written.add(B, 2)
+    written.store()
+    status, out = verify()
+    assert status == 0, out
+    assert "covered until 2026-01-01T00:01:" in out
+
+
 @pytest.mark.parametrize(("chain", "sequence", "first"), [(A, 7, 1), (A, 20, 1), (A, 21, 21), (A, 60, 41), (B, 30, 21)])
 def test_a_chain_written_anew_with_hashes_that_fit(written, verify, chain, sequence, first):
     written.rewrite(chain, sequence, subject="somebody else")
@@ -175,6 +251,40 @@ def test_tampering_with_checkpoints(written, verify, change, found):
     status, out = verify()
     assert status == 1
     assert found in out.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("statement", "found"),
+    [
+        ("UPDATE audit.checkpoint SET signature = repeat('00', 64) WHERE number = 2", "not what was signed"),
+        ("UPDATE audit.checkpoint SET checkpoint = checkpoint || ' ' WHERE number = 3", "not what was signed"),
+        ("DELETE FROM audit.checkpoint WHERE number = 2", f"number 2 of {SOURCE} is missing in the database"),
+        ("DELETE FROM audit.checkpoint WHERE number = 3", f"number 3 of {SOURCE} is missing in the database"),
+        ("DELETE FROM audit.checkpoint", f"number 1 of {SOURCE} is missing in the database"),
+        (
+            "UPDATE audit.checkpoint SET number = 7 - number WHERE number > 1",
+            f"number 4 of {SOURCE} in the database is",
+        ),
+        ("UPDATE audit.checkpoint SET source = '6'", "in the database is number 1 of"),
+    ],
+    ids=["signature", "text", "removed", "last removed", "all removed", "numbers", "source"],
+)
+def test_tampering_with_checkpoints_in_the_database_alone(written, verify, as_owner, statement, found):
+    """Those outside are as they were, and the gateway has noted what it sent."""
+    (written.folder / "outside" / "source").write_text(SOURCE)
+    (written.folder / "outside" / "shipped").write_text("3")
+    as_owner(statement)
+    status, out = verify()
+    assert (status, found in out) == (1, True), out
+
+
+def test_checkpoints_that_were_not_sent_yet_are_not_missing(written, verify, as_owner):
+    """PostgreSQL was away; where the gateway's note is not at hand, nothing says that it had the last one."""
+    as_owner("DELETE FROM audit.checkpoint WHERE number = 3")
+    assert verify()[0] == 0
+    (written.folder / "outside" / "source").write_text(SOURCE)
+    (written.folder / "outside" / "shipped").write_text("2")
+    assert verify()[0] == 0
 
 
 def test_a_series_signed_anew_with_another_key(written, verify):
@@ -253,14 +363,32 @@ class TestExport:
             (lambda lines: [*lines[:10], lines[10], *lines[10:]], f"chain {A} record 6: added"),
             (lambda lines: lines[:-10], f"chain {B} record 21: truncated"),
             (lambda lines: [*lines[:2], *lines[3:]], "checkpoints: number 2 of 5555555555555555 is missing"),
+            (lambda lines: lines[:-31], f"chain {B} record 1: truncated: records 1 to 30 are missing"),
+            (lambda lines: [line.replace(b'\\"n\\"', b'\\"m\\"') for line in lines], "checkpoints: one of them is not"),
         ],
-        ids=["removed", "reordered", "changed", "added", "truncated", "checkpoint removed"],
-    )
+        ids=[
+            "removed", "reordered", "changed", "added", "truncated", "checkpoint removed", "chain removed",
+            "checkpoint changed",
+        ],
+    )  # fmt: skip
     def test_tampering(self, export, judge, change, found):
         export.write_bytes(b"".join(change(export.read_bytes().splitlines(keepends=True))))
         status, out = judge()
         assert status == 1
         assert out.startswith(found), out
+
+    def test_without_any_checkpoint_nothing_can_be_judged(self, export, judge):
+        lines = export.read_bytes().splitlines(keepends=True)
+        export.write_bytes(b"".join([lines[0], *lines[4:]]))
+        status, out = judge()
+        assert (status, out.splitlines()[-1]) == (2, "verify: NOT JUDGED, nothing was signed")
+
+    def test_with_the_key_of_another(self, written, export, judge):
+        other = Ed25519PrivateKey.generate().public_key()
+        form = serialization.PublicFormat.SubjectPublicKeyInfo
+        (written.folder / "audit.pub").write_bytes(other.public_bytes(serialization.Encoding.PEM, form))
+        status, out = judge()
+        assert (status, "no key that is known has signed it" in out) == (1, True)
 
     def test_without_its_last_checkpoint_it_covers_less(self, export, judge):
         lines = export.read_bytes().splitlines(keepends=True)
