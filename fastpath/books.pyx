@@ -52,8 +52,11 @@ cdef class Lines:
     def __dealloc__(self):
         PyMem_Free(self._text)
 
-    def add(self, RequestContext ctx not None, int status, int64_t took_us, double now_s):
-        """Add the line of a finished request.
+    def add(
+        self, RequestContext ctx not None, int status, int64_t took_us, double now_s, bytes level not None=b"info",
+        int64_t sample=1,
+    ):
+        """Add the line of a finished request; it stands for `sample` of them.
 
         Units: `took_us` microseconds, `now_s` seconds since 1970, when it ended.
         """
@@ -64,17 +67,21 @@ cdef class Lines:
         self._bytes(self._opening)
         self._put(b".", 1)
         self._number(micros % 1000000, 6)
-        self._put(b'Z","event":"request","request_id":"', 35)
+        self._put(b'Z","level":"', 12)
+        self._bytes(level)
+        self._put(b'","event":"request","request_id":"', 34)
         self._inside(ctx.id)
         self._put(b'","method":"', 12)
         self._inside(ctx.method if len(ctx.method) <= MAX_METHOD else "other")
         self._put(b'","status":', 11)
         self._number(status, 1)
-        self._put(b',"ms":', 6)
         took_us = max(took_us, 0)
-        self._number(took_us // 1000, 1)
-        self._put(b".", 1)
-        self._number(took_us % 1000, 3)
+        self._put_ms(b',"ms":', took_us)
+        if ctx.upstream_ns:
+            self._put_split(ctx, took_us)
+        if sample > 1:
+            self._put(b',"sample":', 10)
+            self._number(sample, 1)
         self._bytes(self._worker)
         self._put_caller(ctx)
         if ctx.rule:
@@ -82,6 +89,8 @@ cdef class Lines:
         if ctx.error is not None:
             self._member(b',"error":"', ctx.error.code)
             self._member(b',"origin":"', ctx.error.origin.value)
+        elif status >= 400 and ctx.relay_source is not None:
+            self._member(b',"origin":"', ctx.relay_source)
         if ctx.unit is not None:
             self._optional(b',"unit":', ctx.unit)
             self._optional(b',"delivery":', ctx.delivery)
@@ -106,6 +115,27 @@ cdef class Lines:
         if grant.line is None:
             grant.line = _caller(ctx.route, ctx.principal)
         return self._bytes(grant.line)
+
+    cdef int _put_split(self, RequestContext ctx, int64_t took_us) except -1:
+        """Whose time it was."""
+        cdef int64_t behind = ctx.upstream_ns // 1000
+        cdef int64_t queue = ctx.queue_ns // 1000
+        cdef int64_t unit = ctx.unit_ns // 1000
+        self._put_ms(b',"gateway_ms":', took_us - behind)
+        if queue:
+            self._put_ms(b',"queue_ms":', queue)
+        if ctx.unit is None:
+            return self._put_ms(b',"upstream_ms":', behind - queue)
+        self._put_ms(b',"relay_ms":', behind - queue - unit)
+        return self._put_ms(b',"unit_ms":', unit)
+
+    cdef int _put_ms(self, bytes opening, int64_t us) except -1:
+        """A length of time in milliseconds; what clocks of two machines make negative is nothing."""
+        us = max(us, 0)
+        self._bytes(opening)
+        self._number(us // 1000, 1)
+        self._put(b".", 1)
+        return self._number(us % 1000, 3)
 
     cdef int _put(self, const char* at, Py_ssize_t size) except -1:
         cdef char* larger

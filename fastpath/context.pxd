@@ -36,6 +36,8 @@ cdef class RequestContext:
     cdef public object delivery
     cdef public object relay_source
     cdef public object upstream_ns
+    cdef public object queue_ns
+    cdef public object unit_ns
     cdef public object grant
     cdef public str rule
     cdef public bint intent_recorded

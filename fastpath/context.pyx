@@ -37,7 +37,7 @@ cdef class RequestContext:
         self.params, self.limits_taken, self.limit_headers = {}, [], ()
         self.agent = self.trace = ""
         self.rule = self.method = self.path = self.query = self.client_address = ""
-        self.deadline_ns = self.upstream_ns = 0
+        self.deadline_ns = self.upstream_ns = self.queue_ns = self.unit_ns = 0
 
     def __init__(
         self, str id not None, started_ns, str method not None="", str path not None="", str query not None="",

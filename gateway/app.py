@@ -59,6 +59,7 @@ from gateway.portal.catalog import check_functions
 from gateway.portal.resource import PortalResource
 from gateway.relay.service import Relay
 from gateway.routing.kinds import ResourceTable, entry_points
+from gateway.routing.model import LEVELS
 from gateway.routing.router import Router
 from gateway.settings import Settings
 from gateway.store.config_version import VersionFeed
@@ -99,7 +100,7 @@ class Gateway:
         )
         self._digests = ("", self.holder.current.digest)
         """Of the configuration before the one in force, and of that one."""
-        self.access_log = AccessLog(sys.stdout.fileno() if settings.access_log else -1, os.getpid())
+        self.access_log = AccessLog(sys.stdout.fileno() if settings.access_log else -1, os.getpid(), settings.log_level)
         self.audit = AuditTrail(
             self.database,
             settings.data_dir,
@@ -132,6 +133,7 @@ class Gateway:
                 "access": self.tokens.describe,
                 "providers": self.providers.describe,
             },
+            orders={"log-level": self._set_log_level},
         )
         looks = (
             UnitsLook(self.relay, self.units.roster, settings.relay_buffer_bytes),
@@ -346,6 +348,17 @@ class Gateway:
         self.metrics.inc("caregate_config_reloads", ("applied",))
         self._admit(self.audit.ready)
         self.log.info("configuration in force", config_version=snapshot.version, digest=snapshot.digest)
+
+    def _set_log_level(self, order: Mapping[str, object]) -> dict[str, object]:
+        """Of this worker, until it ends."""
+        level = order.get("level")
+        if level is not None:
+            if not isinstance(level, str) or level not in LEVELS:
+                return {"ok": False, "error": f"a level is one of {', '.join(LEVELS)}"}
+            configure(level, worker=os.getpid())
+            self.access_log.least = LEVELS[level]
+            self.log.warning("log level changed", level=level)
+        return {"level": next(name for name, rank in LEVELS.items() if rank == self.access_log.least)}
 
     def _set_version(self, version: int) -> None:
         self.metrics.set("caregate_config_version", (), version)

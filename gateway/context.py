@@ -71,6 +71,11 @@ if TYPE_CHECKING:
         delivery: str | None = None
         relay_source: str | None = None
         upstream_ns: int = 0
+        """From the moment the request went to what answers it, waiting for a place and relaying included."""
+        queue_ns: int = 0
+        """Of that, how long it waited for a connection."""
+        unit_ns: int = 0
+        """Of that, how long the unit's own service took, as its agent says."""
         grant: Grant | None = None
         """What principal and route alone decide, once both are known."""
         keyed: bool = False

@@ -17,6 +17,7 @@ from gateway import accesslog
 from gateway.accesslog import AccessLog
 from gateway.context import RequestContext
 from gateway.errors import TokenMissing
+from gateway.routing.model import LEVELS, Logging
 
 
 @pytest.fixture
@@ -38,8 +39,8 @@ def test_a_line_says_when_the_request_ended(lines):
     (line,) = written()
     assert before <= datetime.fromisoformat(line.pop("time")) <= after
     assert line == {
-        "event": "request", "request_id": "r-1", "method": "GET", "route": None, "template": None, "status": 200,
-        "ms": 12.345, "worker": 41, "rule": "allowed",
+        "event": "request", "level": "info", "request_id": "r-1", "method": "GET", "route": None, "template": None,
+        "status": 200, "ms": 12.345, "worker": 41, "rule": "allowed",
     }  # fmt: skip
 
 
@@ -58,6 +59,83 @@ def test_many_lines_are_written_without_waiting(lines):
     assert 500 < len(written()) < 2000
     log.flush()
     assert [line["request_id"] for line in written()] == [str(n) for n in range(2000)]
+
+
+def context(**more) -> RequestContext:
+    return RequestContext(id="r", started_ns=0, method="GET", **more)
+
+
+@pytest.mark.parametrize(
+    ("more", "split"),
+    [
+        pytest.param({}, {}, id="answered by the gateway"),
+        pytest.param({"upstream_ns": 8_000_000}, {"gateway_ms": 2.0, "upstream_ms": 8.0}, id="upstream"),
+        pytest.param({"upstream_ns": 8_000_000, "queue_ns": 3_000_000},
+                     {"gateway_ms": 2.0, "queue_ms": 3.0, "upstream_ms": 5.0}, id="upstream, after a wait"),
+        pytest.param({"upstream_ns": 8_000_000, "unit_ns": 7_000_000, "unit": "u"},
+                     {"gateway_ms": 2.0, "relay_ms": 1.0, "unit_ms": 7.0}, id="unit"),
+        pytest.param({"upstream_ns": 8_000_000, "unit_ns": 9_000_000, "unit": "u"},
+                     {"gateway_ms": 2.0, "relay_ms": 0.0, "unit_ms": 9.0}, id="a unit whose clock is coarse"),
+    ],
+)  # fmt: skip
+def test_whose_time_it_was(lines, more, split):
+    log, written = lines
+    log.write(context(**more), 200, 10_000_000)
+    log.flush()
+    (line,) = written()
+    assert {name: value for name, value in line.items() if name.endswith("_ms")} == split
+
+
+@pytest.mark.parametrize(
+    ("status", "more", "origin"),
+    [
+        pytest.param(200, {"relay_source": "unit"}, None, id="no error"),
+        pytest.param(404, {"relay_source": "unit"}, "unit", id="a unit's own"),
+        pytest.param(500, {"relay_source": "upstream"}, "upstream", id="an upstream's own"),
+        pytest.param(401, {"error": TokenMissing(), "relay_source": "gateway"}, "client", id="the caller's"),
+    ],
+)
+def test_whose_an_error_is(lines, status, more, origin):
+    log, written = lines
+    log.write(context(**more), status, 0)
+    log.flush()
+    (line,) = written()
+    assert line.get("origin") == origin
+
+
+def route(level: str, sample: int = 1):
+    return SimpleNamespace(name="r", template="/r", logging=Logging(level.encode(), LEVELS[level], sample))
+
+
+@pytest.mark.parametrize(
+    ("least", "of", "status", "level"),
+    [
+        pytest.param("info", None, 200, "info", id="no route"),
+        pytest.param("warning", None, 404, None, id="no route, warnings only"),
+        pytest.param("warning", None, 500, "error", id="a failure without a route"),
+        pytest.param("info", "debug", 200, None, id="a quiet route"),
+        pytest.param("debug", "debug", 200, "debug", id="a quiet route, listened to"),
+        pytest.param("info", "debug", 503, "error", id="a quiet route's failure"),
+        pytest.param("error", "warning", 200, None, id="errors only"),
+        pytest.param("warning", "warning", 200, "warning", id="a loud route"),
+    ],
+)
+def test_levels(lines, least, of, status, level):
+    log, written = lines
+    log.least = LEVELS[least]
+    log.write(context(route=route(of) if of else None), status, 0)
+    log.flush()
+    assert [line["level"] for line in written()] == ([level] if level else [])
+
+
+def test_one_of_so_many_and_every_failure(lines):
+    log, written = lines
+    for status in [200] * 7 + [502, 502] + [200] * 3:
+        log.write(context(route=route("info", 5)), status, 0)
+    log.flush()
+    found = written()
+    assert [line["status"] for line in found] == [200, 200, 502, 502]
+    assert [line.get("sample") for line in found] == [5, 5, None, None]
 
 
 @pytest.mark.parametrize(

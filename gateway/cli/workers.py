@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from gateway.config.reload import ReloadFailed, status
+from gateway.config.reload import ReloadFailed, ask, status
 from gateway.roll import READY_S, Roll, RollFailed
+from gateway.routing.model import LEVELS
 from gateway.settings import Settings, SettingsError
 
 EXIT_FAILED = 1
@@ -25,6 +26,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     roll.add_argument("--run-dir", type=Path, metavar="DIR", help="of the running gateway; CAREGATE_RUN_DIR")
     roll.add_argument("--ready-timeout", type=float, default=READY_S, metavar="S", help="for a new worker to come up")
     roll.set_defaults(run=run_roll)
+
+    level = commands.add_parser("log-level", help="how much the workers that run now log, from now on; or what they do")
+    level.add_argument("level", nargs="?", choices=LEVELS, help="without one it is only shown")
+    level.add_argument("--run-dir", type=Path, metavar="DIR", help="of the running gateway; CAREGATE_RUN_DIR")
+    level.set_defaults(run=run_log_level)
 
     listing = commands.add_parser("list", help="each worker and what it does: starting, serving, draining")
     listing.add_argument("--run-dir", type=Path, metavar="DIR", help="of the running gateway; CAREGATE_RUN_DIR")
@@ -54,6 +60,19 @@ def run_list(options: argparse.Namespace) -> int:
     for worker in workers:
         _tell(f"worker {worker.pid}: {worker.phase}, configuration version {worker.version}")
     return 0
+
+
+def run_log_level(options: argparse.Namespace) -> int:
+    """Print a line for each worker."""
+    more = {} if options.level is None else {"level": options.level}
+    try:
+        answers = ask(_run_dir(options), "log-level", **more)
+    except (ReloadFailed, SettingsError, OSError) as error:
+        print(error, file=sys.stderr)
+        return EXIT_FAILED
+    for answer in answers:
+        _tell(f"worker {answer['pid']}: {answer['level']}")
+    return 0 if answers else EXIT_FAILED
 
 
 def _run_dir(options: argparse.Namespace) -> Path:

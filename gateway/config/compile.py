@@ -17,7 +17,18 @@ from gateway.config.check_routes import ACTIONS, read_source
 from gateway.config.check_scopes import need_of, own_roles
 from gateway.config.fault import WHOLE, step
 from gateway.config.keyring import Keyring
-from gateway.config.model import App, Audited, Client, ClientKey, Controller, Document, Function, LimitRule, ToUnit
+from gateway.config.model import (
+    App,
+    Audited,
+    Client,
+    ClientKey,
+    Controller,
+    Document,
+    Function,
+    LimitRule,
+    Logged,
+    ToUnit,
+)
 from gateway.config.parse import canonical
 from gateway.config.role_defaults import lifetimes_of
 from gateway.config.snapshot import (
@@ -36,12 +47,14 @@ from gateway.config.snapshot import (
 from gateway.openapi.reading import Description
 from gateway.rbac.scopes import read_ceiling
 from gateway.routing.model import (
+    LEVELS,
     Action,
     Argument,
     Binding,
     FunctionAction,
     Limit,
     LimitKey,
+    Logging,
     ResourceAction,
     Route,
     RouteKind,
@@ -305,8 +318,13 @@ def _route(name: str, controller: Controller, limits: dict[str, Limit]) -> Route
         body_max_bytes=controller.body_max_bytes,
         response_max_bytes=controller.response_max_bytes,
         deadline_ms=controller.deadline_ms,
+        logging=_logging(controller.log),
         metadata=_audited(controller.audit),
     )
+
+
+def _logging(log: Logged) -> Logging | None:
+    return None if log == Logged() else Logging(log.level.encode(), LEVELS[log.level], log.sample)
 
 
 def _audited(audit: Audited) -> dict[str, str]:

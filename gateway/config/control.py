@@ -8,6 +8,7 @@
     {"do": "commit", "version": N, "digest": "..."}  -> as status
     {"do": "abort"}                                  -> {"ok": true}
     {"do": NAME}                                     -> {"ok": true} and what the question of that name answers
+    {"do": NAME, ...}                                -> the same for an order, which is given the whole command
 
 `phase` is starting, serving or draining; `arbiter` the parent's process id, `workers` how many it is to have; a status
 has `source` (file, database) too, and `refused`: the number and faults of a version that this worker does not take.
@@ -74,9 +75,12 @@ class ControlServer:
         in_force: Origin | None = None,
         pid: int | None = None,
         questions: Mapping[str, Callable[[], Answer]] | None = None,
+        orders: Mapping[str, Callable[[Answer], Answer]] | None = None,
     ) -> None:
-        """`pid` is the number in the socket's name, by default this process's; `questions` are further commands."""
-        self._questions = dict(questions or {})
+        """`pid` is the number in the socket's name, by default this process's; `questions` and `orders` are further
+        commands.
+        """
+        self._questions = {name: _without_more(ask) for name, ask in (questions or {}).items()} | dict(orders or {})
         self.phase = "starting"
         self._workers = settings.workers
         self._holder = holder
@@ -141,7 +145,7 @@ class _Session:
         catalog_check: CatalogCheck | None,
         lock: RLock,
         pid: int,
-        questions: Mapping[str, Callable[[], Answer]],
+        questions: Mapping[str, Callable[[Answer], Answer]],
         life: Callable[[], Answer],
     ) -> None:
         self._holder = holder
@@ -169,7 +173,7 @@ class _Session:
             self.forget()
             return {"ok": True}
         if do in self._questions:
-            return {"ok": True, "pid": self._pid, **self._questions[do]()}
+            return {"ok": True, "pid": self._pid, **self._questions[do](asked)}
         return {"ok": False, "error": "no such command"}
 
     def _status(self) -> Answer:
@@ -235,6 +239,10 @@ class _Session:
                 log.error("the configuration in force could not be recorded", reason=error.strerror)
                 return {**self._status(), "warning": f"in force, but not recorded: {error.strerror}"}
         return self._status()
+
+
+def _without_more(ask: Callable[[], Answer]) -> Callable[[Answer], Answer]:
+    return lambda asked: ask()
 
 
 def _lines(connection: green.socket) -> Iterator[bytes]:

@@ -242,6 +242,14 @@ class Audited(_Strict, frozen=True, kw_only=True):
     purpose: Annotated[str, Meta(pattern=r"^[A-Z][A-Z0-9_-]{0,31}$", description="a code in capitals")] | None = None
 
 
+class Logged(_Strict, frozen=True, kw_only=True):
+    """How the access log tells of a route. Failures (500 and above) are always in it, at level error."""
+
+    level: Literal["debug", "info", "warning"] = "info"
+    sample: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    """One line for so many requests."""
+
+
 class Controller(_Strict, frozen=True, kw_only=True):
     """One route: who may call it and what answers, exactly one of function, upstream, unit, resource."""
 
@@ -262,6 +270,7 @@ class Controller(_Strict, frozen=True, kw_only=True):
     query: tuple[str, ...] | Literal["any"] = ()
     phi: bool = False
     audit: Audited = Audited()
+    log: Logged = Logged()
     hidden: bool = False
     body_max_bytes: Annotated[int, Meta(ge=0, le=16_777_216)] = 1_048_576
     response_max_bytes: Annotated[int, Meta(ge=1, le=1_073_741_824)] = 67_108_864

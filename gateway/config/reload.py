@@ -175,12 +175,12 @@ def status(run_dir: Path, *, timeout_s: float = TIMEOUT_S) -> list[WorkerStatus]
         return _statuses(_connect(run_dir, timeout_s, stack))
 
 
-def ask(run_dir: Path, question: str, *, timeout_s: float = TIMEOUT_S) -> list[dict[str, Any]]:
-    """What every worker answers to a question of the control socket. Raises: ReloadFailed."""
+def ask(run_dir: Path, question: str, *, timeout_s: float = TIMEOUT_S, **more: str) -> list[dict[str, Any]]:
+    """What every worker answers to a question or order of the control socket. Raises: ReloadFailed."""
     with ExitStack() as stack:
         workers = _connect(run_dir, timeout_s, stack)
         for worker in workers:
-            worker.send(do=question)
+            worker.send(do=question, **more)
         answers = [_receive(worker) for worker in workers]
     return [answer for answer in answers if answer is not None and answer.get("ok")]
 

@@ -106,6 +106,7 @@ class UnitResource:
         response = exchange.response
         if response is None:
             raise TypeError("an exchange without a head")
+        ctx.unit_ns = response.upstream_ms * 1_000_000
         if response.length is not None and response.length > route.response_max_bytes and ctx.method != "HEAD":
             raise self._too_large(unit, exchange)
         held = exchange.wait_for_bytes(min(HOLD_BYTES, route.response_max_bytes + 1))

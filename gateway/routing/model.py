@@ -83,6 +83,19 @@ class Argument:
     required: bool
 
 
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+"""Levels of a log by rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logging:
+    """How a route's requests are logged: at which level, and one of how many; failures are all, at `error`."""
+
+    level: bytes
+    rank: int
+    sample: int
+
+
 @dataclass(frozen=True, slots=True)
 class FunctionAction:
     function: str
@@ -143,5 +156,7 @@ class Route:
     body_max_bytes: int = 1_048_576
     response_max_bytes: int = 67_108_864
     deadline_ms: int = 30_000
+    logging: Logging | None = None
+    """None: every request, at info."""
     metadata: dict[str, str] = field(default_factory=dict, compare=False)
     """What the audit trail says of it: `resource_type`, `resource_param`, `purpose`."""

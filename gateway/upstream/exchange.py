@@ -52,7 +52,8 @@ class Outgoing:
 class Exchange:
     """Holds a borrowed connection from the first byte out to the last byte in.
 
-    Units: `deadline_ns` ends everything; `max_bytes` bounds the response's content; `ended_ns` is when `run` returned.
+    Units: `deadline_ns` ends everything; `max_bytes` bounds the response's content; `ended_ns` is when `run` returned,
+    `queue_ns` how long it waited for a place.
     """
 
     __slots__ = (
@@ -66,6 +67,7 @@ class Exchange:
         "_received",
         "_watch",
         "ended_ns",
+        "queue_ns",
     )
 
     def __init__(self, pool: Pool, deadline_ns: int, max_bytes: int, watch: Callable[..., None] | None) -> None:
@@ -78,7 +80,7 @@ class Exchange:
         self._reader: AnswerReader = _NOTHING_READ
         self._held = b""
         self._received = 0
-        self.ended_ns = 0
+        self.ended_ns = self.queue_ns = 0
 
     def run(self, outgoing: Outgoing, now_ns: int) -> AnswerReader:
         """Send, and return with the head of the response and its first content.
@@ -114,7 +116,13 @@ class Exchange:
 
     def _try(self, outgoing: Outgoing, avoid: Endpoint | None, now_ns: int) -> None:
         self._endpoint = None
-        self._endpoint, connection = endpoint, self._connection = self._pool.borrow(now_ns, self._deadline_ns, avoid)
+        pool = self._pool
+        waits = not pool.has_place
+        try:
+            self._endpoint, connection = endpoint, self._connection = pool.borrow(now_ns, self._deadline_ns, avoid)
+        finally:
+            if waits:
+                self.queue_ns += time.monotonic_ns() - now_ns
         self._reader = AnswerReader(_names, outgoing.method == "HEAD")
         self._received = 0
         if self._watch is not None:

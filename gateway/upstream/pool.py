@@ -66,6 +66,11 @@ class Pool:
         if wait_ns:
             raise UpstreamUnavailable("The upstream is not answering", retry_after_s=-(-wait_ns // _SECOND_NS))
 
+    @property
+    def has_place(self) -> bool:
+        """Can a connection be lent without waiting for somebody else's?"""
+        return self._places.free > 0
+
     def borrow(
         self, now_ns: int, deadline_ns: int, avoid: Endpoint | None = None
     ) -> tuple[Endpoint, UpstreamConnection]:

@@ -53,6 +53,7 @@ class UpstreamResource:
         pool = self._pools.pool(name, ctx.snapshot.upstreams[name])
         began_ns = time.monotonic_ns()
         error: GatewayError | None = None
+        exchange = None
         try:
             outgoing = _outgoing(req.env, ctx, route, action)
             deadline_ns = ctx.deadline_ns or ctx.started_ns + route.deadline_ms * 1_000_000
@@ -65,6 +66,8 @@ class UpstreamResource:
             raise
         finally:
             ctx.upstream_ns += time.monotonic_ns() - began_ns
+            if exchange is not None:
+                ctx.queue_ns = exchange.queue_ns
             self._count(name, outcome(error))
 
 

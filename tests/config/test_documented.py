@@ -18,7 +18,7 @@ STRUCTS = [
     (model.Document, ""), (model.Gateway, ""), (model.Audience, ""), (model.Cors, "cors."), (model.Role, ""),
     (model.Key, "keys[]."), (model.LimitRule, ""), (model.Upstream, ""), (model.Unit, ""), (model.UnitKey, "keys[]."),
     (model.Controller, ""), (model.Bind, "bind[]."), (model.Function, "function."), (model.ToUpstream, "upstream."),
-    (model.ToUnit, "unit."), (model.Audited, "audit."),
+    (model.ToUnit, "unit."), (model.Audited, "audit."), (model.Logged, "log."),
     (model.TokenService, ""), (model.Client, ""), (model.ClientKey, "keys[]."), (model.App, ""),
     (model.AuditAccess, ""), (model.AuditReader, "readers.*."),
     (model.IdentityProvider, ""), (model.RoleClaim, "roles[]."),
