@@ -146,9 +146,10 @@ class Grants:
     def _authorization_code(self, asked: Asked) -> Answer:
         text, uri, verifier = asked.field("code"), asked.field("redirect_uri"), asked.field("code_verifier")
         why = "unknown"
+        code: Code | None = None
         if sessions.is_code(text):
             with self._store.redemption(sessions.digest_of(text)) as redemption:
-                code: Code | None = redemption.code
+                code = redemption.code
                 if code is not None:
                     # SEC: whatever comes of it: a code that was shown once is not to be tried again.
                     redemption.use()

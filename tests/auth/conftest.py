@@ -26,8 +26,7 @@ from gevent import ssl
 from gateway import shared
 from gateway.app import Gateway
 from gateway.audit.trail import AuditTrail
-from gateway.auth import totp
-from gateway.auth.passwords import hash_password
+from gateway.auth import passwords, totp
 from gateway.auth.vault import Vault, load_or_make_key
 from gateway.settings import Settings
 from gateway.store.account_operator import AccountOperator
@@ -55,7 +54,7 @@ from tests.auth.scripted_provider import ScriptedProvider
 @pytest.fixture(scope="session")
 def hashed():
     """One hash for all accounts: making it takes a tenth of a second."""
-    return hash_password(PASSWORD)
+    return passwords.hash_password(PASSWORD)
 
 
 @pytest.fixture
@@ -95,6 +94,14 @@ def service(tmp_path, postgres, hashed, monkeypatch):
     operator.__exit__()
     gateway.tokens._passwords.stop()
     gateway.database.close()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Passwords are compared without the work, where they are not what is tested."""
+    monkeypatch.setattr(
+        passwords, "matches", lambda hashed, password: password == PASSWORD and hashed != passwords.DUMMY
+    )
 
 
 @pytest.fixture
