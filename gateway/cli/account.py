@@ -188,7 +188,7 @@ def _list(operator: AccountOperator, options: argparse.Namespace) -> int:
         print(f"{account.login}  {account.role}  {account.subject}  {json.loads(account.claims)}  {state}")
     if options.login is not None:
         for patient, until, reason in operator.proxies(options.login):
-            print(f"  acts for {patient}  {f'until {until:%Y-%m-%d}' if until else 'without end'}  {reason}".rstrip())
+            print(f"  acts for {patient} {f'until {until:%Y-%m-%d}' if until else 'without end'}  {reason}".rstrip())
     return 0
 
 

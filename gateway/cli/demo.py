@@ -28,6 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     run.add_argument("--port", type=int, default=8080)
     run.add_argument("--workers", type=int, default=2)
     actions.add_parser("play", help="play the story against the running platform and check every answer")
+    actions.add_parser("code", help="the one-time code of this moment, for accounts of the demo that need one")
     unit = actions.add_parser("unit", help="stop or start a unit's agent")
     unit.add_argument("verb", choices=["stop", "start"])
     unit.add_argument("unit")
@@ -37,6 +38,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _dispatch(options: argparse.Namespace) -> int:
     if options.action == "play":
         return _play(options.dir)
+    if options.action == "code":
+        return _code(options.dir)
     if options.action == "unit":
         return _ask(options.dir, f"{options.verb} {options.unit}")
     if options.action is None:
@@ -91,7 +94,7 @@ class _Stop:
 
 
 def _tell_story(platform: Platform) -> None:
-    from gateway.demo import story
+    from gateway.demo import logins, story
 
     base = f"http://127.0.0.1:{platform.ports.gateway}"
     print("\nTry it, in another terminal (each line says what it must answer):\n")
@@ -99,6 +102,8 @@ def _tell_story(platform: Platform) -> None:
         print(f"export {name}={token}")
     print(f"\n# Valid for an hour; always fresh:  . {shlex.quote(os.path.relpath(platform.directory / 'tokens.env'))}")
     story.print_story(base, print)
+    if platform.logins is not None:
+        logins.print_logins(base, platform.logins, print)
     print("\nAll of it at once:  .venv/bin/caregate demo play")
     print(f"Metrics:            curl -s http://127.0.0.1:{platform.ports.ops}/metrics")
     print(f"Status:             curl -s http://127.0.0.1:{platform.ports.ops}/status")
@@ -160,6 +165,17 @@ def _ask(directory: Path, command: str) -> int:
         print(f"caregate demo: {answer}", file=sys.stderr)
         return 1
     print(f"{command}: done")
+    return 0
+
+
+def _code(directory: Path) -> int:
+    from gateway.demo.accounts import code_now
+
+    try:
+        print(code_now(directory))
+    except OSError:
+        print(f"caregate demo: no demo was run in {directory}: start it with `make run`", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -24,10 +24,12 @@ import psycopg
 
 from gateway.config.load import Refused, load
 from gateway.demo import CONTROL, story
+from gateway.demo.accounts import Logins, make_accounts
 from gateway.demo.keys import prepare_config, write_keys
 from gateway.demo.portal_data import keep_or_load_portal
 from gateway.store.embedded import EmbeddedError, EmbeddedPostgres
 from gateway.store.migrate import MigrationFailed, migrate
+from gateway.store.unit_operator import OperatorError
 
 _PR_SET_PDEATHSIG = 1
 _STOP_GRACE_S = 12.0
@@ -126,6 +128,7 @@ class Platform:
         self.workers = workers
         self.children: dict[str, Child] = {}
         self.tokens: dict[str, str] = {}
+        self.logins: Logins | None = None
         self._tell = tell
         self._postgres: EmbeddedPostgres | None = None
         self._lock: int | None = None
@@ -143,6 +146,7 @@ class Platform:
         self._lock_directory()
         self._check_ports()
         config = self.start_gateway()
+        self._make_accounts()
         self._start_units()
         self._issue_tokens(config)
         self._wait_for_units()
@@ -189,6 +193,15 @@ class Platform:
         except (EmbeddedError, MigrationFailed, psycopg.Error) as error:
             raise DemoError(str(error)) from error
         return self._postgres.gateway_dsn
+
+    def _make_accounts(self) -> None:
+        """Accounts to log in with. Raises: DemoError."""
+        assert self._postgres is not None  # noqa: S101 - the gateway runs
+        self._tell("accounts")
+        try:
+            self.logins = make_accounts(self.directory, self._postgres.operator_dsn)
+        except OperatorError as error:
+            raise DemoError(str(error)) from error
 
     @property
     def logs(self) -> Path:
