@@ -11,7 +11,7 @@ from gateway.demo.accounts import ACCOUNTS, CHILD, WITH_FACTOR, Logins
 
 TERMINAL: Final = "demo-terminal"
 WEB: Final = "patient-web"
-BACK: Final = "http://127.0.0.1:8000/back"
+BACK: Final = "http://localhost:8000/back"
 VERIFIER: Final = "a-verifier-that-everybody-knows-is-for-a-demo-alone"
 
 
