@@ -21,6 +21,7 @@ from gateway.audit.reading import AuditReading
 from gateway.audit.trail import AuditTrail
 from gateway.auth.providers import Providers
 from gateway.auth.service import Tokens
+from gateway.breakglass.service import BreakGlassService
 from gateway.config.control import ControlServer
 from gateway.config.fault import Fault
 from gateway.config.inforce import InForce
@@ -123,6 +124,7 @@ class Gateway:
         )
         self.providers = Providers(self.holder, settings.data_dir, memory.buckets, count=self._count_provider)
         self.relay.revoked = self.tokens.revoked.refuses_link
+        self.break_glass = BreakGlassService(self.holder, self.database, self.metrics, self.audit.note)
         self.control = ControlServer(
             settings,
             self.holder,
@@ -236,7 +238,13 @@ class Gateway:
         )  # fmt: skip
         app = Application(
             router=cast("Any", router),  # Falcon's annotation names its own router only
-            middleware=[self.accounting, admission, Cors(), identity, Authorization(self.accounting.intent)],
+            middleware=[
+                self.accounting,
+                admission,
+                Cors(),
+                identity,
+                Authorization(self.accounting.intent, opens=self.break_glass.opens),
+            ],
         )
         identity.knows_key = self.providers.knows
         self._lanes = Lanes(self.holder, memory.buckets, self.metrics, admission, identity, router)
@@ -247,6 +255,7 @@ class Gateway:
         own = {
             **self.units.resources(memory.buckets),
             **self.tokens.resources(memory.buckets),
+            **self.break_glass.resources(),
             **self.audit_reading.resources(),
         }
         for path, resource in own.items():
@@ -284,6 +293,7 @@ class Gateway:
         self.holder.subscribe(self._on_snapshot)
         self.audit.start()
         self.tokens.start()
+        self.break_glass.start()
         self.providers.start()
         self.units.start()
         self.relay.start()
@@ -313,6 +323,7 @@ class Gateway:
         self.gauges.stop()
         self.relay.stop()
         self.units.stop()
+        self.break_glass.stop()
         self.tokens.stop()
         self.providers.stop()
         self.upstreams.close()

@@ -185,6 +185,19 @@ class TokenInvalid(ClientError):
         self.expired = expired
 
 
+class LoginTooOld(ClientError):
+    """The token is good, but whoever it is of logged in too long ago for this; `max_age_s` would do.
+
+    Source: RFC 9470.
+    """
+
+    code = "login-too-old"
+
+    def __init__(self, max_age_s: int) -> None:
+        super().__init__(f"A login of the last {max_age_s} seconds is needed", max_age_s=max_age_s)
+        self.max_age_s = max_age_s
+
+
 class TokenAmbiguous(ClientError):
     """Two tokens, a doubled Authorization field or a token in the query."""
 

@@ -54,6 +54,7 @@ DECLARATIONS: tuple[Declaration, ...] = (
     Declaration(
         "caregate_identity_provider_fetches", "counter", "Fetches of identity providers' keys.", ("provider", "outcome")
     ),
+    Declaration("caregate_break_glass", "counter", "Emergency access by what became of it.", ("event",)),
     Declaration("caregate_upstream_requests", "counter", "Calls to cloud services.", ("upstream", "outcome")),
     Declaration("caregate_upstream_breaker_open", "gauge", "Workers whose breaker is open.", ("upstream",)),
     Declaration("caregate_audit_events", "counter", "Audit events by what became of them.", ("outcome",)),

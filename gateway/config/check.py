@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from gateway.config.check_apps import check_apps
 from gateway.config.check_audit import check_audit
+from gateway.config.check_break_glass import check_break_glass
 from gateway.config.check_clients import check_clients
 from gateway.config.check_providers import check_providers, given_by_providers
 from gateway.config.check_routes import check_controllers
@@ -70,6 +71,7 @@ def check(
     check_apps(checking)
     check_audit(checking)
     check_providers(checking)
+    check_break_glass(checking)
     keyring = load_keys(checking, secrets)
     descriptions = _descriptions(checking, secrets)
     if catalog_check is not None:

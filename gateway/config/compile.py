@@ -314,6 +314,7 @@ def _route(name: str, controller: Controller, limits: dict[str, Limit]) -> Route
         limits=tuple(limits[limit] for limit in controller.limits),
         query=None if controller.query == "any" else frozenset(controller.query),
         phi=controller.phi,
+        break_glass=controller.break_glass,
         hidden=controller.hidden,
         body_max_bytes=controller.body_max_bytes,
         response_max_bytes=controller.response_max_bytes,

@@ -269,6 +269,8 @@ class Controller(_Strict, frozen=True, kw_only=True):
     limits: tuple[Name, ...] = ()
     query: tuple[str, ...] | Literal["any"] = ()
     phi: bool = False
+    break_glass: str | None = None
+    """The parameter of the path that names the patient whom an emergency may open."""
     audit: Audited = Audited()
     log: Logged = Logged()
     hidden: bool = False
@@ -297,6 +299,24 @@ class AuditAccess(_Strict, frozen=True, kw_only=True):
     """Roles that see who looked at the record of the `patient` that their token names."""
 
 
+class Notify(_Strict, frozen=True, kw_only=True):
+    upstream: Name
+    path: Annotated[str, Meta(pattern=r"^/", description="a path that begins with /")]
+
+
+class BreakGlass(_Strict, frozen=True, kw_only=True):
+    """Emergency access, `/access/v1/break-glass`: who may give it to himself, for how long, who reviews it."""
+
+    roles: Annotated[tuple[Name, ...], Meta(min_length=1)]
+    reviewers: Annotated[dict[Name, AuditReader], Meta(min_length=1)]
+    default_s: Annotated[int, Meta(ge=60, le=14_400)] = 3_600
+    max_s: Annotated[int, Meta(ge=60, le=14_400)] = 14_400
+    login_within_s: Annotated[int, Meta(ge=30, le=3_600)] = 300
+    """How long ago the person may have logged in (`auth_time`)."""
+    notify: Notify | None = None
+    """Where each case is posted to."""
+
+
 class Document(_Strict, frozen=True, kw_only=True):
     version: Literal[1]
     gateway: Gateway = Gateway()
@@ -309,5 +329,6 @@ class Document(_Strict, frozen=True, kw_only=True):
     token_service: TokenService | None = None
     clients: dict[Name, Client] = {}
     audit: AuditAccess = AuditAccess()
+    break_glass: BreakGlass | None = None
     apps: dict[Name, App] = {}
     identity_providers: dict[Name, IdentityProvider] = {}

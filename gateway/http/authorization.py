@@ -6,23 +6,32 @@ from collections.abc import Callable
 
 import falcon
 
-from gateway.context import RequestContext
+from gateway.context import Principal, RequestContext
 from gateway.errors import TokenMissing
 from gateway.http.grant import grant_of
-from gateway.rbac.decide import decide
-from gateway.routing.model import RouteKind
+from gateway.rbac.decide import Decision, decide
+from gateway.routing.model import Route, RouteKind
 from gateway.routing.query import check_query
 from gateway.routing.upgrade import refuse_upgrade
 
+EMERGENCY = "break-glass"
+"""The rule by which a record was opened that a binding refused."""
 _FORWARDED = frozenset({RouteKind.UNIT, RouteKind.UPSTREAM})
 
 
 class Authorization:
     """Middleware: refuses, or lets the resource run; on `phi` routes the intent is recorded in between."""
 
-    def __init__(self, intent: Callable[[RequestContext], None]) -> None:
-        """Shapes: `intent(ctx)` makes the audit intent durable or raises AuditUnavailable."""
+    def __init__(
+        self,
+        intent: Callable[[RequestContext], None],
+        opens: Callable[[RequestContext, Principal, Route], bool] = lambda ctx, principal, route: False,
+    ) -> None:
+        """Shapes: `intent(ctx)` makes the audit intent durable or raises AuditUnavailable; `opens(ctx, principal,
+        route)` says whether an emergency opens what a binding refused, see breakglass.service.
+        """
         self._intent = intent
+        self._opens = opens
 
     def process_resource(
         self, req: falcon.Request, resp: falcon.Response, resource: object, params: dict[str, object]
@@ -40,7 +49,7 @@ class Authorization:
         grant = ctx.grant if ctx.grant is not None else grant_of(ctx.principal, route)
         decision = grant.decision or decide(ctx.principal, route, ctx.params, ctx.method)
         ctx.rule = decision.rule
-        if not decision.allowed:
+        if not decision.allowed and not self._opened(ctx, ctx.principal, route, decision):
             raise decision.refusal()
         if ctx.query:
             check_query(ctx.query, route.query)
@@ -48,3 +57,10 @@ class Authorization:
             refuse_upgrade(req.env)
         if route.phi:
             self._intent(ctx)
+
+    def _opened(self, ctx: RequestContext, principal: Principal, route: Route, decision: Decision) -> bool:
+        """Is the record open to the caller by an emergency? Only what a binding refused can be."""
+        if route.break_glass is None or decision.rule != "binding" or not self._opens(ctx, principal, route):
+            return False
+        ctx.rule = EMERGENCY
+        return True

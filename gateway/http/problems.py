@@ -44,6 +44,7 @@ TABLE: dict[type[e.GatewayError], Row] = {
     e.ClientDisconnected: Row(499, "Caller went away"),
     e.TokenMissing: Row(401, "Token required"),
     e.TokenInvalid: Row(401, "Token refused"),
+    e.LoginTooOld: Row(401, "Login too old"),
     e.TokenRequestRefused: Row(400, "Token request refused"),
     e.ClientUnauthenticated: Row(401, "Client authentication required"),
     e.TokenAmbiguous: Row(400, "More than one token, or a token in the query"),
@@ -189,6 +190,8 @@ def _challenge(error: e.GatewayError, realm: str) -> str | None:
     if isinstance(error, e.TokenInvalid):
         description = "The token has expired" if error.expired else "The token is not valid here"
         return f'{prefix}, error="invalid_token", error_description="{description}"'
+    if isinstance(error, e.LoginTooOld):
+        return f'{prefix}, error="insufficient_user_authentication", max_age="{error.max_age_s}"'
     if isinstance(error, e.TokenAmbiguous):
         return f'{prefix}, error="invalid_request", error_description="{error.detail or "Send one token"}"'
     if isinstance(error, e.ScopeRefused) and error.scope:

@@ -6,7 +6,8 @@ import enum
 from dataclasses import dataclass, field
 
 RESERVED_PREFIXES = (
-    "/relay/", "/auth/", "/admin/", "/audit/", "/me/access-log", "/openapi/", "/.well-known/oauth-authorization-server",
+    "/relay/", "/auth/", "/admin/", "/audit/", "/me/access-log", "/openapi/", "/access/",
+    "/.well-known/oauth-authorization-server",
 )  # fmt: skip
 """Paths of the gateway itself: no controller may lie under them, and none that matches any path is asked for them."""
 
@@ -152,6 +153,8 @@ class Route:
     query: frozenset[str] | None = frozenset()
     """Names of the query parameters a caller may send; None: any."""
     phi: bool = False
+    break_glass: str | None = None
+    """The path parameter that names the patient whom an emergency may open."""
     hidden: bool = False
     body_max_bytes: int = 1_048_576
     response_max_bytes: int = 67_108_864

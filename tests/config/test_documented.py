@@ -21,6 +21,7 @@ STRUCTS = [
     (model.ToUnit, "unit."), (model.Audited, "audit."), (model.Logged, "log."),
     (model.TokenService, ""), (model.Client, ""), (model.ClientKey, "keys[]."), (model.App, ""),
     (model.AuditAccess, ""), (model.AuditReader, "readers.*."),
+    (model.BreakGlass, ""), (model.Notify, "notify."),
     (model.IdentityProvider, ""), (model.RoleClaim, "roles[]."),
 ]  # fmt: skip
 
