@@ -133,6 +133,7 @@ class Gateway:
             questions={
                 "units": self.units.describe,
                 "access": self.tokens.describe,
+                "keys": self.tokens.describe_keys,
                 "providers": self.providers.describe,
             },
             orders={"log-level": self._set_log_level},

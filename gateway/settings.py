@@ -86,6 +86,16 @@ class Settings:
     empty: accounts.key of data_dir, made at the first start."""
     token_poll_ms: int = 1_000
     """How often a worker looks for revoked tokens although nothing told it of any."""
+    key_encryption_key: str = ""
+    """Under which private keys that the gateway makes are encrypted: `file:PATH`, `env:NAME` or `exec:[…]`, 32 bytes or
+    more; empty: key-encryption.key of data_dir, made by the first `caregate keys rotate`."""
+    key_encryption_key_before: str = ""
+    """The one before it, until `caregate keys rewrap` has run."""
+    exec_timeout_ms: int = 5_000
+    """How long a command may take that a reference names (`exec:`)."""
+    exec_commands: str = ""
+    """Programs that references may run: absolute paths, `:` between them; empty: any if the document is in a file, none
+    if it is in the database."""
     relay_dials_open: int = 512
     """Unit connections of a worker that may be on their way from the dial to HELLO; above it 503 with Retry-After."""
     relay_moves_per_s: int = 800

@@ -56,6 +56,7 @@ KINDS: dict[str, Kind] = {
     "token.refreshed": Kind("U", _AUTHENTICATION, ("jti", "expires_s", "session", "family", "reason", "account")),
     "token.revoked": Kind("D", _AUTHENTICATION, ("jti", "session", "family", "reason", "account")),
     "token.introspected": Kind("R", _AUTHENTICATION, ("jti", "active")),
+    "key": Kind("U", _SECURITY, ("what", "kid", "alg", "signs", "old", "retires", "author", "actor", "reason")),
     "revocation": Kind("D", _SECURITY, ("what", "session", "before", "author", "actor", "reason")),
     "consent.given": Kind("C", _ATTRIBUTES, ("consent", "scope", "grantee", "until", "before", "digest")),
     "consent.changed": Kind("U", _ATTRIBUTES, ("consent", "scope", "grantee", "until", "before", "digest")),

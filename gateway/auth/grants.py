@@ -233,6 +233,9 @@ class Grants:
             family.end("refresh-token-reused")
         if verdict not in (Verdict.ROTATE, Verdict.REPEAT):
             return verdict, None, ""
+        if _is_revoked(asked.snapshot, presented):
+            family.end("revoked")
+            return Verdict.OVER, None, ""
         ends_s = min(presented.session.ends_s, presented.session.started_s + role.lifetimes.absolute_s)
         token = self._again(asked.snapshot, presented, ends_s)
         if verdict is Verdict.REPEAT:
@@ -354,3 +357,13 @@ def _issued(token: AccessToken) -> Issued:
 def _bearer(token: AccessToken, refresh: str = "") -> Answer:
     answer: Answer = {"access_token": token.text, "token_type": "Bearer", "expires_in": token.lifetime_s}
     return {**answer, "refresh_token": refresh} if refresh else answer
+
+
+def _is_revoked(snapshot: Snapshot, presented: Presented) -> bool:
+    """Would a token of this session that was issued when it began be revoked?"""
+    account, session = presented.account, presented.session
+    audience = snapshot.roles[session.role].audience
+    claims = {**account.claims, "iss": snapshot.audiences[audience].issuer, "sid": session.id}
+    return snapshot.verifier.revocations.refuses(
+        claims, None, account.subject, audience, session.role, session.started_s
+    )

@@ -28,10 +28,34 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True):
     role: str = ""
 
 
+class SigningKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key that the gateway made, or the end of one of the configuration's (without `sealed`).
+
+    Shapes: `sealed` is base64 of what auth.sealed made of the private key (PEM). Units: seconds since 1970.
+    """
+
+    kid: str
+    role: str
+    alg: str
+    sealed: str | None = None
+    created_s: float
+    signs_s: float
+    retires_s: float | None = None
+    ended: bool = False
+
+    def has_ended(self, now_s: float) -> bool:
+        """May it verify nothing any more?"""
+        return self.ended or (self.retires_s is not None and now_s >= self.retires_s)
+
+    def __repr__(self) -> str:
+        return f"SigningKey({self.kid!r}, {self.role!r})"
+
+
 class Revocations(msgspec.Struct, frozen=True):
-    """What is revoked up to `revision`; with `whole` there is nothing else."""
+    """What is revoked up to `revision`, and the keys that were made or ended; with `whole` there is nothing else."""
 
     revision: int
     tokens: list[RevokedToken] = []
     rules: list[Revocation] = []
+    keys: list[SigningKey] = []
     whole: bool = False

@@ -8,6 +8,7 @@ from typing import Final
 
 from fastpath.revoked import Revoked
 from gateway.auth.model import Revocation, Revocations, RevokedToken
+from gateway.auth.signing_keys import SigningKeys
 from gateway.config.snapshot import UNIT_LINK_AUDIENCE, SnapshotHolder
 
 FORGET_EVERY_S: Final = 30.0
@@ -19,9 +20,13 @@ class RevokedTokens:
     NOTE: belongs to one worker's hub: no method yields.
     """
 
-    def __init__(self, holder: SnapshotHolder, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, holder: SnapshotHolder, now: Callable[[], float] = time.time, keys: SigningKeys | None = None
+    ) -> None:
+        """Shapes: `keys` are told of the keys that come with the revocations."""
         self._holder = holder
         self._now = now
+        self._keys = keys
         self.revision = 0
         self._due_s = 0.0
         self.on_change: Callable[[], None] = lambda: None
@@ -45,6 +50,8 @@ class RevokedTokens:
                 rule.kind, rule.value, rule.before_s, rule.until_s, rule.issuer or None, rule.audience or None,
                 rule.role or None,
             )  # fmt: skip
+        if self._keys is not None and (changes.keys or changes.whole):
+            self._keys.take(changes.keys, whole=changes.whole)
         self.revision = changes.revision
         self.on_change()
         return True
@@ -69,7 +76,8 @@ class RevokedTokens:
                        role=role or "")
             for kind, value, before_s, until_s, iss, aud, role in self._revoked.rules()
         ]  # fmt: skip
-        return Revocations(self.revision, tokens, rules, whole=True)
+        keys = self._keys.rows() if self._keys is not None else []
+        return Revocations(self.revision, tokens, rules, keys, whole=True)
 
     def refuses_link(self, unit: str, jti: str, issued_s: float) -> bool:
         """Is the token revoked under which a unit is connected? Units: seconds since 1970, -1: it does not say."""

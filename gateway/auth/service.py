@@ -29,9 +29,12 @@ from gateway.auth.endpoints import (
     TokenResource,
 )
 from gateway.auth.grants import Grants
+from gateway.auth.key_seal import key_seal
 from gateway.auth.model import Revocations
 from gateway.auth.passwords import Passwords
 from gateway.auth.revocations import RevokedTokens
+from gateway.auth.sealed import KeySeal
+from gateway.auth.signing_keys import SigningKeys
 from gateway.auth.vault import KEY_FILE, Vault, load_or_make_key
 from gateway.config.secret import Secrets
 from gateway.config.snapshot import TOKEN_PATH, SnapshotHolder
@@ -48,6 +51,8 @@ from gateway.units.feed import RosterFeed
 
 COPY: Final = "tokens-last-known.json"
 FORGET_EVERY_S: Final = 300.0
+TICK_S: Final = 0.2
+"""How often a worker looks whether a key begins to sign, or ends."""
 BURN_EVERY_S: Final = 10.0
 NOTE_EVERY_S: Final = 5.0
 """How often a worker looks for changes that nobody noted in the audit trail."""
@@ -70,6 +75,7 @@ class Tokens:
     ) -> None:
         """Shapes: `note` as AuditTrail.note; `enforce()` ends the links that are no longer allowed."""
         self._settings = settings
+        self._holder = holder
         self._metrics = metrics
         self._enforce = enforce
         self._note = note
@@ -81,7 +87,8 @@ class Tokens:
         self._accounts = AccountStore(share)
         self._passwords = Passwords(settings.password_threads, settings.password_line)
         self._opened: Vault | None = None
-        self.revoked = RevokedTokens(holder)
+        self.keys = SigningKeys(holder, self._key_seal)
+        self.revoked = RevokedTokens(holder, keys=self.keys)
         self.revoked.on_change = self._on_change
         self.feed = RosterFeed(
             self.revoked,
@@ -114,6 +121,10 @@ class Tokens:
             REVOKE_PATH: RevokeResource(self._store, self._sessions, self.revoked.add, self._note, *posted),
         }
 
+    def _key_seal(self) -> KeySeal | None:
+        """What opens the keys that were made, with what the references lead to now. Raises: ValueError."""
+        return key_seal(self._settings, self._settings.data_dir, make=False)
+
     def _vault(self) -> Vault:
         """What seals, with the site's key. Raises: SettingsError if the key cannot be used."""
         if self._opened is None:
@@ -135,6 +146,7 @@ class Tokens:
             gevent.spawn(_every, FORGET_EVERY_S, self._store.forget),
             gevent.spawn(_every, FORGET_EVERY_S, self._sessions.forget),
             gevent.spawn(self._note_changes),
+            gevent.spawn(self._tick_keys),
         ]
 
     def stop(self) -> None:
@@ -151,6 +163,17 @@ class Tokens:
         self._metrics.set("caregate_token_revision", (), self.revoked.revision)
         self._enforce()
         self._changed.set()
+
+    def _tick_keys(self) -> None:
+        """NOTE: more often than the feed looks, so that a key ends in all workers within a second."""
+        while True:
+            gevent.sleep(TICK_S)
+            self.keys.tick()
+
+    def describe_keys(self) -> dict[str, object]:
+        """The keys of each role; for the control socket."""
+        roles, revision = self.keys.describe(), self.revoked.revision
+        return {"roles": roles, "revision": revision, "issues": self._holder.current.tokens is not None}
 
     def _note_changes(self) -> None:
         """One worker of all notes each change, soon after it was made."""

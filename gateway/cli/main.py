@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("gateway.cli.config", "check the configuration document, reload it in a running gateway"),
     "audit": ("gateway.cli.audit", "verify the audit trail, export it"),
     "canary": ("gateway.cli.canary", "send marked requests, and look for the marks where nothing personal may be"),
+    "keys": ("gateway.cli.keys", "the keys of the roles: list, rotate, retire"),
     "revoke": ("gateway.cli.revoke", "refuse tokens by jti, session, subject, unit or moment"),
     "token": ("gateway.cli.token", "issue or verify a token"),
     "account": ("gateway.cli.account", "who may log in at the gateway, as whom, with what"),

@@ -170,7 +170,9 @@ def _check_roles(checking: Checking) -> None:
     for path, name, role in checking.entries("roles"):
         checking.find("audiences", role.audience, step(path, "audience"))
         _check_lifetimes(checking, path, lifetimes_of(name, role), role)
-        if not role.keys and name not in given_by_providers(checking):
+        if role.makes_keys and checking.document.token_service is None:
+            checking.add(step(path, "makes_keys"), "needs token_service, which signs with them")
+        if not (role.keys or role.makes_keys or name in given_by_providers(checking)):
             checking.add(
                 step(path, "keys"), "is empty, and no identity provider gives the role: it would have no tokens"
             )

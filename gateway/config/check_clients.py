@@ -55,7 +55,7 @@ def _check_url(checking: Checking, path: str, url: str) -> None:
 
 def check_signing_role(checking: Checking, path: str, name: str) -> None:
     role: Role | None = checking.find("roles", name, path)
-    if role is not None and not any(key.secret or key.private_key for key in role.keys):
+    if role is not None and not role.makes_keys and not any(key.secret or key.private_key for key in role.keys):
         checking.add(path, f"{name} has no key with a secret or private_key: nothing could sign its tokens")
 
 

@@ -105,6 +105,7 @@ def compile_document(
         descriptions=dict(descriptions or {}),
         providers={provider.issuer: provider for provider in _providers(document, keyring)},
         thumbprints=frozenset(keyring.thumbprints),
+        role_keys={name: tuple(_keys_of(document, keyring, name)) for name in document.roles},
     )
 
 

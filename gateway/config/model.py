@@ -12,7 +12,13 @@ from msgspec import Meta, Struct
 
 Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9._-]{0,63}$", description="lower case letters, digits, . _ -")]
 UnitId = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="lower case letters, digits, -")]
-SecretRef = Annotated[str, Meta(pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$", description="env:NAME or file:PATH")]
+SecretRef = Annotated[
+    str,
+    Meta(
+        pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+|exec:\[.+\])$",
+        description='env:NAME, file:PATH or exec:["/program", "argument"]',
+    ),
+]
 Positive = Annotated[int, Meta(ge=1)]
 ZeroOrMore = Annotated[int, Meta(ge=0)]
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -67,7 +73,9 @@ class Role(_Strict, frozen=True, kw_only=True):
 
     audience: Name
     keys: tuple[Key, ...] = ()
-    """None if its tokens come from identity providers alone."""
+    """None if its tokens come from identity providers alone, or with `makes_keys`."""
+    makes_keys: bool = False
+    """The gateway makes its keys (`caregate keys rotate`), so that it needs none here."""
     access_lifetime_s: Positive | None = None
     refresh_lifetime_s: ZeroOrMore | None = None
     """0: its logins get no refresh tokens."""

@@ -1,6 +1,7 @@
-"""Secret references of the document: `env:NAME` and `file:PATH` -> bytes.
+"""Secret references of the document: `env:NAME`, `file:PATH`, `exec:["/program", "argument"]` -> bytes.
 
-Convention: a file may end in one line break, which does not belong to the secret; nothing else is taken off.
+Convention: a file, and what a program prints, may end in one line break, which does not belong to the secret; nothing
+else is taken off.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+
+from gateway.config.command_secret import CommandFailed, read_argv, run_command
 
 MAX_SECRET_BYTES = 65_536
 MAX_DOCUMENT_BYTES = 2 * 1024 * 1024
@@ -35,7 +38,7 @@ class Secrets:
         known = self._read.get((ref, private))
         if known is None:
             scheme, _, name = ref.partition(":")
-            value = self._from_environ(name) if scheme == "env" else self._from_file(name, private)
+            value = self._from(scheme, name, private)
             if not value.strip():
                 raise SecretUnavailable("is empty")
             known = self._read[(ref, private)] = value
@@ -47,6 +50,18 @@ class Secrets:
         Raises: SecretUnavailable.
         """
         return self._from_file(ref.partition(":")[2], False, MAX_DOCUMENT_BYTES)
+
+    def _from(self, scheme: str, name: str, private: bool) -> bytes:
+        if scheme == "env":
+            return self._from_environ(name)
+        return self._from_command(name) if scheme == "exec" else self._from_file(name, private)
+
+    def _from_command(self, name: str) -> bytes:
+        try:
+            content = run_command(read_argv(name, self._environ), self._environ, MAX_SECRET_BYTES)
+        except CommandFailed as error:
+            raise SecretUnavailable(str(error)) from None
+        return content.removesuffix(b"\n").removesuffix(b"\r")
 
     def _from_environ(self, name: str) -> bytes:
         value = self._environ.get(name)

@@ -80,7 +80,7 @@ class CompiledApp:
     dpop_required: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CompiledTokens:
     """The token service. Shapes: `verifier` knows the clients' and the apps' keys (`Key.attachment` the CompiledClient
     or CompiledApp); `signers` role -> the key that signs its tokens, for roles that have one; `jwks` the roles' public
@@ -126,7 +126,8 @@ class Snapshot:
     Shapes: `verifier` knows the callers' keys (`Key.role` set, `Key.attachment` the CompiledRole), `unit_verifier` the
     units' (`Key.attachment` the unit's id); `routes` matches to a Route; `digest` is the SHA-256 of the canonical
     document, `keys_digest` of all the key material it refers to, both in hex; `providers` by issuer; `thumbprints` are
-    of all keys that it refers to.
+    of all keys that it refers to, `role_keys` of them the roles'. The verifiers' keys, `tokens.signers` and
+    `tokens.jwks` follow what was registered and made, see auth.signing_keys.
     """
 
     version: int
@@ -150,6 +151,7 @@ class Snapshot:
     """What units say of their own services, by unit."""
     providers: dict[str, CompiledProvider] = field(default_factory=dict)
     thumbprints: frozenset[str] = field(default=frozenset(), repr=False)
+    role_keys: dict[str, tuple[KeyMaterial, ...]] = field(default_factory=dict, repr=False)
 
 
 class SnapshotHolder:

@@ -25,6 +25,12 @@ SELECT json_build_object(
                   'before_s', extract(epoch FROM before_at)::float8,
                   'until_s', extract(epoch FROM until_at)::float8)), '[]')
               FROM caregate.revocation WHERE revision > %(after)s AND until_at > now()),
+    'keys', (SELECT coalesce(json_agg(json_build_object(
+                 'kid', kid, 'role', role, 'alg', alg, 'sealed', replace(encode(sealed, 'base64'), E'\n', ''),
+                 'created_s', extract(epoch FROM created_at)::float8,
+                 'signs_s', extract(epoch FROM signs_at)::float8,
+                 'retires_s', extract(epoch FROM retires_at)::float8, 'ended', ended_at IS NOT NULL)), '[]')
+             FROM caregate.signing_key WHERE revision > %(after)s),
     'whole', %(after)s = 0)::text
 """
 _REVOKE: LiteralString = """
