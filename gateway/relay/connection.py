@@ -139,6 +139,8 @@ class UnitConnection(Link):
         super()._handle(events)
         if self.session.state is State.DRAINING:
             self._retire()
+
+    def on_read(self) -> None:
         if not self._heard.is_set():
             self._heard.set()
 

@@ -22,6 +22,10 @@ WRITE_BYTES: Final = 65_536
 """About how much leaves in one write."""
 
 
+Answer = tuple[int, fr.Response | None, bytes]
+"""(stream, None, b"") for an ACK; (stream, head, body) for a whole answer, the stream's outcome."""
+
+
 class NotSendable(Exception):
     """The session cannot start a stream now; `reason` is draining, closed, not-ready or streams."""
 
@@ -218,7 +222,13 @@ class Session:
         record = self.streams.get(stream)
         if record is None:
             left = self._unconsumed.get(stream)
-            if left is not None:
+            if left == size:
+                # PERF: `relay_small`: a whole answer, read at once.
+                del self._unconsumed[stream]
+                self._owed += size
+                if self._owed * 2 >= self.conn_window:
+                    self._owe(0)
+            elif left is not None:
                 self._release(stream, min(size, left), left)
             return
         size = min(size, record.unconsumed)
@@ -361,6 +371,10 @@ class Session:
             heapq.heapify(self._deadlines)
 
     # --- arrivals
+
+    def receive_answer(self, message: bytes, now_s: float) -> Answer | None:
+        """An ACK or a whole answer as nearly every request causes them; None for all else, which `receive` takes."""
+        return None
 
     def receive(self, message: bytes, now_s: float) -> list[Event]:
         """Take one message of the peer; a violation ends in GOAWAY(PROTOCOL) and SessionClosed."""

@@ -19,7 +19,7 @@ from gateway.errors import (
     UnitQueueTimeout,
 )
 from gateway.relay.core import NotSendable
-from gateway.relay.exchange import Exchange, Watch
+from gateway.relay.exchange import Bell, Exchange, Watch
 from gateway.relay.failures import NOT_CONNECTED, error_of, may_go_elsewhere
 from gateway.relay.frames import MAX_DEADLINE_MS, Oversize, Request, ResetCode
 from gateway.relay.link import Failure, Link
@@ -77,13 +77,16 @@ class Dispatcher:
         self._registry = registry
         self._clock = clock
         self._buffer_limit = buffer_bytes * 4 // 5
+        self._bell = Bell()
 
     def dispatch(self, call: Call) -> Exchange:
         """An exchange whose head has arrived. Yields to the hub: yes.
 
         Raises: RelayError, Overloaded, HeadersTooLarge, ClientDisconnected, and what reading the body raises.
         """
-        self._check_room(call)
+        length = call.request.length
+        if length is None or length > LARGE_BYTES:
+            self._check_room()
         exchange, failure, link = self._attempt(call, None)
         if failure is not None and self._may_repeat(call, failure):
             exchange, failure, link = self._repeat(call, failure, link)
@@ -98,9 +101,8 @@ class Dispatcher:
             # That the way was lost says more than that there is no other.
             raise self._error(call.unit, failure, link) from None
 
-    def _check_room(self, call: Call) -> None:
-        length = call.request.length
-        if (length is None or length > LARGE_BYTES) and self._registry.buffered_bytes() > self._buffer_limit:
+    def _check_room(self) -> None:
+        if self._registry.buffered_bytes() > self._buffer_limit:
             raise Overloaded("Too much is being relayed", retry_after_s=1)
 
     def _may_repeat(self, call: Call, failure: Failure) -> bool:
@@ -109,8 +111,9 @@ class Dispatcher:
     def _attempt(self, call: Call, avoid: Link | None) -> tuple[Exchange, Failure | None, Link]:
         piece, end = call.body.first()
         call.request.hold = not end and (call.request.length or HELD_BYTES) < HELD_BYTES
-        exchange = Exchange(call.watch, held=call.request.hold)
-        link = self._start(call, exchange, piece, end, avoid)
+        exchange = Exchange(call.watch, held=call.request.hold, bell=self._bell)
+        # PERF: `relay_small`: nearly always; the others are only looked at where the nearest does not take it.
+        link = self._start_nearest(call, exchange, piece, end, avoid) or self._start(call, exchange, piece, end, avoid)
         try:
             while not end and not exchange.over:
                 piece, end = call.body.next()
@@ -130,6 +133,32 @@ class Dispatcher:
             exchange.unwatch()
         return exchange, failure, link
 
+    def _start_nearest(
+        self, call: Call, exchange: Exchange, piece: bytes, end: bool, avoid: Link | None
+    ) -> Link | None:
+        """The unit's connection in this worker that has the fewest streams; None if there is none or it is full."""
+        link = self._registry.nearest(call.unit)
+        if link is None or link is avoid:
+            return None
+        request = call.request
+        request.deadline_ms = self._left_ms(call)
+        request.unit = None
+        try:
+            exchange.stream = link.start(request, call.deadline_s, exchange, piece, end)
+        except NotSendable:
+            return None
+        except Oversize:
+            raise HeadersTooLarge from None
+        exchange.link = link
+        return link
+
+    def _left_ms(self, call: Call) -> int:
+        """Raises: UnitQueueTimeout."""
+        left_ms = int((call.deadline_s - self._clock()) * 1000)
+        if left_ms <= 0:
+            raise UnitQueueTimeout(call.unit)
+        return left_ms if left_ms < MAX_DEADLINE_MS else MAX_DEADLINE_MS
+
     def _start(self, call: Call, exchange: Exchange, piece: bytes, end: bool, avoid: Link | None) -> Link:
         """Yields to the hub: only while a unit moves from a worker that leaves to another."""
         while True:
@@ -143,18 +172,7 @@ class Dispatcher:
         self, call: Call, exchange: Exchange, piece: bytes, end: bool, avoid: Link | None
     ) -> tuple[Link | None, bool]:
         """The link that took the request; else None, and whether one was merely full."""
-        left_ms = min(int((call.deadline_s - self._clock()) * 1000), MAX_DEADLINE_MS)
-        if left_ms <= 0:
-            raise UnitQueueTimeout(call.unit)
-        call.request.deadline_ms = left_ms
-        nearest = self._registry.nearest(call.unit)
-        if nearest is not None and nearest is not avoid:
-            # PERF: `relay_small`: nearly always; the others are only looked at where this one does not take it.
-            call.request.unit = None
-            try:
-                return self._start_on(nearest, call, exchange, piece, end), False
-            except NotSendable:
-                pass
+        call.request.deadline_ms = self._left_ms(call)
         full = False
         for link, through_sibling in self._candidates(call.unit, avoid):
             call.request.unit = call.unit if through_sibling else None

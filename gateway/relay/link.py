@@ -137,6 +137,7 @@ class Link:
 
     def _read_loop(self) -> None:
         turn = 0
+        receive_answer = self.session.receive_answer
         try:
             while True:
                 messages = self.carrier.read()
@@ -144,7 +145,11 @@ class Link:
                     return
                 now_s = self.clock()
                 for message in messages:
-                    self._handle(self.session.receive(message, now_s))
+                    answer = receive_answer(message, now_s)
+                    if answer is None:
+                        self._handle(self.session.receive(message, now_s))
+                    else:
+                        self._pass_on(*answer)
                     turn += len(message) + MESSAGE_COST
                     if turn >= TURN_COST:
                         # NOTE: reading does not yield while bytes are there, and a peer may see to it that they are.
@@ -154,6 +159,7 @@ class Link:
                         gevent.sleep(NEXT_TURN_S)
                 if self.session.has_frames or self.carrier.has_replies():
                     self._send_soon()
+                self.on_read()
                 self._close_if_drained()
         except CarrierFault as fault:
             self._refuse(fault)
@@ -277,6 +283,9 @@ class Link:
         self.on_ended()
         self._wake_writer()
 
+    def on_read(self) -> None:
+        """Messages came, and what they say has been passed on."""
+
     def on_ended(self) -> None:
         """The connection is over and its streams have failed."""
 
@@ -346,6 +355,19 @@ class Link:
         return delivery
 
     # --- events
+
+    def _pass_on(self, stream: int, response: Response | None, body: bytes) -> None:
+        """An ACK or a whole answer."""
+        if response is None:
+            sink = self.sinks.get(stream)
+            if sink is not None:
+                sink.on_ack()
+            return
+        sink = self.sinks.pop(stream, None)
+        if sink is not None:
+            sink.on_response(response, body, True)
+        else:
+            self.session.consumed(stream, len(body))
 
     def _handle(self, events: list[ev.Event]) -> None:
         for event in events:

@@ -109,8 +109,12 @@ class UnitResource:
         ctx.unit_ns = response.upstream_ms * 1_000_000
         if response.length is not None and response.length > route.response_max_bytes and ctx.method != "HEAD":
             raise self._too_large(unit, exchange)
-        held = exchange.wait_for_bytes(min(HOLD_BYTES, route.response_max_bytes + 1))
-        if held > route.response_max_bytes:
+        most = route.response_max_bytes
+        if exchange.complete and len(exchange.chunks) == 1:
+            held = len(exchange.chunks[0])
+        else:
+            held = exchange.wait_for_bytes(min(HOLD_BYTES, most + 1))
+        if held > most:
             raise self._too_large(unit, exchange)
         if exchange.failure is not None:
             # Nothing has been passed on: whatever was in hand, the answer is a clean failure.
@@ -152,8 +156,7 @@ class UnitResource:
         response: Response,
     ) -> None:
         if exchange.complete:
-            data = b"".join(exchange.chunks)
-            exchange.chunks.clear()
+            data = exchange.take_all()
             exchange.consumed(len(data))
             exchange.unwatch()
             if ctx.method == "HEAD" and response.length is not None:

@@ -34,14 +34,14 @@ def target_params(route_target: str) -> frozenset[str]:
 
 
 def _fill(route_target: str, ctx: RequestContext) -> str:
-    pieces = _pieces(route_target)
-    if len(pieces) == 1:
-        return pieces[0]
     if ctx.route is not None and ctx.path:
         cut = _cut(route_target, ctx.route.template)
         if cut is not None:
             before, index, after = cut
             return before + ctx.path.split("/", index)[index] + after
+    pieces = _pieces(route_target)
+    if len(pieces) == 1:
+        return pieces[0]
     raw = _raw_params(ctx)
     out: list[str] = []
     in_query = False

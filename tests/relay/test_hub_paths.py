@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 
 import gevent
+import greenlet
 import pytest
 from gevent import socket
 
 from fastpath.frames import OP_BINARY, Decoder
 from gateway.relay import frames as fr
 from gateway.relay.core import Limits
-from gateway.relay.exchange import Exchange
+from gateway.relay.exchange import Bell, Exchange
 from gateway.relay.frames import ResetCode
 from gateway.relay.readable import Readable
 from gateway.relay.session import GatewaySession
@@ -81,7 +82,7 @@ def test_a_waiter_that_was_thrown_out_is_not_switched_to():
     while not seen:
         gevent.sleep(0)
     exchange.on_data(b"x", False)
-    exchange._switch()
+    exchange.resume()
     assert seen == ["out"]
     waiter.join()
     assert seen == ["out", "slept"]
@@ -95,6 +96,30 @@ def test_a_waiter_is_woken_once_for_all_that_came():
         exchange.on_data(piece, False)
     waiter.join(1)
     assert waiter.value == 3
+
+
+def test_a_caller_that_fails_takes_nobodys_wake_up_with_it():
+    """Also one that the hub runs itself, so that its error comes out where it was woken."""
+    bell = Bell()
+    first, broken, last = (Exchange(bell=bell) for _ in range(3))
+    order: list[str] = []
+
+    def wait(exchange: Exchange, name: str) -> None:
+        exchange.wait_for_head()
+        order.append(name)
+
+    def fail() -> None:
+        broken.wait_for_head()
+        raise KeyError
+
+    waiters = [gevent.spawn(wait, first, "first"), gevent.spawn(wait, last, "last")]
+    raw = greenlet.greenlet(fail, parent=gevent.get_hub())
+    gevent.get_hub().loop.run_callback(raw.switch)
+    gevent.sleep(0.005)
+    for exchange in (first, broken, last):
+        exchange.on_response(fr.Response(200, [], None, 0), b"", True)
+    gevent.joinall(waiters, timeout=2)
+    assert order == ["first", "last"]
 
 
 def test_receiving_goes_on_after_nobody_did(pair):
