@@ -71,6 +71,8 @@ cdef class BucketTable:
 
     cdef int clear(self, Py_ssize_t capacity) except -1
     cdef uint64_t long_key(self, tuple parts) except? 0
+    cdef uint64_t owed(self, uint64_t key, const Rule* rule) noexcept nogil
+    cdef int ask(self, int64_t interval_ns, int64_t burst, int64_t now_ns, uint64_t rule, Rule* asked) except -1
     cdef bint take_into(
         self, uint64_t key, int64_t interval_ns, int64_t burst, int64_t now_ns, uint64_t rule, Taken* taken
     ) except -1

@@ -145,17 +145,46 @@ cdef class BucketTable:
             left = tokens_left(&taken, interval_ns, burst, now_ns)
         return taken.wait == 0, left, taken.wait, taken.full_at - <uint64_t>now_ns
 
-    cdef bint take_into(
-        self, uint64_t key, int64_t interval_ns, int64_t burst, int64_t now_ns, uint64_t rule, Taken* taken
-    ) except -1:
-        """`take` for other kernels: was a token there? Raises: ValueError."""
+    def peek(self, uint64_t key, int64_t interval_ns, int64_t burst, int64_t now_ns, uint64_t rule=0):
+        """What `take` would answer now, without taking. Shapes: as `take`, but the tokens left and `reset_ns` are those
+        that are there."""
         cdef Rule asked
+        cdef Taken taken
+        cdef uint64_t full_at, ahead
+        self.ask(interval_ns, burst, now_ns, rule, &asked)
+        full_at = later(self.owed(key or 1, &asked), asked.now)
+        admit(&asked, full_at, &taken)
+        ahead = full_at - asked.now
+        return taken.wait == 0, (asked.span - ahead) // asked.interval if ahead < asked.span else 0, taken.wait, ahead
+
+    cdef uint64_t owed(self, uint64_t key, const Rule* rule) noexcept nogil:
+        """When the bucket of a key is full: its own slot's time, or what a key without one starts from."""
+        cdef bucket_slot* slot
+        cdef uint64_t full_at
+        while True:
+            slot = self.find(key)
+            if slot is NULL:
+                return later(bucket_load(rule.overflow), bucket_load(&self.segment.header.floor))
+            full_at = bucket_load(&slot.full_at)
+            if bucket_load(&slot.key) == key:
+                return full_at
+
+    cdef int ask(self, int64_t interval_ns, int64_t burst, int64_t now_ns, uint64_t rule, Rule* asked) except -1:
+        """A rule in the form a take needs it. Raises: ValueError."""
         if interval_ns < 1 or burst < 1 or burst > MAX_SPAN_NS // interval_ns or not 0 <= now_ns <= MAX_NS:
             raise ValueError("interval, burst or time is out of range")
         asked.interval = <uint64_t>interval_ns
         asked.span = <uint64_t>(interval_ns * burst)
         asked.now = <uint64_t>now_ns
         asked.overflow = self.overflow_of(rule, asked.interval)
+        return 0
+
+    cdef bint take_into(
+        self, uint64_t key, int64_t interval_ns, int64_t burst, int64_t now_ns, uint64_t rule, Taken* taken
+    ) except -1:
+        """`take` for other kernels: was a token there? Raises: ValueError."""
+        cdef Rule asked
+        self.ask(interval_ns, burst, now_ns, rule, &asked)
         self.charge(key or 1, &asked, taken)
         return taken.wait == 0
 

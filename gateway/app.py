@@ -12,10 +12,14 @@ from typing import Any, cast
 
 import falcon
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from gevent.lock import BoundedSemaphore
 
 import fastpath
 from gateway import shared
 from gateway.accesslog import AccessLog
+from gateway.admin.desk import Desk
+from gateway.admin.endpoint import create_admin
+from gateway.admin.explain import answer_question
 from gateway.audit.notary import read_private_key
 from gateway.audit.reading import AuditReading
 from gateway.audit.trail import AuditTrail
@@ -48,7 +52,9 @@ from gateway.http.accounting import Accounting, BareAccounting, answer_error
 from gateway.http.admission import Admission
 from gateway.http.application import Application
 from gateway.http.authorization import Authorization
+from gateway.http.console import FleetStatus
 from gateway.http.cors import Cors
+from gateway.http.explain import Explainer
 from gateway.http.identity import Identity
 from gateway.http.lane import Lanes
 from gateway.http.openapi import PATH as OPENAPI_PATH
@@ -136,7 +142,7 @@ class Gateway:
                 "keys": self.tokens.describe_keys,
                 "providers": self.providers.describe,
             },
-            orders={"log-level": self._set_log_level},
+            orders={"log-level": self._set_log_level, "explain": self._explain},
         )
         looks = (
             UnitsLook(self.relay, self.units.roster, settings.relay_buffer_bytes),
@@ -155,7 +161,31 @@ class Gateway:
         accounting = BareAccounting if self._is_bare() else Accounting
         self.accounting = accounting(self.holder, self.metrics, self.access_log, self.audit)
         self.public = self._public(memory)
-        self.operations = create_operations(self.holder, self.metrics, self._state, self.relay.units, self._on_error)
+        self.admin = self._admin(settings)
+        registry, roster = self.relay.registry, self.units.roster
+        self.fleet = FleetStatus(
+            self.holder, settings.run_dir, settings.ops_bind,
+            lambda unit: (registry.last_seen(unit), registry.why(unit)), lambda unit: (unit, "") in roster.revoked,
+        )  # fmt: skip
+        self.operations = create_operations(
+            self.holder, self.metrics, self._state, self.relay.units, self._on_error, self.fleet
+        )
+
+    def _admin(self, settings: Settings) -> Application:
+        desk = Desk(
+            settings=settings,
+            holder=self.holder,
+            admission=self._admission,
+            metrics=self.metrics,
+            explainer=self.explainer,
+            tokens=self.tokens,
+            catalog_check=self._check_functions,
+            busy=BoundedSemaphore(settings.admin_connections),
+        )
+        return create_admin(desk, self.accounting, self._admission, self._identity, self.audit, self._on_error)
+
+    def _explain(self, asked: dict[str, Any]) -> dict[str, Any]:
+        return answer_question(self.explainer, self.holder.current, asked)
 
     def _check_functions(self, document: Document) -> list[Fault]:
         """The configuration's check against the database; what it found is how the functions are called.
@@ -248,6 +278,8 @@ class Gateway:
             ],
         )
         identity.knows_key = self.providers.knows
+        self._admission, self._identity = admission, identity
+        self.explainer = Explainer(admission, router)
         self._lanes = Lanes(self.holder, memory.buckets, self.metrics, admission, identity, router)
         app.lane = self._lanes if self.holder.current.version else None
         app.req_options.strip_url_path_trailing_slash = False
@@ -283,7 +315,9 @@ class Gateway:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """WSGI: the operations listener gets its own application, everything else the public one."""
         if environ.get("caregate.listener") == "ops":
-            return self.operations(environ, start_response)
+            # SEC: the canonical path is looked at, as the Admin API does: there is one way to spell it.
+            path = environ.get("caregate.path") or ""
+            return (self.admin if path.startswith("/admin/") else self.operations)(environ, start_response)
         return self.public(environ, start_response)
 
     # --- life

@@ -31,7 +31,11 @@ def prepare(settings: Settings) -> dict[str, str]:
     if settings.dsn:
         return {}
     postgres = _start_database(settings.data_dir / "postgres")
-    return {"CAREGATE_DSN": postgres.gateway_dsn, "CAREGATE_AUDIT_DSN": settings.audit_dsn or postgres.reader_dsn}
+    return {
+        "CAREGATE_DSN": postgres.gateway_dsn,
+        "CAREGATE_AUDIT_DSN": settings.audit_dsn or postgres.reader_dsn,
+        "CAREGATE_OPERATOR_DSN": settings.operator_dsn or postgres.operator_dsn,
+    }
 
 
 def raise_file_limit(connections: int) -> None:

@@ -250,6 +250,24 @@ class Conflict(ClientError):
     code = "conflict"
 
 
+class StaleVersion(Conflict):
+    """A change made from a version that is not the newest any more; `current` says which one is."""
+
+    code = "stale-version"
+
+
+class PreconditionRequired(ClientError):
+    """A change that does not say from which version it was made."""
+
+    code = "precondition-required"
+
+
+class MediaTypeRefused(ClientError):
+    """A body in another format than the one that is read."""
+
+    code = "media-type-refused"
+
+
 class UpgradeRequired(ClientError):
     code = "upgrade-required"
 
@@ -316,6 +334,20 @@ class AuditSearchUnavailable(GatewayError):
     """This gateway has no login that may read the trail."""
 
     code = "audit-search-unavailable"
+
+
+class OperatorUnavailable(GatewayError):
+    """The gateway has no login for what operators change."""
+
+    code = "operator-unavailable"
+    retry = Retry.IDEMPOTENT
+
+
+class WorkersUnavailable(GatewayError):
+    """A worker of this machine does not answer its siblings."""
+
+    code = "workers-unavailable"
+    retry = Retry.IDEMPOTENT
 
 
 class AuditOutcomeUnavailable(GatewayError):

@@ -135,6 +135,11 @@ class Metrics:
         self._index[(name, labels)] = index
         return index
 
+    def totals(self, name: str) -> dict[tuple[str, ...], float]:
+        """A counter's or gauge's values in all workers together, by its labels."""
+        merged = _merged(self._segment)
+        return {labels: values[0] for (found, labels), values in merged.items() if found == name}
+
     def render(self) -> bytes:
         """All workers' metrics in the Prometheus text format."""
         registry = CollectorRegistry(auto_describe=False)
@@ -171,14 +176,20 @@ class _Merged(Collector):
         self._segment = segment
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
-        merged: dict[Key, list[float]] = {}
-        for region in self._segment:
-            values = region.cast("d")
-            for key, offset, count in _entries(region):
-                found = [values[offset // 8 + i] for i in range(count)]
-                merged[key] = _merge(_BY_NAME[key[0]].kind, merged.get(key), found)
+        merged = _merged(self._segment)
         for declaration in DECLARATIONS:
             yield _family(declaration, {k[1]: v for k, v in merged.items() if k[0] == declaration.name})
+
+
+def _merged(segment: list[memoryview]) -> dict[Key, list[float]]:
+    """Every series of all regions."""
+    merged: dict[Key, list[float]] = {}
+    for region in segment:
+        values = region.cast("d")
+        for key, offset, count in _entries(region):
+            found = [values[offset // 8 + i] for i in range(count)]
+            merged[key] = _merge(_BY_NAME[key[0]].kind, merged.get(key), found)
+    return merged
 
 
 def _merge(kind: Kind, one: list[float] | None, other: list[float]) -> list[float]:

@@ -30,6 +30,10 @@ class Settings:
     """Sockets and shared memory of the running gateway; mode 0700."""
     dsn: str = ""
     """PostgreSQL as caregate_gateway; empty: an embedded server under data_dir."""
+    operator_dsn: str = ""
+    """PostgreSQL as caregate_operator, for the Admin API; empty: the embedded server's, or none."""
+    admin_connections: int = 4
+    """Database connections that the Admin API of one worker opens at once."""
     bind: str = "127.0.0.1:8080"
     ops_bind: str = "127.0.0.1:9090"
     """Metrics, health and status; empty: none."""

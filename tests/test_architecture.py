@@ -112,7 +112,7 @@ MAY_IMPORT = {
     "falcon": [
         "gateway.http", "gateway.portal", "gateway.upstream", "gateway.relay.resource", "gateway.relay.endpoint",
         "gateway.auth.endpoints", "gateway.auth.authorize", "gateway.units.endpoint", "gateway.audit.endpoint",
-        "gateway.breakglass.endpoint",
+        "gateway.breakglass.endpoint", "gateway.admin.endpoint",
         "gateway.app", "gateway.worker", "gateway.demo",
     ],
 }  # fmt: skip

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.cli.operator import Unusable, add_options, dsn_of, run_dir_of, settings_of
+from gateway.config.change import Applied, Changes, Stale, add, difference
 from gateway.config.fault import Fault
 from gateway.config.load import Refused, load_text, read_text
-from gateway.config.reload import TIMEOUT_S, ReloadFailed, WorkerStatus, await_version, rehearsed
+from gateway.config.reload import TIMEOUT_S, ReloadFailed, WorkerStatus
 
 if TYPE_CHECKING:
     Parsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -24,12 +25,6 @@ if TYPE_CHECKING:
 EXIT_REFUSED = 1
 EXIT_UNUSABLE = 2
 EXIT_STALE = 3
-SETTLE_S = 10.0
-"""How long `apply` waits for the workers; they have a version within a second, or two if the notification is lost."""
-
-
-class _Stale(Exception):
-    """The newest version is not the one that the change was made from."""
 
 
 def add_version_parsers(commands: Parsers) -> None:
@@ -81,7 +76,7 @@ def _guarded(name: str, options: argparse.Namespace, run: Callable[[argparse.Nam
     try:
         with VersionStore(dsn_of(options)) as store:
             return run(options, store)
-    except _Stale as error:
+    except Stale as error:
         print(f"caregate config {name}: {error}", file=sys.stderr)
         return EXIT_STALE
     except (Unusable, ReloadFailed) as error:
@@ -110,58 +105,40 @@ def _rollback(options: argparse.Namespace, store: VersionStore) -> int:
 
 
 def _change(options: argparse.Namespace, store: VersionStore, newest: Version | None, raw: bytes, reason: str) -> int:
-    """Check, then add the version, then wait for the workers. Raises: _Stale, ReloadFailed, Unusable."""
-    known = newest.number if newest is not None else 0
-    base = known if options.base is None else options.base
-    if base != known:
-        raise _Stale(_stale(base, newest))
+    """Check, then add the version, then wait for the workers. Raises: Stale, ReloadFailed, Unusable."""
     author = options.author or _user_name()
-    if options.offline:
-        return _change_offline(options, store, base, raw, author, reason)
-    run_dir = run_dir_of(options)
-    with rehearsed(run_dir, raw, timeout_s=options.timeout) as rehearsal:
-        if rehearsal.faults:
-            return _refused(rehearsal.faults)
-        _add(store, base, rehearsal.digest, raw, author, reason)
-        workers = await_version(run_dir, base + 1, timeout_s=SETTLE_S)
-    return _report(base + 1, workers)
+    try:
+        if options.offline:
+            return _change_offline(options, store, newest, raw, author, reason)
+        changes = Changes(lambda: nullcontext(store), run_dir_of(options), options.timeout)
+        return _report(changes.apply(raw, options.base, author, reason))
+    except Refused as error:
+        return _refused(error.places)
 
 
 def _change_offline(
-    options: argparse.Namespace, store: VersionStore, base: int, raw: bytes, author: str, reason: str
+    options: argparse.Namespace, store: VersionStore, newest: Version | None, raw: bytes, author: str, reason: str
 ) -> int:
-    try:
-        loaded = load_text(raw, settings_of(options).config_path.parent)
-    except Refused as error:
-        return _refused(error.places)
-    _add(store, base, loaded.snapshot.digest, raw, author, reason)
-    print(f"version {base + 1}, digest {loaded.snapshot.digest[:12]}; functions not checked: --offline")
+    """Raises: Stale, Refused."""
+    known = newest.number if newest is not None else 0
+    if options.base not in (None, known):
+        raise Stale(options.base, newest)
+    loaded = load_text(raw, settings_of(options).config_path.parent)
+    add(store, known, loaded.snapshot.digest, raw, author, reason)
+    print(f"version {known + 1}, digest {loaded.snapshot.digest[:12]}; functions not checked: --offline")
     return 0
 
 
-def _add(store: VersionStore, base: int, digest: str, raw: bytes, author: str, reason: str) -> None:
-    """Raises: _Stale."""
-    if not store.add(base, digest, raw.decode(), author, reason):
-        raise _Stale(_stale(base, store.newest()))
-
-
-def _stale(base: int, newest: Version | None) -> str:
-    if newest is None:
-        return f"stale: based on version {base}, and there is no version yet (--base 0); nothing was changed"
-    return (
-        f"stale: based on version {base}, but version {newest.number} is the newest "
-        f"({newest.author}: {newest.reason}); nothing was changed"
-    )
-
-
-def _report(number: int, workers: list[WorkerStatus]) -> int:
-    print(f"version {number} is in the database")
-    behind = [worker for worker in workers if worker.version < number]
-    for worker in workers:
+def _report(applied: Applied) -> int:
+    print(f"version {applied.number} is in the database")
+    for worker in applied.workers:
         print(f"worker {worker.pid}: version {worker.version}, digest {worker.digest[:12]}")
         print_refused(worker)
-    if behind:
-        print(f"version {number} is not in force in {len(behind)} of {len(workers)} workers", file=sys.stderr)
+    if applied.behind:
+        print(
+            f"version {applied.number} is not in force in {len(applied.behind)} of {len(applied.workers)} workers",
+            file=sys.stderr,
+        )
         return EXIT_REFUSED
     return 0
 
@@ -187,11 +164,7 @@ def _diff(options: argparse.Namespace, store: VersionStore) -> int:
     if old is None:
         raise Unusable("there is no version yet")
     new_name, new = _text(store, options.new)
-    lines = list(
-        difflib.unified_diff(
-            old.document.splitlines(), new.splitlines(), f"version {old.number}", new_name, lineterm=""
-        )
-    )
+    lines = difference(f"version {old.number}", old.document, new_name, new)
     for line in lines:
         print(line)
     return EXIT_REFUSED if lines else 0

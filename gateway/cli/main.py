@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "account": ("gateway.cli.account", "who may log in at the gateway, as whom, with what"),
     "unit": ("gateway.cli.unit", "let a unit register its key, revoke a unit or a key"),
     "units": ("gateway.cli.units", "the fleet: who is connected, since when, and why not"),
+    "explain": ("gateway.cli.explain", "why a request is or was allowed or refused, step by step"),
     "workers": ("gateway.cli.workers", "list a gateway's workers, replace them one after another"),
     "db": ("gateway.cli.db", "prepare the database"),
     "serve": ("gateway.cli.serve", "run the gateway (gunicorn with gunicorn.conf.py)"),

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from gateway.auth.settled import await_workers
 from gateway.cli.operator import Unusable, add_options, connect, dsn_of, run_dir_of, unusable
-from gateway.config.reload import ReloadFailed, ask
+from gateway.config.reload import ReloadFailed
 from gateway.config.versions import user_name
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     Parsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-SETTLE_S = 5.0
-"""How long the command waits for the workers; they know within a second."""
 AHEAD_S = 60.0
 """How far a moment may be in the future: clocks differ."""
 EXIT_LATE = 1
@@ -137,21 +136,16 @@ def _revoke(options: argparse.Namespace, store: RevocationOperator) -> int:
 
 def _await(options: argparse.Namespace, revoked: Revoked) -> int:
     """Say which workers know of it."""
-    until_s = time.monotonic() + SETTLE_S
-    while True:
-        try:
-            found = ask(run_dir_of(options), "access", timeout_s=SETTLE_S)
-        except (ReloadFailed, Unusable) as error:
-            print(f"revoked (revision {revoked.revision}); no worker was asked: {error}")
-            return 0
-        late = [worker["pid"] for worker in found if worker["revocations"] < revoked.revision]
-        if not late:
-            print(f"revoked (revision {revoked.revision}), in force in {len(found)} workers")
-            return 0
-        if time.monotonic() > until_s:
-            print(f"revoked, and not yet known to worker {', '.join(map(str, late))}", file=sys.stderr)
-            return EXIT_LATE
-        time.sleep(0.05)
+    try:
+        known, late = await_workers(run_dir_of(options), revoked.revision)
+    except (ReloadFailed, Unusable) as error:
+        print(f"revoked (revision {revoked.revision}); no worker was asked: {error}")
+        return 0
+    if late:
+        print(f"revoked, and not yet known to worker {', '.join(map(str, late))}", file=sys.stderr)
+        return EXIT_LATE
+    print(f"revoked (revision {revoked.revision}), in force in {len(known)} workers")
+    return 0
 
 
 def _list(options: argparse.Namespace, store: RevocationOperator) -> int:

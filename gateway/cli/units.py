@@ -9,8 +9,9 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from gateway.cli.fleet import FLAP_WINDOW_S, HEADINGS, FleetRow, age, cells, fleet, table
+from gateway.cli.fleet import HEADINGS, age, cells, table
 from gateway.cli.operator import Unusable, add_options, ask_workers, connect, run_dir_of, unusable
+from gateway.units.fleet import FLAP_WINDOW_S, FleetRow, fleet
 
 if TYPE_CHECKING:
     from gateway.store.unit_operator import RegisteredKey, UnitEvent, UnitRecord

@@ -9,6 +9,7 @@ from ipaddress import ip_network
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
+from gateway.config.check_admin import check_admin
 from gateway.config.check_apps import check_apps
 from gateway.config.check_audit import check_audit
 from gateway.config.check_break_glass import check_break_glass
@@ -67,6 +68,7 @@ def check(
     _check_limits(checking)
     _check_upstreams(checking)
     check_controllers(checking, resource_names() if resources is None else resources)
+    check_admin(checking)
     check_clients(checking)
     check_apps(checking)
     check_audit(checking)

@@ -205,6 +205,13 @@ class App(_Strict, frozen=True, kw_only=True):
     dpop: Literal["optional", "required"] = "optional"
 
 
+class Admin(_Strict, frozen=True, kw_only=True):
+    """The Admin API, `/admin/v1` of the operations listener. What a role may do there are its `admin.` permissions."""
+
+    audience: Name
+    roles: Annotated[tuple[Name, ...], Meta(min_length=1)]
+
+
 class Bind(_Strict, frozen=True, kw_only=True):
     param: str
     claim: Annotated[str, Meta(min_length=1)]
@@ -335,6 +342,8 @@ class Document(_Strict, frozen=True, kw_only=True):
     units: dict[UnitId, Unit] = {}
     controllers: dict[Name, Controller] = {}
     token_service: TokenService | None = None
+    admin: Admin | None = None
+    """Without it there is no Admin API."""
     clients: dict[Name, Client] = {}
     audit: AuditAccess = AuditAccess()
     break_glass: BreakGlass | None = None

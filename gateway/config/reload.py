@@ -185,6 +185,17 @@ def ask(run_dir: Path, question: str, *, timeout_s: float = TIMEOUT_S, **more: s
     return [answer for answer in answers if answer is not None and answer.get("ok")]
 
 
+def ask_one(run_dir: Path, command: str, *, timeout_s: float = TIMEOUT_S, **members: Any) -> dict[str, Any]:
+    """What one worker answers to a command of the control socket. Raises: ReloadFailed."""
+    with ExitStack() as stack:
+        for worker in _connect(run_dir, timeout_s, stack):
+            worker.send(do=command, **members)
+            answer = _receive(worker)
+            if answer is not None:
+                return answer
+    raise ReloadFailed(f"no worker of a gateway runs under {run_dir}")
+
+
 def _prepare(workers: list[_Worker], **what: str) -> tuple[str, list[Fault]]:
     """The digest that all have ready, or the faults that any of them found; then none has anything ready."""
     for worker in workers:

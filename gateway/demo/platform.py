@@ -167,6 +167,7 @@ class Platform:
             CAREGATE_CONFIG_PATH=str(config),
             CAREGATE_DSN=self._start_database(),
             CAREGATE_AUDIT_DSN=EmbeddedPostgres(self.directory / "postgres").find().reader_dsn,
+            CAREGATE_OPERATOR_DSN=self._postgres.operator_dsn if self._postgres is not None else "",
             CAREGATE_DATA_DIR=str(self.directory),
             CAREGATE_RUN_DIR=str(self.directory / "run"),
             CAREGATE_BIND=f"127.0.0.1:{self.ports.gateway}",

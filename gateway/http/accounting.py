@@ -122,6 +122,8 @@ class Accounting:
         self._books.close(ctx.route.name if ctx.route is not None else "none", ctx.method, status, took_ns)
         if ctx.error is not None:
             self._metrics.inc("caregate_refusals", (ctx.error.code, ctx.error.origin.value))
+            if ctx.rule.startswith(_LIMIT):
+                self._metrics.inc("caregate_limit_refusals", (ctx.rule.removeprefix(_LIMIT),))
         self._access_log.write(ctx, status, took_ns)
 
     def _cells(self, route: str, method: str, status: int) -> tuple[int, int]:
@@ -184,6 +186,8 @@ class BareAccounting(Accounting):
             super()._record_audit(req, ctx, resp)
 
 
+_LIMIT = "limit:"
+"""What the rule of a request begins with that was over a rate limit."""
 _DURATION = "caregate_request_duration_seconds"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import falcon
@@ -31,6 +32,17 @@ _Take = tuple[Rule, int, int, int, int]
 """One token taken for a request, as the bucket answered: rule, key, when (ns), tokens left, ns until it is full."""
 _Row = tuple[Rule, int, int]
 """A rule, the tokens left, and nanoseconds: until the bucket is full, or after a refusal until the next token."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitState:
+    """A bucket as it is. Units: nanoseconds, until the next token (0: there is one) and until it is full."""
+
+    limit: Limit
+    admits: bool
+    left: int
+    wait_ns: int
+    full_ns: int
 
 
 class Admission:
@@ -61,16 +73,51 @@ class Admission:
     ) -> None:
         """Raises: RateLimited."""
         ctx: RequestContext = req.context.gateway
-        route, principal = ctx.route, ctx.principal
-        if route is None:
-            return
-        if principal is None:
-            charges = self.charges(_applying(route.limits, route, None))
-        else:
-            ctx.grant = grant = self.grant(ctx, principal, route)
-            charges = grant.charges or ()
+        charges = self._charged(ctx)
         if charges:
             self._admit(ctx, charges)
+
+    def _charged(self, ctx: RequestContext) -> tuple[Charge, ...]:
+        """What the caller's role and the route charge, once both are known."""
+        route, principal = ctx.route, ctx.principal
+        if route is None:
+            return ()
+        if principal is None:
+            return self.charges(_applying(route.limits, route, None))
+        ctx.grant = grant = self.grant(ctx, principal, route)
+        return grant.charges or ()
+
+    # --- looking
+
+    def look_at_address(self, ctx: RequestContext) -> list[LimitState]:
+        """The limits of the request's address as they are, without taking."""
+        return self._look(ctx, self.charges(ctx.snapshot.address_limits))
+
+    def look_at_caller(self, ctx: RequestContext) -> list[LimitState]:
+        """The limits of the caller's role and of the route as they are, without taking."""
+        return self._look(ctx, self._charged(ctx))
+
+    def _look(self, ctx: RequestContext, charges: tuple[Charge, ...]) -> list[LimitState]:
+        found: dict[int, LimitState] = {}
+        for charge in charges:
+            key = charge.key if charge.key is not None else self.bucket(charge.rule, ctx)
+            if key not in found:
+                found[key] = self._peek(charge.rule, key)
+        return list(found.values())
+
+    def look(self, limit: Limit, *owner: str) -> LimitState:
+        """A limit's bucket by whom it belongs to. Shapes: `owner` as the parts that `bucket` finds in a request."""
+        rule = self._rule(limit)
+        return self._peek(rule, self._table.key(rule.prefix, *owner))
+
+    def _peek(self, rule: Rule, key: int) -> LimitState:
+        now_ns = self._clock_ns()
+        ok, left, wait_ns, full_ns = self._table.peek(key, rule.interval_ns, rule.burst, now_ns, rule.number)
+        return LimitState(rule.limit, ok, left, wait_ns, full_ns)
+
+    def figures(self) -> dict[str, int]:
+        """Of all buckets: see BucketTable.stats."""
+        return self._table.stats()
 
     def grant(self, ctx: RequestContext, principal: Principal, route: Route) -> Grant:
         """A principal's grant on the request's route, with what he is charged there, the same at every request."""
@@ -145,6 +192,10 @@ class Admission:
                 self._rules.clear()
             rule = self._rules[id(limit)] = self._derive(limit)
         return rule
+
+    def forget_rules(self) -> None:
+        """Another configuration is in force: what was derived of the limits before it is not asked for again."""
+        self._rules.clear()
 
     def _derive(self, limit: Limit) -> Rule:
         prefix = f"{limit.name} {limit.per} {limit.interval_ns} {limit.burst}"

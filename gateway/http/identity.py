@@ -64,7 +64,7 @@ class Identity:
             raise TokenInvalid(expired=error.code == "expired") from None
         principal = verified.principal
         if principal is None:
-            principal = verified.principal = _principal(snapshot, verified)
+            principal = verified.principal = principal_of(snapshot, verified)
         ctx.principal = principal
 
     def _verify(self, ctx: RequestContext, snapshot: Snapshot, token: str) -> Verified:
@@ -120,7 +120,8 @@ def _names_token(query: str) -> bool:
     return any(unquote_plus(pair.partition("=")[0]) == "access_token" for pair in query.split("&"))
 
 
-def _principal(snapshot: Snapshot, verified: Verified) -> Principal:
+def principal_of(snapshot: Snapshot, verified: Verified) -> Principal:
+    """Who the bearer of a token is."""
     role = snapshot.roles[str(verified.role)]
     return Principal(
         subject=str(verified.subject),

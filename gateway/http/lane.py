@@ -50,6 +50,7 @@ class Lanes:
         holder.subscribe(self._renew)
 
     def _renew(self, snapshot: Snapshot) -> None:
+        self._admission.forget_rules()
         lane = Lane(
             self, snapshot, self._buckets, self._metrics.cells, self._metrics.cell("caregate_requests_in_flight"),
             RESERVED_PREFIXES, self._clock_s, time.monotonic_ns,

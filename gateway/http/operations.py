@@ -14,6 +14,7 @@ from greenlet import greenlet
 
 from gateway.config.snapshot import SnapshotHolder
 from gateway.context import RequestContext, new_request_id
+from gateway.http.console import FILES, ConsoleFile, FleetStatus
 from gateway.metrics import Metrics
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -100,8 +101,9 @@ def create_operations(
     state: Callable[[], dict[str, Any]],
     units: Callable[[], Any],
     on_error: OnError,
+    fleet: FleetStatus | None = None,
 ) -> falcon.App[falcon.Request, falcon.Response]:
-    """The operations application.
+    """The operations application, the operators' page included.
 
     Shapes: `state()` -> {config_version, draining, ready, dependencies}; `units()` -> unit connections, JSON values.
     `on_error` answers what went wrong, as on the public listener.
@@ -113,4 +115,8 @@ def create_operations(
     app.add_route("/livez", _Live())
     app.add_route("/readyz", _Ready(state))
     app.add_route("/status", _Status(holder, state, units))
+    if fleet is not None:
+        app.add_route("/status/fleet", fleet)
+    for path, (name, media_type) in FILES.items():
+        app.add_route(path, ConsoleFile(name, media_type))
     return app

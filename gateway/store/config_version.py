@@ -29,7 +29,8 @@ _ONE: LiteralString = """
 SELECT number, digest, document, author, reason, actor, at FROM caregate.config_version WHERE number = %s
 """
 _HISTORY: LiteralString = """
-SELECT number, digest, author, reason, actor, at FROM caregate.config_version ORDER BY number DESC LIMIT %s
+SELECT number, digest, author, reason, actor, at FROM caregate.config_version
+WHERE %(before)s::bigint IS NULL OR number < %(before)s ORDER BY number DESC LIMIT %(limit)s
 """
 _ADD: LiteralString = """
 INSERT INTO caregate.config_version (number, digest, document, author, reason)
@@ -112,10 +113,10 @@ class VersionStore:
         with _saying(), self._connection.cursor(row_factory=class_row(Version)) as cursor:
             return cursor.execute(_ONE, (number,)).fetchone()
 
-    def history(self, limit: int) -> list[Entry]:
-        """The last versions, the newest first."""
+    def history(self, limit: int, before: int | None = None) -> list[Entry]:
+        """The last versions, the newest first, from the one before number `before` on."""
         with _saying(), self._connection.cursor(row_factory=class_row(Entry)) as cursor:
-            return cursor.execute(_HISTORY, (limit,)).fetchall()
+            return cursor.execute(_HISTORY, {"before": before, "limit": limit}).fetchall()
 
     def add(self, base: int, digest: str, document: str, author: str, reason: str) -> bool:
         """Add the version after `base`; False if `base` is not the newest any more."""

@@ -39,7 +39,8 @@ INSERT INTO caregate.access_change (kind, outcome, detail, author, reason) VALUE
 """
 _LIST: LiteralString = """
 SELECT number, kind, value, issuer, audience, role, before_at, until_at, author, reason, actor, at, revision
-FROM caregate.revocation WHERE until_at > now() ORDER BY number DESC LIMIT %s
+FROM caregate.revocation WHERE until_at > now() AND (%(before)s::bigint IS NULL OR number < %(before)s)
+ORDER BY number DESC LIMIT %(limit)s
 """
 _UNNOTED: LiteralString = """
 SELECT number, kind, outcome, detail, author, reason, actor FROM caregate.access_change
@@ -170,10 +171,10 @@ class RevocationOperator:
         with saying(), self._connection.transaction():
             return add(self._connection, new)
 
-    def listing(self, limit: int = 100) -> list[RevocationRow]:
-        """What is revoked, the newest first."""
+    def listing(self, limit: int = 100, before: int | None = None) -> list[RevocationRow]:
+        """What is revoked, the newest first, from the one before number `before` on."""
         with saying():
-            return listing(self._connection, limit)
+            return listing(self._connection, limit, before)
 
 
 @contextmanager
@@ -211,7 +212,7 @@ def change(
     connection.execute(_CHANGE, (kind, outcome, Jsonb(shown), author, reason))
 
 
-def listing(connection: psycopg.Connection[Any], limit: int) -> list[RevocationRow]:
-    """What is revoked, the newest first. Raises: psycopg.Error."""
+def listing(connection: psycopg.Connection[Any], limit: int, before: int | None = None) -> list[RevocationRow]:
+    """What is revoked, the newest first, from the one before number `before` on. Raises: psycopg.Error."""
     with connection.cursor(row_factory=class_row(RevocationRow)) as cursor:
-        return cursor.execute(_LIST, (limit,)).fetchall()
+        return cursor.execute(_LIST, {"limit": limit, "before": before}).fetchall()

@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from gateway.cli.fleet import HEADINGS, age, cells, fleet, table
+from gateway.cli.fleet import HEADINGS, age, cells, table
 from gateway.cli.main import main
 from gateway.store.unit_operator import RegisteredKey, UnitRecord
+from gateway.units.fleet import fleet
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 AN_HOUR_AGO = NOW - timedelta(hours=1)

@@ -58,6 +58,8 @@ def test_an_entry_too_faulty_to_decode_is_not_reported_as_missing(
 def test_pairs_of_broken_pieces_are_both_named(valid: str, faults_of: Faults) -> None:
     """Two cases of the table at once: each keeps its path, unless one takes the place of the other away."""
     table = yaml.safe_load((Path(__file__).parent / "refused.yaml").read_text())
+    # Where an entry gets another name, the faults in it get another path.
+    table = [row for row in table if not row["old"].rstrip().endswith(":")]
     chosen = random.Random(7)
     tried = 0
     while tried < 60:

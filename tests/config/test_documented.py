@@ -15,7 +15,8 @@ from gateway.config.parse import parse
 
 DOCS = (Path(__file__).resolve().parents[2] / "docs" / "configuration.md").read_text()
 STRUCTS = [
-    (model.Document, ""), (model.Gateway, ""), (model.Audience, ""), (model.Cors, "cors."), (model.Role, ""),
+    (model.Document, ""), (model.Gateway, ""), (model.Admin, ""), (model.Audience, ""), (model.Cors, "cors."),
+    (model.Role, ""),
     (model.Key, "keys[]."), (model.LimitRule, ""), (model.Upstream, ""), (model.Unit, ""), (model.UnitKey, "keys[]."),
     (model.Controller, ""), (model.Bind, "bind[]."), (model.Function, "function."), (model.ToUpstream, "upstream."),
     (model.ToUnit, "unit."), (model.Audited, "audit."), (model.Logged, "log."),

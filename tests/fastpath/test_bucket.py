@@ -45,6 +45,11 @@ class Model:
         self.full_at[key] = after
         return True, (interval * burst - (after - now)) // interval, 0, after - now
 
+    def peek(self, key: int, interval: int, burst: int, now: int) -> tuple[bool, int, int, int]:
+        ahead = max(self.full_at.get(key, 0) - now, 0)
+        over = ahead + interval - interval * burst
+        return over <= 0, max(interval * burst - ahead, 0) // interval, max(over, 0), ahead
+
     def give_back(self, key: int, interval: int, taken: int, reset: int) -> bool:
         if self.full_at.get(key) != taken + reset:
             return False
@@ -68,6 +73,7 @@ def test_acts_as_the_model(rules, ops) -> None:
         now += step
         interval, burst = rules[number % len(rules)]
         key = table.key("k", str(number))
+        assert table.peek(key, interval, burst, now) == model.peek(key, interval, burst, now)
         if op == "take":
             found = table.take(key, interval, burst, now)
             assert found == model.take(key, interval, burst, now)
@@ -87,6 +93,17 @@ def test_burst_then_one_each_interval() -> None:
     assert table.take(key, S, 3, 51 * S - 1) == (False, 0, 1, 2 * S + 1)
     assert table.take(key, S, 3, 51 * S) == (True, 0, 0, 3 * S)
     assert table.take(key, S, 3, 1000 * S) == (True, 2, 0, S)
+
+
+def test_a_look_takes_nothing_and_says_what_a_take_would() -> None:
+    """Also past capacity, where keys without a slot share one bucket."""
+    table = make_table(1)
+    for number in range(200):
+        key, now = table.key(str(number)), 50 * S + number
+        looks = [table.peek(key, S, 2, now) for _ in range(3)]
+        assert len(set(looks)) == 1
+        assert table.take(key, S, 2, now)[0] == looks[0][0]
+    assert table.stats()["overflow_takes"] > 0
 
 
 def test_a_refusal_costs_nothing() -> None:
@@ -122,7 +139,7 @@ def test_give_back_of_an_unknown_key_changes_nothing() -> None:
 )
 def test_no_window_admits_more_than_configured(seed, keys, burst, steps) -> None:
     """With 16 slots for 60 keys, evictions, the overflow, undone takes and a clock that steps back."""
-    table, rng, interval, now = make_table(1), random.Random(seed), 10, 1000
+    table, rng, interval, now = make_table(1), random.Random(seed), 10, 100_000
     admitted: dict[int, list[int]] = {}
     for step in steps:
         now += step

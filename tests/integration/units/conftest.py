@@ -22,7 +22,6 @@ import yaml
 from fastpath.frames import OP_BINARY, OP_CLOSE, Decoder, encode_frame
 from gateway.agent.endpoint import gateway_endpoint
 from gateway.agent.enrol import EnrolmentFailed, KeyDirectory, enrol
-from gateway.cli.fleet import FLAP_WINDOW_S, fleet
 from gateway.cli.operator import ask_workers
 from gateway.demo import story
 from gateway.demo.platform import ROOT, Platform
@@ -30,6 +29,7 @@ from gateway.relay.decoding import decode
 from gateway.relay.frames import Hello, encode
 from gateway.store.unit_operator import UnitOperator
 from gateway.units import code
+from gateway.units.fleet import FLAP_WINDOW_S, fleet
 from loadtests.demo import free_base_port
 
 UNITS = [f"site-{number}" for number in range(1, 9)]

@@ -1,0 +1,1 @@
+"""The Admin API: operations that the operations listener serves and the command line runs."""

@@ -1,0 +1,279 @@
+"""Who may get in: what is revoked, the sessions of logins, the roles' signing keys."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from gateway.admin import permissions
+from gateway.admin.desk import Desk
+from gateway.admin.operation import Body, Call, Change, Operation, Reply
+from gateway.admin.types import Limit, Name, Number, Reason
+from gateway.auth.settled import await_workers
+from gateway.config.reload import ReloadFailed
+from gateway.errors import NotFound, Unprocessable, WorkersUnavailable
+from gateway.store.revocation import NewRevocation, RevocationRefused, RevocationRow
+from gateway.store.session_operator import KnownSession
+
+MAX_AUTHOR_CHARS = 128
+AHEAD_S = 60.0
+"""How far a moment may be in the future: clocks differ."""
+Kind = Literal["jti", "session", "subject", "unit", "before"]
+SessionId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{22}$")]
+Subject = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Text = Annotated[str, Meta(max_length=1024, pattern=r"^[^\x00-\x1f\x7f]*$")]
+NameOrAny = Annotated[str, Meta(max_length=64, pattern=r"^[a-z0-9._-]*$")]
+
+
+class Revocation(msgspec.Struct, frozen=True, kw_only=True):
+    """What is refused. Shapes: `issuer`, `audience` and `role` narrow it, "" is any; tokens issued before `before`."""
+
+    number: int
+    kind: str
+    value: str
+    issuer: str
+    audience: str
+    role: str
+    before: datetime
+    until: datetime
+    author: str
+    reason: str
+    actor: str
+    at: datetime
+
+
+class Revocations(msgspec.Struct, frozen=True):
+    items: list[Revocation]
+    next: int | None
+
+
+class Revoked(msgspec.Struct, frozen=True, kw_only=True):
+    """Shapes: `known_by` worker processes refuse it already, `late` do not yet."""
+
+    revision: int
+    before: datetime
+    known_by: list[int]
+    late: list[int]
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """A login and what follows from it. Shapes: `bound`: its refresh tokens need the client's key."""
+
+    id: str
+    login: str
+    subject: str
+    role: str
+    client: str
+    scope: str
+    methods: list[str]
+    bound: bool
+    started_at: datetime
+    used_at: datetime
+    ends_at: datetime
+    ended_at: datetime | None
+    ended_why: str
+
+
+class Sessions(msgspec.Struct, frozen=True):
+    items: list[Session]
+    next: str | None
+
+
+class SigningKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key of a role. Shapes: `signs`: new tokens are signed with it; else it only verifies."""
+
+    role: str
+    audience: str
+    kid: str
+    alg: str
+    signs: bool
+
+
+class SigningKeys(msgspec.Struct, frozen=True):
+    items: list[SigningKey]
+
+
+class PageQuery(Body, frozen=True):
+    limit: Limit = 100
+    cursor: Number | None = None
+
+
+class SessionsQuery(Body, frozen=True):
+    subject: Subject
+    limit: Limit = 100
+    cursor: SessionId | None = None
+
+
+class KeysQuery(Body, frozen=True):
+    role: Name | None = None
+
+
+class OfSession(Body, frozen=True):
+    session: SessionId
+
+
+class Revoke(Body, frozen=True):
+    """`value` names the token, session, subject or unit; kind before has none. `before`: by default now.
+
+    With `before` a repeat revokes the same; without it also what was issued since.
+    """
+
+    kind: Kind
+    reason: Reason
+    value: Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")] = ""
+    issuer: Text = ""
+    audience: NameOrAny = ""
+    role: NameOrAny = ""
+    before: Annotated[datetime, Meta(tz=True)] | None = None
+
+
+class End(Body, frozen=True):
+    reason: Reason
+
+
+# --- revocations
+
+
+def list_revocations(desk: Desk, call: Call) -> Reply:
+    query: PageQuery = call.query
+    with desk.revocations() as operator:
+        found = operator.listing(query.limit + 1, query.cursor)
+    page = found[: query.limit]
+    last = page[-1].number if len(found) > len(page) else None
+    return Reply(Revocations([_revocation(row) for row in page], last))
+
+
+def _revocation(row: RevocationRow) -> Revocation:
+    return Revocation(
+        number=row.number, kind=row.kind, value=row.value, issuer=row.issuer, audience=row.audience, role=row.role,
+        before=row.before_at, until=row.until_at, author=row.author, reason=row.reason, actor=row.actor, at=row.at,
+    )  # fmt: skip
+
+
+def revoke(desk: Desk, call: Call, change: Change) -> Reply:
+    body: Revoke = call.body
+    change.target, change.reason = f"revocation/{body.kind}", body.reason
+    if body.before is not None and body.before > datetime.now(UTC) + timedelta(seconds=AHEAD_S):
+        # SEC: what will be issued cannot be judged yet, and nobody could log in until then.
+        raise _refused("/before", "has not come yet")
+    try:
+        new = NewRevocation(
+            kind=body.kind, value=body.value, issuer=body.issuer, audience=body.audience, role=body.role,
+            before_s=body.before.timestamp() if body.before is not None else None,
+            author=call.author[:MAX_AUTHOR_CHARS], reason=body.reason,
+        )  # fmt: skip
+    except RevocationRefused as error:
+        raise _refused("", str(error)) from None
+    with desk.revocations() as operator:
+        revoked = operator.add(new)
+    change.before, change.after = {"revoked": False}, msgspec.to_builtins(body)
+    known, late = _await(desk, revoked.revision)
+    return Reply(Revoked(revision=revoked.revision, before=revoked.before_at, known_by=known, late=late), 201)
+
+
+def _refused(pointer: str, detail: str) -> Unprocessable:
+    return Unprocessable("The body is not as declared", errors=[{"pointer": pointer, "detail": detail}])
+
+
+def _await(desk: Desk, revision: int) -> tuple[list[int], list[int]]:
+    """Raises: WorkersUnavailable."""
+    try:
+        return await_workers(desk.settings.run_dir, revision)
+    except ReloadFailed:
+        raise WorkersUnavailable("It is revoked; not every worker said that it knows", retry_after_s=1) from None
+
+
+# --- sessions
+
+
+def list_sessions(desk: Desk, call: Call) -> Reply:
+    query: SessionsQuery = call.query
+    with desk.sessions() as operator:
+        found = operator.sessions(query.subject, query.limit + 1, query.cursor)
+    page = found[: query.limit]
+    return Reply(Sessions([_session(one) for one in page], page[-1].id if len(found) > len(page) else None))
+
+
+def show_session(desk: Desk, call: Call) -> Reply:
+    with desk.sessions() as operator:
+        found = operator.session(call.path.session)
+    if found is None:
+        raise NotFound("No such session")
+    return Reply(_session(found))
+
+
+def end_session(desk: Desk, call: Call, change: Change) -> Reply:
+    change.target, change.reason = f"session/{call.path.session}", call.body.reason
+    with desk.sessions() as operator:
+        before = operator.session(call.path.session)
+        if before is None:
+            raise NotFound("No such session")
+        operator.end(before.id)
+        after = operator.session(before.id)
+    if after is None:
+        raise NotFound("No such session")
+    change.before, change.after = _state(before), _state(after)
+    return Reply(_session(after))
+
+
+def _state(session: KnownSession) -> dict[str, Any]:
+    ended = None if session.ended_at is None else session.ended_at.isoformat()
+    return {"session": session.id, "ended_at": ended, "ended_why": session.ended_why}
+
+
+def _session(found: KnownSession) -> Session:
+    return Session(**asdict(found))
+
+
+# --- keys
+
+
+def list_keys(desk: Desk, call: Call) -> Reply:
+    query: KeysQuery = call.query
+    found: list[SigningKey] = []
+    for name, role in sorted(call.snapshot.document.roles.items()):
+        if query.role not in (None, name):
+            continue
+        signing = next((key.kid for key in role.keys if key.secret or key.private_key), None)
+        found += [
+            SigningKey(role=name, audience=role.audience, kid=key.kid, alg=key.alg, signs=key.kid == signing)
+            for key in role.keys
+        ]
+    if query.role is not None and not found:
+        raise NotFound("No such role")
+    return Reply(SigningKeys(found))
+
+
+_REVOKE, _SESSIONS, _KEYS = permissions.REVOKE, permissions.SESSIONS, permissions.KEYS
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        name="revocations.list", method="GET", path="/revocations", permission=_REVOKE, answer=Revocations,
+        query=PageQuery, run=list_revocations, summary="What is revoked and has not run out, the newest first",
+    ),
+    Operation(
+        name="revocations.add", method="POST", path="/revocations", permission=_REVOKE, answer=Revoked, body=Revoke,
+        change=revoke, status=201, errors=(WorkersUnavailable,),
+        summary="Refuse a token, a session, the tokens of a subject or unit, or all that were issued before a moment",
+    ),
+    Operation(
+        name="sessions.list", method="GET", path="/sessions", permission=_SESSIONS, answer=Sessions,
+        query=SessionsQuery, run=list_sessions, summary="A subject's sessions, the newest first",
+    ),
+    Operation(
+        name="sessions.show", method="GET", path="/sessions/{session}", permission=_SESSIONS, answer=Session,
+        params=OfSession, run=show_session, summary="One session",
+    ),
+    Operation(
+        name="sessions.end", method="POST", path="/sessions/{session}/end", permission=_SESSIONS, answer=Session,
+        params=OfSession, body=End, change=end_session,
+        summary="End a session, with its tokens, in every worker; repeating it changes nothing",
+    ),
+    Operation(
+        name="keys.list", method="GET", path="/keys", permission=_KEYS, answer=SigningKeys, query=KeysQuery,
+        run=list_keys, summary="The roles' keys: which sign, which only verify",
+    ),
+)  # fmt: skip

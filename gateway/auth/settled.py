@@ -1,0 +1,28 @@
+"""Do all workers know of a revocation? For the operator's command and the Admin API."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Final
+
+from gateway.config.reload import ask
+
+SETTLE_S: Final = 5.0
+"""How long to wait for the workers; they know within a second."""
+_PAUSE_S: Final = 0.05
+
+
+def await_workers(run_dir: Path, revision: int, timeout_s: float = SETTLE_S) -> tuple[list[int], list[int]]:
+    """The workers that know that revision, and those that do not by the end of the time.
+
+    Raises: ReloadFailed.
+    Yields to the hub: in a worker, yes.
+    """
+    until_s = time.monotonic() + timeout_s
+    while True:
+        found = ask(run_dir, "access", timeout_s=timeout_s)
+        late = [worker["pid"] for worker in found if worker["revocations"] < revision]
+        if not late or time.monotonic() > until_s:
+            return [worker["pid"] for worker in found if worker["pid"] not in late], late
+        time.sleep(_PAUSE_S)
