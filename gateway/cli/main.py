@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "conformance": ("gateway.cli.conformance", "play the gateway against an agent: does it keep the relay protocol?"),
     "config": ("gateway.cli.config", "check the configuration document, reload it in a running gateway"),
     "audit": ("gateway.cli.audit", "verify the audit trail, export it"),
+    "selftest": ("gateway.cli.selftest", "ask a gateway for every route in every role: does it keep its document?"),
     "canary": ("gateway.cli.canary", "send marked requests, and look for the marks where nothing personal may be"),
     "keys": ("gateway.cli.keys", "the keys of the roles: list, rotate, retire"),
     "revoke": ("gateway.cli.revoke", "refuse tokens by jti, session, subject, unit or moment"),
