@@ -1,6 +1,8 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from typing_extensions import Buffer
+
 class AccessText:
     def __init__(
         self,
@@ -21,3 +23,16 @@ class Rows:
         second: Callable[[int], bytes],
     ) -> None: ...
     def row(self, chain: bytes, sequence: int, digest: bytes, canonical: bytes) -> bytes | None: ...
+    def stretch(
+        self,
+        chain: bytes,
+        records: Buffer,
+        at: int,
+        end: int,
+        after: int,
+        until: int,
+        *,
+        most: int,
+        most_bytes: int,
+        other: Callable[[int, bytes, bytes], bytes],
+    ) -> tuple[bytes, int, int, int]: ...

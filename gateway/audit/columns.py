@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import time
+from functools import partial
+from typing import TYPE_CHECKING
 
 from msgspec.structs import fields
 
 from fastpath.events import Rows
 from gateway.audit.event import AuditEvent, decode
+
+if TYPE_CHECKING:
+    from mmap import mmap
 
 _DERIVED = (
     "kind", "phase", "duration_us", "request_id", "outcome", "rule", "status", "method", "trace", "delivery", "unit",
@@ -23,9 +28,24 @@ def row(chain: str, sequence: int, digest: bytes, canonical: bytes) -> bytes:
 
     Raises: ValueError if the bytes are no event.
     """
-    plain = _plain(chain.encode(), sequence, digest, canonical)
-    if plain is not None:
-        return plain
+    plain = _rows.row(chain.encode(), sequence, digest, canonical)
+    return plain if plain is not None else _other_row(chain, sequence, digest, canonical)
+
+
+def rows(
+    chain: str, records: mmap | bytes, at: int, end: int, after: int, until: int, *, most: int, most_bytes: int
+) -> tuple[bytes, int, int, int]:
+    """The rows of a stretch of a spool's records: see fastpath.events.Rows.stretch.
+
+    Raises: ValueError if there is one whose bytes are no event.
+    """
+    other = partial(_other_row, chain)
+    return _rows.stretch(
+        chain.encode(), records, at, end, after, until, most=most, most_bytes=most_bytes, other=other
+    )  # fmt: skip
+
+
+def _other_row(chain: str, sequence: int, digest: bytes, canonical: bytes) -> bytes:
     # What JSON writes with a backslash, COPY does too: tabs, line breaks, backslashes.
     return ("\t".join(text.translate(_ESCAPES) for text in values(chain, sequence, digest, canonical)) + "\n").encode()
 
@@ -58,4 +78,4 @@ def timestamp(at_ms: int) -> str:
 
 _KINDS: dict[object, type] = {str: str, int: int, bool: bool}
 _MEMBERS = [(member.name, _KINDS[member.type]) for member in fields(AuditEvent) if member.type in _KINDS]
-_plain = Rows(_MEMBERS, {"v", "at_ms"}, sum(member.required for member in fields(AuditEvent)), _second).row
+_rows = Rows(_MEMBERS, {"v", "at_ms"}, sum(member.required for member in fields(AuditEvent)), _second)

@@ -17,12 +17,13 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 from gateway.audit.chain import genesis, link
+from gateway.audit.columns import rows
 
 HEADER = struct.Struct(">8s16sQ32s")
 """Of a segment: magic, chain, sequence of its first record, hash of the record before that."""
@@ -31,6 +32,8 @@ MAGIC = b"CGAUDIT1"
 SUFFIX = ".spool"
 MAX_RECORD_BYTES = 65_536
 _STATE_BYTES = 4096
+_ZEROS = memoryview(bytes(65_536))
+_ZEROS_AT_ONCE = 512 * len(_ZEROS)
 _NUMBER = struct.Struct(">Q")
 _HEAD_AT = 64
 _HEAD = struct.Struct(">Q32sQ")
@@ -192,6 +195,8 @@ class Spool:
         self._unsynced: list[Segment] = []
         self._reading = (0, HEADER.size)
         self._read = (-1, 0, HEADER.size)
+        self.rolled: Callable[[], object] = lambda: None
+        """Called when the next file has been begun: room is wanted from then on."""
         self.sequence = 0
         """Of the last record."""
         self.hash = genesis(self.chain)
@@ -228,7 +233,7 @@ class Spool:
     @property
     def wants_room(self) -> bool:
         """Should `make_room` be called?"""
-        return self._spare is None and self._size - self._at < self._segment_bytes // 2
+        return self._spare is None
 
     def make_room(self) -> None:
         """Make the file that is used next; may run in another thread, one at a time.
@@ -260,6 +265,7 @@ class Spool:
         os.pwrite(fd, HEADER.pack(MAGIC, self.chain.encode(), self.sequence + 1, self.hash), 0)
         os.close(fd)
         self._use(Segment(spare), HEADER.size)
+        self.rolled()
 
     def _use(self, segment: Segment, at: int) -> None:
         self._segments.append(segment)
@@ -309,6 +315,27 @@ class Spool:
             self._read = (found[-1].sequence if found else shipped, index, at)
             index, at = index + 1, HEADER.size
         return found
+
+    def rows(self, until: int, most: int = 1000, most_bytes: int = 1 << 20) -> tuple[bytes, int, int]:
+        """The oldest records that are not shipped, up to sequence `until`, of one file, as rows of the table.
+
+        Shapes: (rows, how many, the last one's sequence).
+        Raises: ValueError if there is one whose bytes are no event; `unshipped` has them as they are.
+        """
+        shipped = self.state.shipped
+        index, at = self._reading
+        while index < len(self._segments):
+            segment = self._segments[index]
+            segment.wake()
+            end = self._at if index == len(self._segments) - 1 else segment.size
+            found, count, last, at = rows(
+                self.chain, segment.map, at, end, shipped, until, most=most, most_bytes=most_bytes
+            )
+            if count:
+                self._read = (last, index, at)
+                return found, count, last
+            index, at = index + 1, HEADER.size
+        return b"", 0, shipped
 
     def shipped(self, sequence: int) -> None:
         """Everything up to `sequence` is in the database; files of which nothing else is needed are removed."""
@@ -479,9 +506,10 @@ def _fill(path: Path, size: int) -> None:
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        left = memoryview(bytes(size))
-        while left:
-            left = left[os.write(fd, left) :]
+        # PERF: `policy_rs256` of `make bench`, caregate-logged: these zeros stay in the cache, and one call takes the
+        # interpreter's lock once.
+        while size:
+            size -= os.writev(fd, [_ZEROS[: size - at] for at in range(0, min(size, _ZEROS_AT_ONCE), len(_ZEROS))])
         os.fsync(fd)
     finally:
         os.close(fd)

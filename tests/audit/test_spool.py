@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway.audit.chain import genesis, link
+from gateway.audit.event import AuditEvent, encode
 from gateway.audit.spool import SpoolFull, State, adopt, chains, lock_chain, open_spool, sync_files
 
 SEGMENT = 262_144
@@ -80,6 +81,44 @@ def test_many_files(tmp_path):
         assert len(list(spool.folder.glob("*.spool"))) <= 2
     with opened(tmp_path) as again:
         assert (again.sequence, again.pending) == (2000, 0)
+
+
+def test_rows_of_many_files(tmp_path):
+    events = [encode(event(n)) for n in range(3000)]
+    shipped = []
+    with opened(tmp_path, bound=40 * SEGMENT) as spool:
+        for n, canonical in enumerate(events, 1):
+            spool.append(canonical)
+            if n % 700 == 0:
+                assert spool.rows(spool.sequence - 5, most=3)[1:] == (3, len(shipped) + 3)
+                while (batch := spool.rows(spool.sequence - 5, most=11))[1]:
+                    shipped += batch[0].splitlines(keepends=True)
+                    spool.shipped(batch[2])
+                assert len(shipped) == spool.sequence - 5
+        while (batch := spool.rows(spool.sequence))[1]:
+            shipped += batch[0].splitlines(keepends=True)
+            spool.shipped(batch[2])
+        assert (spool.pending, spool.rows(spool.sequence)) == (0, (b"", 0, 3000))
+        assert [line.split(b"\t")[1] for line in shipped] == [b"%d" % n for n in range(1, 3001)]
+        assert [line.split(b"\t")[-1].strip() for line in shipped] == events
+
+
+def event(n):
+    return AuditEvent(
+        v=1, kind="access", phase="outcome", at_ms=n, duration_us=0, request_id=f"r{n}", outcome="allowed", rule="",
+        status=200,
+    )  # fmt: skip
+
+
+def test_room_is_wanted_as_soon_as_a_file_is_begun(tmp_path):
+    with opened(tmp_path) as spool:
+        told = []
+        spool.rolled = lambda: told.append(spool.wants_room)
+        spool.make_room()
+        assert not spool.wants_room
+        for _ in range(5):
+            spool.append(b"x" * 60_000)
+        assert told == [True]
 
 
 def test_a_successor_goes_on_with_the_chain(tmp_path):

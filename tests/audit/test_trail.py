@@ -430,3 +430,17 @@ def test_an_event_of_a_request_says_who_caused_it(trail, table):
 def test_kinds_are_documented():
     documented = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
     assert [kind for kind in KINDS if f"`{kind}`" not in documented] == []
+
+
+def test_room_is_made_while_shipping_waits_for_the_database(trail, table, monkeypatch):
+    real, held = trail._store.copy, gevent.event.Event()
+    monkeypatch.setattr(trail._store, "copy", lambda rows, timeout_s: (held.wait(), real(rows, timeout_s)))
+    requests = [_request(n) for n in range(3000)]
+    for n, ctx in enumerate(requests):
+        trail.enqueue_finished(ctx, 200)
+        if n % 50 == 0:
+            gevent.sleep(0.01)
+            assert trail.ready
+    assert len(list(trail._spool.folder.glob("*.spool"))) > 3
+    held.set()
+    table.wait_for(requests, within_s=20)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from gateway.audit import columns
 from gateway.audit.event import AuditEvent, decode, encode
+from gateway.audit.spool import RECORD
 
 CHAIN, DIGEST = "0123456789abcdef", bytes(range(32))
 REQUIRED = (
@@ -24,7 +25,7 @@ def plainly(canonical):
 
 
 def of_kernel(canonical):
-    return columns._plain(CHAIN.encode(), 7, DIGEST, canonical)
+    return columns._rows.row(CHAIN.encode(), 7, DIGEST, canonical)
 
 
 def events(text):
@@ -103,4 +104,61 @@ def test_damaged_bytes(data):
 
 def test_hash_of_another_size():
     with pytest.raises(ValueError, match="size"):
-        columns._plain(b"c", 1, b"short", EVENT + b"}")
+        columns._rows.row(b"c", 1, b"short", EVENT + b"}")
+
+
+# --- stretches of a spool
+
+
+def record(sequence, canonical):
+    return RECORD.pack(len(canonical), sequence, DIGEST) + canonical
+
+
+def line(sequence, canonical):
+    return columns.row(CHAIN, sequence, DIGEST, canonical)
+
+
+def cut(records, at=0, end=None, after=0, until=1 << 40, most=1000, most_bytes=1 << 20):
+    end = len(records) if end is None else end
+    return columns.rows(CHAIN, records, at, end, after, until, most=most, most_bytes=most_bytes)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(events(TEXT).map(encode), max_size=8),
+    st.integers(0, 9), st.integers(0, 9), st.integers(1, 9), st.integers(0, 3000),
+)  # fmt: skip
+def test_a_stretch_is_the_rows_of_its_records(texts, after, until, most, most_bytes):
+    records = [record(n, text) for n, text in enumerate(texts, 1)]
+    wanted, used = [], 0
+    for n, text in enumerate(texts, 1):
+        if n > until or len(wanted) == most or sum(map(len, wanted)) >= most_bytes:
+            break
+        if n > after:
+            wanted.append(line(n, text))
+        used = n
+    got = cut(b"".join(records) + bytes(64), 0, None, after, until, most, most_bytes)
+    assert got == (b"".join(wanted), len(wanted), after + len(wanted), sum(map(len, records[:used])))
+
+
+@pytest.mark.parametrize("spared", range(1, 60))
+def test_a_stretch_ends_before_a_record_that_is_not_whole(spared):
+    one, two = record(1, EVENT + b"}"), record(2, EVENT + b"}")
+    assert cut(one + two[:-spared]) == (line(1, EVENT + b"}"), 1, 1, len(one))
+    assert cut(one + two, end=len(one + two) - spared)[1] == 1
+
+
+def test_a_stretch_ends_where_nothing_was_written():
+    one = record(1, EVENT + b"}")
+    assert cut(one + bytes(1000) + one) == (line(1, EVENT + b"}"), 1, 1, len(one))
+
+
+def test_a_stretch_with_what_is_no_event_has_no_rows():
+    with pytest.raises(ValueError, match="JSON"):
+        cut(record(1, EVENT + b"}") + record(2, b"no event"))
+
+
+@pytest.mark.parametrize(("at", "end"), [(-1, 1), (2, 1), (0, 45)])
+def test_positions_outside_are_refused(at, end):
+    with pytest.raises(ValueError, match="positions"):
+        cut(bytes(44), at, end)
