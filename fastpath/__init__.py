@@ -22,6 +22,7 @@ _KERNELS = (
     "lane",
     "books",
     "events",
+    "chain",
     "loop",
 )
 

@@ -18,10 +18,10 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
+from fastpath.chain import Chain
 from gateway.audit.chain import genesis, link
 from gateway.audit.columns import rows
 
@@ -175,8 +175,11 @@ class State:
         self._map.close()
 
 
-class Spool:
+class Spool(Chain):
     """The spool of one chain; its owner holds a lock on the folder as long as it lives.
+
+    `append` is the kernel's: the record survives this process from its return on. If there is no room it raises
+    SpoolFull, and nothing is added.
 
     Holds: at most `max_bytes` on the disk. All methods belong to one thread, except `make_room` and `sync_files`.
     """
@@ -198,32 +201,13 @@ class Spool:
         self.rolled: Callable[[], object] = lambda: None
         """Called when the next file has been begun: room is wanted from then on."""
         self.sequence = 0
-        """Of the last record."""
         self.hash = genesis(self.chain)
-        self._map: mmap.mmap | bytearray = bytearray()
+        self._map = bytearray()
         self._size = self._at = 0
         self.state = State(folder / "state")
         self._recover()
 
     # --- writing
-
-    def append(self, canonical: bytes) -> int:
-        """Add a record; its sequence. It survives this process from here on.
-
-        Raises: SpoolFull, and then nothing is added.
-        """
-        at = self._at
-        end = at + 44 + len(canonical)
-        if end > self._size:
-            self._roll(len(canonical))
-            at = self._at
-            end = at + 44 + len(canonical)
-        self.sequence = sequence = self.sequence + 1
-        # PERF: `python -m loadtests.audit_cost`: chain.link and RECORD.pack written out.
-        self.hash = digest = sha256(self.hash + _NUMBER.pack(sequence) + canonical).digest()
-        self._map[at:end] = RECORD.pack(len(canonical), sequence, digest) + canonical
-        self._at = end
-        return sequence
 
     @property
     def left_bytes(self) -> int:

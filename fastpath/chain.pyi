@@ -1,0 +1,12 @@
+from mmap import mmap
+
+class Chain:
+    sequence: int
+    hash: bytes
+    _map: mmap | bytearray
+    _size: int
+    _at: int
+    def append(self, canonical: bytes) -> int: ...
+
+    # What the subclass does.
+    def _roll(self, need_bytes: int) -> None: ...
