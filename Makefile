@@ -18,7 +18,7 @@ STAMP := $(VENV)/.installed
 KERNELS := $(VENV)/.built
 DEBUG_BUILT := $(VENV)/.debug-built
 
-.PHONY: python run test lint build audit-search bench bench-fastpath profile load fleet soak chaos ledger fuzz autobahn annotate debug lock clean
+.PHONY: python run test lint build audit-search bench bench-fastpath profile load fleet soak chaos ledger outage fuzz autobahn annotate debug lock clean
 .DELETE_ON_ERROR:
 
 python:
@@ -73,6 +73,9 @@ chaos: build
 
 ledger: build
 	@$(BIN)/python -m loadtests.ledger --runs $(RUNS)
+
+outage: build
+	@$(BIN)/python -m loadtests.ledger.outage --seconds $(SOAK_SECONDS)
 
 fuzz: build
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check atheris

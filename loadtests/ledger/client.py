@@ -3,7 +3,7 @@
 Each caller has a file of its own there. A line is written before a request is sent, and synced after it was answered,
 before the next one:
 
-    asked TRACE KIND            answered TRACE REQUEST_ID STATUS CODE MONOTONIC_S            broken TRACE
+    asked TRACE KIND            answered TRACE REQUEST_ID STATUS CODE MONOTONIC_S TOOK_MS    broken TRACE
 
 The trace id that the request carries names it in the audit trail, too. SIGTERM ends the callers once they have their
 answers.
@@ -49,6 +49,7 @@ class Caller(threading.Thread):
             what = self._requests[(count + self._number) % len(self._requests)]
             trace = f"{self._run:0>8}{self._number:08x}{count:016x}"
             self._write(f"asked {trace} {what['kind']}")
+            sent_s = time.monotonic()
             try:
                 answer = self._ask(what, trace)
             except (OSError, http.client.HTTPException, ValueError):
@@ -56,7 +57,8 @@ class Caller(threading.Thread):
                 self._hang_up()
                 self._ended.wait(0.05)
                 continue
-            self._write(f"answered {trace} {' '.join(map(str, answer))} {time.monotonic():.6f}")
+            at_s = time.monotonic()
+            self._write(f"answered {trace} {' '.join(map(str, answer))} {at_s:.6f} {(at_s - sent_s) * 1000:.3f}")
             os.fdatasync(self._file)
             self._ended.wait(self._dice.uniform(0, 2 * self._pause_s))
         self._hang_up()

@@ -127,6 +127,17 @@ class LedgerPlatform(DemoUnderLoad):
             environment |= {"FAKETIME_TIMESTAMP_FILE": str(self._clock), "FAKETIME_CACHE_DURATION": "1"}
             environment["FAKETIME_DONT_FAKE_MONOTONIC"] = "1"
         self._start_run({**environment, "LD_PRELOAD": ":".join(preload)})
+        self._start_agent()
+
+    def begin_plainly(self, run: str) -> None:
+        """A gateway on an ordinary disk, with the segments that it has in service. Raises: DemoError."""
+        self.run = run
+        self._run_dir = self.directory / f"run-{run}"
+        self._run_dir.mkdir(mode=0o711)
+        self._start_run({"CAREGATE_AUDIT_SEGMENT_BYTES": "4194304"})
+        self._start_agent()
+
+    def _start_agent(self) -> None:
         # A new agent: the old one may wait for long before it dials again.
         agent = self.children["unit-agent"]
         agent.signal(signal.SIGKILL)
@@ -165,6 +176,12 @@ class LedgerPlatform(DemoUnderLoad):
                 return b" 200 " in sock.recv(64)
         except OSError:
             return False
+
+    def backlog(self) -> int:
+        """Events that PostgreSQL does not have yet, of all workers."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports.ops}/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        return round(sum(float(line.split()[-1]) for line in lines if line.startswith("caregate_audit_backlog")))
 
     def _has_unit(self) -> bool:
         """Does every worker know where the unit is?"""

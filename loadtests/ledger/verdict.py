@@ -37,6 +37,7 @@ class Asked:
     status: int = 0
     code: str = NO_CODE
     at_s: float = 0.0
+    took_ms: float = 0.0
 
     @property
     def withdrawn(self) -> bool:
@@ -86,7 +87,7 @@ def read_ledger(lines: Iterable[str]) -> dict[str, Asked]:
         elif word == "answered":
             one = asked[trace]
             one.request_id, one.status, one.code = rest[0], int(rest[1]), rest[2]
-            one.at_s = float(rest[3])
+            one.at_s, one.took_ms = float(rest[3]), float(rest[4])
     return asked
 
 

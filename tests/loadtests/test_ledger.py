@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import textwrap
 
 import pytest
 
+from loadtests.ledger import outage
 from loadtests.ledger.__main__ import largest_step_s, parse_options, play, table, write_key
 from loadtests.ledger.disk import Disk, build_shim
 from loadtests.ledger.plot import CUT, Plot
@@ -65,9 +67,9 @@ def test_verdict(ledger, trail, cut_s, found):
 
 
 def test_a_ledger_is_read_back():
-    lines = ["asked t1 phi-portal", "answered t1 r-t1 200 - 99.0", "asked t2 phi-portal", "broken t2", "asked t3 x"]
+    lines = ["asked t1 phi-portal", "answered t1 r-t1 200 - 99.0 1.5", "asked t2 phi-portal", "broken t2", "asked t3 x"]
     found = read_ledger(lines)
-    assert found["t1"] == asked(at_s=99.0)
+    assert (found["t1"].at_s, found["t1"].took_ms, found["t1"].status) == (99.0, 1.5, 200)
     assert [found[name].status for name in ("t2", "t3")] == [0, 0]
 
 
@@ -142,6 +144,40 @@ def test_the_disk_keeps_what_was_synced(tmp_path, deeds, left):
     subprocess.run(argv, cwd=folder, env=environment, check=True)
     disk.lose_power()
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == left
+
+
+@pytest.mark.integration
+def test_an_outage_of_postgresql_loses_nothing(tmp_path):
+    """A few seconds of `make outage`; how fast answers were is for a quiet machine to say."""
+    platform = LedgerPlatform(tmp_path, 1, tell=lambda text: None)
+    options = argparse.Namespace(seconds=2.0, around=1.5, callers=6, pause=0.02)
+    try:
+        write_key(tmp_path)
+        platform.start()
+        found = outage.play(platform, options, lambda text: None)
+    finally:
+        platform.stop()
+    assert found.verdict.counts() == {"lost": 0, "ghost": 0, "orphan": 0, "double": 0}
+    assert not found.broken_chain
+    assert found.backlog > 20, "events waited while it was away"
+    assert {one.code for one in found.asked.values()} >= {"-", "database-unavailable"}
+
+
+def outage_of(there_ms, away_ms):
+    moments = {"began_s": 0.0, "left_s": 100.0, "back_s": 200.0, "settled_s": 210.0, "arrived_s": 300.0}
+    answers = [asked("phi-relay", at_s=at_s) for at_s in (50, 250, 150, 205)]
+    for one, took_ms in zip(answers, (there_ms, there_ms, away_ms, 9_999), strict=True):
+        one.took_ms = took_ms
+    answers.append(asked("phi-portal", at_s=150))
+    answers[-1].took_ms = 9_999
+    return outage.Outage(
+        **moments, asked=dict(enumerate(answers)), verdict=judge({}, []), broken_chain="", backlog=0
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("away_ms", "passed"), [(9.0, True), (10.9, True), (11.1, False)])
+def test_an_outage_that_slows_answers_does_not_pass(away_ms, passed):
+    assert outage_of(10.0, away_ms).passed is passed
 
 
 @pytest.mark.integration
