@@ -33,6 +33,7 @@ cdef class RequestContext:
     cdef public str unit
     cdef public str agent
     cdef public str trace
+    cdef public object span
     cdef public object delivery
     cdef public object relay_source
     cdef public object upstream_ns

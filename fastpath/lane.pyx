@@ -193,7 +193,7 @@ cdef class Lane:
         ctx.client_address = self._client_address(env, self.snapshot) if self._behind_proxies else env["caregate.peer"]
         ctx.snapshot = self.snapshot
         if "HTTP_TRACEPARENT" in env:
-            ctx.trace = self._trace(env["HTTP_TRACEPARENT"])
+            self._trace(ctx, env)
         self._cells.plus(self._in_flight, 1.0)
         return ctx
 

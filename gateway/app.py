@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gevent.lock import BoundedSemaphore
 
 import fastpath
-from gateway import shared
+from gateway import __version__, shared
 from gateway.accesslog import AccessLog
 from gateway.admin.desk import Desk
 from gateway.admin.endpoint import create_admin
@@ -60,6 +60,7 @@ from gateway.http.lane import Lanes
 from gateway.http.openapi import PATH as OPENAPI_PATH
 from gateway.http.openapi import OpenApiResource
 from gateway.http.operations import create_operations
+from gateway.http.traced import TracedAccounting
 from gateway.logs import configure
 from gateway.metrics import Metrics
 from gateway.portal.catalog import check_functions
@@ -71,6 +72,8 @@ from gateway.routing.router import Router
 from gateway.settings import Settings
 from gateway.store.config_version import VersionFeed
 from gateway.store.pool import Database
+from gateway.tracing.exporter import Exporter
+from gateway.tracing.tracer import Tracer
 from gateway.units.service import Units
 from gateway.upstream.pool import Pools
 from gateway.upstream.resource import UpstreamResource
@@ -158,8 +161,8 @@ class Gateway:
             ]
         )
         self.gauges = Gauges(self.metrics, looks)
-        accounting = BareAccounting if self._is_bare() else Accounting
-        self.accounting = accounting(self.holder, self.metrics, self.access_log, self.audit)
+        self.exporter = self._exporter(settings)
+        self.accounting = self._accounting(settings)
         self.public = self._public(memory)
         self.admin = self._admin(settings)
         registry, roster = self.relay.registry, self.units.roster
@@ -224,6 +227,34 @@ class Gateway:
             return False
         self.log.critical(f"{BARE}=1: NO ACCESS LOG, NO METRICS, NO AUDIT: for benchmarks only, never in service")
         return True
+
+    def _exporter(self, settings: Settings) -> Exporter | None:
+        """Where spans go, if anything is traced."""
+        if not settings.trace_endpoint:
+            return None
+        node = settings.node or os.uname().nodename
+        return Exporter(
+            settings.trace_endpoint,
+            {
+                "service.name": "caregate",
+                "service.version": __version__,
+                "service.instance.id": f"{node}-{os.getpid()}",
+            },
+            __version__,
+            queue=settings.trace_queue,
+            interval_s=settings.trace_interval_ms / 1000,
+            count=lambda outcome, number: self.metrics.inc("caregate_trace_spans", (outcome,), number),
+        )
+
+    def _accounting(self, settings: Settings) -> Accounting:
+        parts = (self.holder, self.metrics, self.access_log, self.audit)
+        if self._is_bare():
+            return BareAccounting(*parts)
+        if self.exporter is None:
+            return Accounting(*parts)
+        tracer = Tracer(settings.trace_ratio, follow_parent=settings.trace_parent, add=self.exporter.add)
+        self._begin_trace = tracer.begin
+        return TracedAccounting(*parts, tracer=tracer)
 
     def _is_early(self) -> bool:
         """Is this the fault that `make ledger` must find?"""
@@ -325,6 +356,8 @@ class Gateway:
     def start(self) -> None:
         """Start the greenlets of this worker: audit trail, relay, control socket, log."""
         self.access_log.start()
+        if self.exporter is not None:
+            self.exporter.start()
         self.holder.subscribe(self._on_snapshot)
         self.audit.start()
         self.tokens.start()
@@ -368,6 +401,8 @@ class Gateway:
         self._note_worker("stopped")
         self.audit.stop()
         self.access_log.stop()
+        if self.exporter is not None:
+            self.exporter.stop()
         self.audit_reading.stop()
         self.database.close()
 
@@ -424,6 +459,17 @@ class Gateway:
         }
 
 
+class TracedGateway(Gateway):
+    """A gateway whose requests may be traced: nothing of it is in the way of one that traces nothing."""
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """WSGI."""
+        if environ.get("caregate.listener") == "ops":
+            return self.operations(environ, start_response)
+        self._begin_trace(environ)
+        return self.public(environ, start_response)
+
+
 _OF_STATUS: dict[int, type[GatewayError]] = {
     403: Forbidden,
     404: NotFound,
@@ -458,7 +504,8 @@ def create() -> Gateway:
     Raises: ConfigRefused, SettingsError: the worker does not start.
     """
     settings = Settings.from_environ()
-    gateway = Gateway(settings, shared.arbiter(settings), shared.slot)
+    kind = TracedGateway if settings.trace_endpoint else Gateway
+    gateway = kind(settings, shared.arbiter(settings), shared.slot)
     gateway.start()
     # PERF: `policy_rs256` of `make bench`: what a worker starts with stays; the collector need not look at it again.
     gc.collect()

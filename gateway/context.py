@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gateway.errors import GatewayError
     from gateway.rbac.scopes import Scopes
     from gateway.routing.model import Route
+    from gateway.tracing.tracer import OpenSpan
 
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ if TYPE_CHECKING:
         agent: str = ""
         """The software that answers for the unit, as it named itself."""
         trace: str = ""
-        """The caller's W3C trace id, if it sent a good one."""
+        """Its W3C trace id: the caller's, if it sent a good one, or ours."""
+        span: OpenSpan | None = None
+        """Where the request is traced: see gateway.tracing.tracer."""
         delivery: str | None = None
         relay_source: str | None = None
         upstream_ns: int = 0

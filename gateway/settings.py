@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from urllib.parse import urlsplit
 
 
 class SettingsError(ValueError):
@@ -126,6 +127,16 @@ class Settings:
     """Events on one page of a search at most."""
     log_level: str = "info"
     access_log: bool = True
+    trace_endpoint: str = ""
+    """Where spans are sent by OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; empty: nothing is traced."""
+    trace_ratio: float = 0.01
+    """Which part of the requests is traced, 0 to 1."""
+    trace_parent: bool = True
+    """A caller that sends a trace context decides by its sampled flag; false: the ratio decides for it too."""
+    trace_queue: int = 2_048
+    """Spans that wait to be sent; beyond it they are dropped and counted."""
+    trace_interval_ms: int = 1_000
+    """How long a span waits for company."""
     tls_certificate: str = ""
     tls_key: str = ""
     http2: bool = False
@@ -168,6 +179,10 @@ class Settings:
             raise SettingsError(
                 "CAREGATE_AUDIT_SEGMENT_BYTES: at least 262144, at most half of CAREGATE_AUDIT_SPOOL_BYTES"
             )
+        if not 0 <= self.trace_ratio <= 1:
+            raise SettingsError(f"CAREGATE_TRACE_RATIO: from 0 to 1, not {self.trace_ratio}")
+        if self.trace_endpoint and not _is_http(self.trace_endpoint):
+            raise SettingsError("CAREGATE_TRACE_ENDPOINT: an http or https URL without user and query")
         if self.log_level not in _LEVELS:
             raise SettingsError(f"CAREGATE_LOG_LEVEL: one of {', '.join(_LEVELS)}")
         if self.config_source not in CONFIG_SOURCES:
@@ -189,18 +204,33 @@ _MAY_BE_EMPTY = frozenset({"ops_bind"})
 _MAY_BE_ZERO = frozenset({"max_requests", "drain_linger_s"})
 
 
+def _is_http(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        is_plain = not url.query and "@" not in text and url.port != 0
+        return is_plain and url.scheme in ("http", "https") and bool(url.hostname)
+    except ValueError:
+        return False
+
+
 def _boolean(text: str) -> bool:
     if text not in ("0", "1", "true", "false"):
         raise ValueError("true or false")
     return text in ("1", "true")
 
 
-_READERS: dict[str, Callable[[str], object]] = {"int": int, "str": str, "Path": Path, "bool": _boolean}
+_READERS: dict[str, Callable[[str], object]] = {
+    "int": int,
+    "str": str,
+    "Path": Path,
+    "bool": _boolean,
+    "float": float,
+}
 
 
 def _read(name: str, text: str, reader: Callable[[str], object]) -> object:
     try:
         return reader(text)
     except ValueError as error:
-        takes = {int: "a whole number", _boolean: "true or false"}.get(reader, "another value")
+        takes = {int: "a whole number", float: "a number", _boolean: "true or false"}.get(reader, "another value")
         raise SettingsError(f"{name}: takes {takes}") from error

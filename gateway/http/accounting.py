@@ -29,7 +29,7 @@ from gateway.errors import (
 from gateway.http import problems
 from gateway.http.address import client_address
 from gateway.http.application import TOLD
-from gateway.http.trace import trace_id
+from gateway.http.trace import note_trace
 from gateway.metrics import LATENCY_BUCKETS_S, Metrics
 from gateway.routing.model import RESERVED_PREFIXES
 
@@ -83,7 +83,7 @@ class Accounting:
         if not ctx.path:
             ctx.path, ctx.query = _target(env)
         if "HTTP_TRACEPARENT" in env:
-            ctx.trace = trace_id(env["HTTP_TRACEPARENT"])
+            note_trace(ctx, env)
         if not self._audit.ready:
             raise AuditUnavailable("The audit trail has no room")
         if not snapshot.version:

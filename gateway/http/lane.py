@@ -14,7 +14,7 @@ from gateway.context import RequestContext
 from gateway.http.address import client_address
 from gateway.http.admission import Admission
 from gateway.http.identity import Identity
-from gateway.http.trace import trace_id
+from gateway.http.trace import note_trace
 from gateway.metrics import Metrics
 from gateway.rbac.decide import Decision, decide, is_hidden_from
 from gateway.routing.model import RESERVED_PREFIXES
@@ -45,7 +45,7 @@ class Lanes:
         self.identify = identity.identify
         self.bucket: Callable[[Rule, RequestContext], int] = admission.bucket
         self.decode = decode_segment
-        self.trace = trace_id
+        self.trace = note_trace
         self._renew(holder.current)
         holder.subscribe(self._renew)
 

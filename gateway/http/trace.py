@@ -1,16 +1,17 @@
-"""The trace that a caller's request belongs to."""
+"""The trace that a request belongs to."""
 
 from __future__ import annotations
 
-import re
+from typing import Any
 
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-|\Z)")
+from gateway.context import RequestContext
+from gateway.tracing.tracer import SPAN
+from gateway.tracing.w3c import parse_traceparent
 
 
-def trace_id(traceparent: str) -> str:
-    """The trace id of a `traceparent` field; nothing if it is not one.
-
-    Source: W3C Trace Context, 3.2.
-    """
-    found = _TRACEPARENT.match(traceparent)
-    return found[1] if found is not None and found[1] != "0" * 32 and traceparent[:2] != "ff" else ""
+def note_trace(ctx: RequestContext, environ: dict[str, Any]) -> None:
+    """Keep the trace id of a request with a `traceparent`, the caller's or ours, and its span, if it is traced."""
+    found = parse_traceparent(environ["HTTP_TRACEPARENT"])
+    if found is not None:
+        ctx.trace = found.trace_id
+        ctx.span = environ.get(SPAN)
