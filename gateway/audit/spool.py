@@ -196,6 +196,7 @@ class Spool(Chain):
         self._segments: list[Segment] = []
         self._spare: Path | None = None
         self._unsynced: list[Segment] = []
+        self._syncing = 0
         self._reading = (0, HEADER.size)
         self._read = (-1, 0, HEADER.size)
         self.rolled: Callable[[], object] = lambda: None
@@ -260,13 +261,16 @@ class Spool(Chain):
 
     def files_to_sync(self, now_ms: int) -> tuple[Head, list[int]]:
         """What is durable once `sync_files` has returned, and what to give it."""
+        self._syncing = len(self._unsynced)
         return Head(self.sequence, self.hash, now_ms), [segment.fd for segment in self._unsynced]
 
     def synced(self, head: Head) -> None:
         """`sync_files` has returned."""
-        for segment in self._unsynced[:-1]:
+        # NOTE: the one in use when it began may have got records since, and be in use no more: it is synced again.
+        full = max(0, self._syncing - 1)
+        for segment in self._unsynced[:full]:
             segment.rest()
-        del self._unsynced[:-1]
+        del self._unsynced[:full]
         self.state.head = head
         self.state.suspect = False
 
@@ -358,7 +362,9 @@ class Spool(Chain):
         """
         head, descriptors = self.files_to_sync(now_ms)
         sync_files(descriptors)
-        if not self.damaged:
+        told = self.state.head
+        # What was durable and is gone stays signed for: its absence shows.
+        if told is None or told.sequence <= head.sequence:
             self.synced(head)
         self.state.settle()
 

@@ -419,3 +419,17 @@ def test_the_names_of_a_new_chain_are_durable(tmp_path, monkeypatch):
     )
     with opened(tmp_path / "audit") as spool:
         assert {str(tmp_path), str(tmp_path / "audit"), str(spool.folder)} <= set(synced)
+
+
+def test_a_file_that_was_left_while_it_was_synced_is_synced_again(tmp_path):
+    """Records that came after the sync began, before the next file was used, are not durable by it."""
+    with opened(tmp_path) as spool:
+        spool.append(b"one")
+        head, synced = spool.files_to_sync(1)
+        while len(list(spool.folder.glob("*.spool"))) < 2:
+            spool.append(b"x" * 60_000)
+        spool.synced(head)
+        assert spool.files_to_sync(2)[1][0] == synced[0]
+        assert len(spool.files_to_sync(2)[1]) == 2
+        spool.synced(spool.files_to_sync(3)[0])
+        assert len(spool.files_to_sync(4)[1]) == 1
