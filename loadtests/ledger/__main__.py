@@ -122,13 +122,13 @@ def largest_step_s(kept: Sequence[Kept]) -> float:
 
 
 def table(runs: Sequence[Run]) -> list[str]:
-    head = f"{'run':>3}  {'what':<40}{'asked':>7}{'answered':>10}{'withheld':>10}{'events':>8}"
+    head = f"{'run':>3}  {'what':<44}{'asked':>7}{'answered':>10}{'withheld':>10}{'events':>8}"
     lines = [head + "".join(f"{name:>8}" for name in Verdict().counts()) + "  chains"]
     for number, run in enumerate(runs, 1):
         withheld = sum(one.withdrawn for one in run.asked.values())
         counts = f"{len(run.asked):>7}{run.answered:>10}{withheld:>10}{run.events:>8}"
         rules = "".join(f"{count:>8}" for count in run.verdict.counts().values())
-        lines.append(f"{number:>3}  {run.name:<40}{counts}{rules}  {'whole' if not run.broken_chain else 'BROKEN'}")
+        lines.append(f"{number:>3}  {run.name:<44}{counts}{rules}  {'whole' if not run.broken_chain else 'BROKEN'}")
     statuses = Counter((one.kind, one.status, one.code) for run in runs for one in run.asked.values())
     for (kind, status, code), count in sorted(statuses.items()):
         lines.append(f"     {kind:<16}{status or 'broken':>7}  {code:<30}{count:>8}")
