@@ -12,10 +12,12 @@ from msgspec import Meta
 from gateway.admin import permissions
 from gateway.admin.desk import Desk
 from gateway.admin.operation import Body, Call, Change, Operation, Reply
-from gateway.admin.types import Limit, Name, Number, Reason
+from gateway.admin.types import KeyId, Limit, Name, Number, Reason
+from gateway.auth.key_seal import key_seal
+from gateway.auth.rotation import await_keys, role_of, rotate
 from gateway.auth.settled import await_workers
 from gateway.config.reload import ReloadFailed
-from gateway.errors import NotFound, Unprocessable, WorkersUnavailable
+from gateway.errors import Conflict, NotFound, Unprocessable, WorkersUnavailable
 from gateway.store.revocation import NewRevocation, RevocationRefused, RevocationRow
 from gateway.store.session_operator import KnownSession
 
@@ -84,13 +86,41 @@ class Sessions(msgspec.Struct, frozen=True):
 
 
 class SigningKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key of a role. Shapes: `signs`: new tokens are signed with it; else it only verifies."""
+    """A key of a role.
+
+    Shapes: `source` is document or made (by a rotation); `signs`: new tokens are signed with it; `usable` false where
+    the gateway lacks the key that it is sealed under.
+    """
 
     role: str
-    audience: str
     kid: str
     alg: str
+    source: str
     signs: bool
+    live: bool
+    usable: bool
+    signs_from: datetime | None
+    retires_at: datetime | None
+
+
+class RotatedKey(msgspec.Struct, frozen=True, kw_only=True):
+    """Shapes: `old` verifies until `retires_at`; `known_by` worker processes have the key, `late` do not yet."""
+
+    role: str
+    kid: str
+    alg: str
+    signs_from: datetime
+    old: str | None
+    retires_at: datetime | None
+    known_by: list[int]
+    late: list[int]
+
+
+class RetiredKey(msgspec.Struct, frozen=True, kw_only=True):
+    role: str
+    kid: str
+    known_by: list[int]
+    late: list[int]
 
 
 class SigningKeys(msgspec.Struct, frozen=True):
@@ -114,6 +144,29 @@ class KeysQuery(Body, frozen=True):
 
 class OfSession(Body, frozen=True):
     session: SessionId
+
+
+class OfRole(Body, frozen=True):
+    role: Name
+
+
+class OfSigningKey(Body, frozen=True):
+    kid: KeyId
+
+
+class Rotate(Body, frozen=True):
+    """`alg`: by default as the key that signs now, or ES256. Units: seconds, at most 90 days."""
+
+    reason: Reason
+    alg: Literal["EdDSA", "ES256", "ES384", "RS256", "PS256"] | None = None
+    overlap_s: Annotated[int, Meta(ge=0, le=90 * 86_400)] = 86_400
+
+
+class Retire(Body, frozen=True):
+    """`force`: also the last key of its role, which nobody can have tokens of then."""
+
+    reason: Reason
+    force: bool = False
 
 
 class Revoke(Body, frozen=True):
@@ -232,20 +285,84 @@ def _session(found: KnownSession) -> Session:
 # --- keys
 
 
+def _roles(desk: Desk) -> dict[str, list[dict[str, Any]]]:
+    """The keys of each role, as the workers have them. Raises: WorkersUnavailable."""
+    found = desk.ask("keys")
+    if not found:
+        raise WorkersUnavailable(retry_after_s=1)
+    roles: dict[str, list[dict[str, Any]]] = found[0]["roles"]
+    return roles
+
+
 def list_keys(desk: Desk, call: Call) -> Reply:
-    query: KeysQuery = call.query
-    found: list[SigningKey] = []
-    for name, role in sorted(call.snapshot.document.roles.items()):
-        if query.role not in (None, name):
-            continue
-        signing = next((key.kid for key in role.keys if key.secret or key.private_key), None)
-        found += [
-            SigningKey(role=name, audience=role.audience, kid=key.kid, alg=key.alg, signs=key.kid == signing)
-            for key in role.keys
-        ]
-    if query.role is not None and not found:
+    wanted = call.query.role
+    roles = _roles(desk)
+    if wanted is not None and wanted not in roles:
         raise NotFound("No such role")
-    return Reply(SigningKeys(found))
+    return Reply(
+        SigningKeys(
+            [_signing_key(role, key) for role, keys in sorted(roles.items()) if wanted in (None, role) for key in keys]
+        )
+    )
+
+
+def _signing_key(role: str, key: dict[str, Any]) -> SigningKey:
+    return SigningKey(
+        role=role, kid=key["kid"], alg=key["alg"], source=key["source"], signs=key["signs"], live=key["live"],
+        usable=key["usable"], signs_from=_moment(key["signs_s"]), retires_at=_moment(key["retires_s"]),
+    )  # fmt: skip
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def rotate_key(desk: Desk, call: Call, change: Change) -> Reply:
+    role, body = call.path.role, call.body
+    change.target, change.reason = f"role/{role}/keys", body.reason
+    keys = _roles(desk).get(role)
+    if keys is None:
+        raise NotFound("No such role")
+    change.before = keys
+    seal = key_seal(desk.settings, desk.settings.data_dir, make=True)
+    assert seal is not None  # noqa: S101 - made if there was none
+    with desk.keys() as store:
+        made = rotate(
+            store, seal, role, keys, alg=body.alg, at_s=None, overlap_s=body.overlap_s,
+            author=call.author[:MAX_AUTHOR_CHARS], reason=body.reason,
+        )  # fmt: skip
+    rotated = made.rotated
+    change.target, change.after = f"role/{role}/key/{made.kid}", {"kid": made.kid, "alg": made.alg, "old": rotated.old}
+    known, late = _await_keys(desk, rotated.revision, made.kid)
+    answer = RotatedKey(
+        role=role, kid=made.kid, alg=made.alg, signs_from=rotated.signs_at, old=rotated.old,
+        retires_at=rotated.retires_at, known_by=known, late=late,
+    )  # fmt: skip
+    return Reply(answer, 201)
+
+
+def retire_key(desk: Desk, call: Call, change: Change) -> Reply:
+    kid, body = call.path.kid, call.body
+    change.target, change.reason = f"key/{kid}", body.reason
+    role, last = role_of(kid, _roles(desk))
+    if role is None:
+        raise NotFound("No such key")
+    change.target, change.before = f"role/{role}/key/{kid}", {"retired": False}
+    if last and not body.force:
+        raise Conflict("It is the last live key of its role: rotate first, or say force")
+    with desk.keys() as store:
+        revision = store.retire(kid, role, call.author[:MAX_AUTHOR_CHARS], body.reason)
+    change.after = {"retired": True}
+    known, late = _await_keys(desk, revision, "")
+    return Reply(RetiredKey(role=role, kid=kid, known_by=known, late=late))
+
+
+def _await_keys(desk: Desk, revision: int, signs: str) -> tuple[list[int], list[int]]:
+    """Raises: WorkersUnavailable."""
+    try:
+        return await_keys(desk.settings.run_dir, revision, signs)
+    except ReloadFailed:
+        raise WorkersUnavailable("It is done; not every worker said that it knows", retry_after_s=1) from None
 
 
 _REVOKE, _SESSIONS, _KEYS = permissions.REVOKE, permissions.SESSIONS, permissions.KEYS
@@ -274,6 +391,16 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         name="keys.list", method="GET", path="/keys", permission=_KEYS, answer=SigningKeys, query=KeysQuery,
-        run=list_keys, summary="The roles' keys: which sign, which only verify",
+        run=list_keys, errors=(WorkersUnavailable,), summary="The roles' keys: which sign, which only verify",
+    ),
+    Operation(
+        name="keys.rotate", method="POST", path="/keys/{role}/rotate", permission=_KEYS, answer=RotatedKey,
+        params=OfRole, body=Rotate, change=rotate_key, status=201, errors=(WorkersUnavailable, Conflict),
+        summary="Make a role's next key; the one before verifies until the overlap ends",
+    ),
+    Operation(
+        name="keys.retire", method="POST", path="/keys/{kid}/retire", permission=_KEYS, answer=RetiredKey,
+        params=OfSigningKey, body=Retire, change=retire_key, errors=(WorkersUnavailable, Conflict),
+        summary="Refuse a key, and all that it signed, from now on and for ever",
     ),
 )  # fmt: skip

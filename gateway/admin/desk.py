@@ -13,12 +13,13 @@ from gevent.lock import BoundedSemaphore
 from gateway.config.check import CatalogCheck
 from gateway.config.reload import ReloadFailed, WorkerStatus, ask, status
 from gateway.config.snapshot import SnapshotHolder
-from gateway.errors import DatabaseUnavailable, OperatorUnavailable, Overloaded, WorkersUnavailable
+from gateway.errors import Conflict, DatabaseUnavailable, OperatorUnavailable, Overloaded, WorkersUnavailable
 from gateway.settings import Settings
 from gateway.store.config_version import VersionsError, VersionStore
 from gateway.store.operator_trail import OperatorTrail, PastRequest
 from gateway.store.revocation import OperatorStoreError, RevocationOperator
 from gateway.store.session_operator import SessionOperator
+from gateway.store.signing_key import KeyChangeRefused, KeyOperator
 from gateway.store.unit_operator import OperatorError, UnitOperator
 
 if TYPE_CHECKING:
@@ -81,6 +82,18 @@ class Desk:
                 with SessionOperator(dsn) as operator:
                     yield operator
             except OperatorError:
+                raise DatabaseUnavailable(retry_after_s=1) from None
+
+    @contextmanager
+    def keys(self) -> Iterator[KeyOperator]:
+        """The keys that rotations made. Raises: as `units`, and Conflict for what a rotation refuses."""
+        with self._operator() as dsn:
+            try:
+                with KeyOperator(dsn) as operator:
+                    yield operator
+            except KeyChangeRefused as error:
+                raise Conflict(str(error)) from None
+            except OperatorStoreError:
                 raise DatabaseUnavailable(retry_after_s=1) from None
 
     def past_request(self, request_id: str) -> PastRequest | None:

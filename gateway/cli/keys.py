@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gateway.auth.rotation import ALGORITHMS, SETTLE_S, await_keys, role_of, rotate
 from gateway.cli.operator import Unusable, add_options, dsn_of, run_dir_of, settings_of, unusable
 from gateway.config.reload import ReloadFailed, ask
 from gateway.config.versions import user_name
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
     Parsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-ALGORITHMS = ("EdDSA", "ES256", "ES384", "RS256", "PS256")
-SETTLE_S = 5.0
-"""How long the command waits for the workers; they know within a second."""
 EXIT_REFUSED = 1
 EXIT_LATE = 1
 _LENGTH = re.compile(r"(0|[1-9][0-9]{0,4})([smhd])")
@@ -150,40 +147,20 @@ def _ask(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _rotate(store: KeyOperator, options: argparse.Namespace) -> int:
-    from gateway.store.signing_key import NewKey
-
     roles = _roles(options)
     if options.role not in roles:
         raise Unusable(f"the configuration in force has no role {options.role}")
     if options.at is not None and options.at < time.time():
         raise Unusable("--at is over already")
-    keys = roles[options.role]
-    alg = options.alg or next((key["alg"] for key in keys if key["signs"] and key["alg"] in ALGORITHMS), "ES256")
-    seal = _seal(options)
-    kid = f"{options.role}-{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(4)}"
-    sealed = seal.seal(_private_pem(alg), kid, options.role, alg)
-    documented = [key["kid"] for key in keys if key["source"] == "document"]
-    new = NewKey(kid, options.role, alg, sealed, options.at)
-    rotated = store.rotate(new, documented, options.overlap, _author(options), options.reason)
-    print(f"{kid} ({alg}) signs for {options.role} from {_time(rotated.signs_at.timestamp())}")
+    made = rotate(
+        store, _seal(options), options.role, roles[options.role], alg=options.alg, at_s=options.at,
+        overlap_s=options.overlap, author=_author(options), reason=options.reason,
+    )  # fmt: skip
+    rotated = made.rotated
+    print(f"{made.kid} ({made.alg}) signs for {options.role} from {_time(rotated.signs_at.timestamp())}")
     if rotated.retires_at is not None:
         print(f"{rotated.old} verifies until {_time(rotated.retires_at.timestamp())}")
-    return _await(options, rotated.revision, kid if options.at is None else "")
-
-
-def _private_pem(alg: str) -> bytes:
-    """A new private key."""
-    from cryptography.hazmat.primitives import serialization as s
-    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-
-    key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
-    if alg == "EdDSA":
-        key = ed25519.Ed25519PrivateKey.generate()
-    elif alg in ("ES256", "ES384"):
-        key = ec.generate_private_key(ec.SECP256R1() if alg == "ES256" else ec.SECP384R1())
-    else:
-        key = rsa.generate_private_key(public_exponent=65_537, key_size=3_072)
-    return key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
+    return _await(options, rotated.revision, made.kid if options.at is None else "")
 
 
 def _seal(options: argparse.Namespace) -> KeySeal:
@@ -204,12 +181,10 @@ def _author(options: argparse.Namespace) -> str:
 
 
 def _retire(store: KeyOperator, options: argparse.Namespace) -> int:
-    roles = _roles(options)
-    role = next((name for name, keys in roles.items() if any(key["kid"] == options.kid for key in keys)), None)
+    role, last = role_of(options.kid, _roles(options))
     if role is None:
         raise Unusable(f"no role of the configuration in force has a key {options.kid}")
-    others = [key for key in roles[role] if key["live"] and key["kid"] != options.kid]
-    if not others and not options.force:
+    if last and not options.force:
         raise Unusable(f"{options.kid} is the last key of {role}: give --force, or `caregate keys rotate {role}` first")
     revision = store.retire(options.kid, role, _author(options), options.reason)
     print(f"{options.kid} of {role} is retired")
@@ -237,19 +212,12 @@ def _rewrap(store: KeyOperator, options: argparse.Namespace) -> int:
 
 def _await(options: argparse.Namespace, revision: int, signs: str = "") -> int:
     """Say when every worker knows, and signs with the new key."""
-    until_s = time.monotonic() + SETTLE_S
-    while True:
-        found = _ask(options)
-        late = [worker["pid"] for worker in found if not _knows(worker, revision, signs)]
-        if not late:
-            print(f"in force in {len(found)} workers")
-            return 0
-        if time.monotonic() > until_s:
-            print(f"not yet in force in worker {', '.join(map(str, late))}", file=sys.stderr)
-            return EXIT_LATE
-        time.sleep(0.05)
-
-
-def _knows(worker: dict[str, Any], revision: int, signs: str) -> bool:
-    signers = {key["kid"] for keys in worker["roles"].values() for key in keys if key["signs"]}
-    return worker["revision"] >= revision and (not signs or signs in signers or not worker["issues"])
+    try:
+        known, late = await_keys(run_dir_of(options), revision, signs)
+    except ReloadFailed as error:
+        raise Unusable(str(error)) from None
+    if late:
+        print(f"not yet in force in worker {', '.join(map(str, late))}", file=sys.stderr)
+        return EXIT_LATE
+    print(f"in force in {len(known)} workers")
+    return 0

@@ -8,7 +8,7 @@ from gateway.admin import permissions
 from gateway.admin.operations import OPERATIONS
 
 ONE_EACH = {f"only-{permission}": permission for permission in sorted(permissions.ALL)}
-FILL = {"{unit}": "north", "{number}": "1", "{kid}": "k1", "{limit}": "few", "{session}": "s" * 22}
+FILL = {"{unit}": "north", "{number}": "1", "{kid}": "k1", "{limit}": "few", "{session}": "s" * 22, "{role}": "nothing"}
 
 
 def path_of(operation):

@@ -14,9 +14,10 @@ from fastpath.token import Key, TokenError, Verifier
 from gateway.auth.keys import issue_token, load_private_key
 from gateway.auth.model import Revocations, SigningKey
 from gateway.auth.revocations import RevokedTokens
+from gateway.auth.rotation import ALGORITHMS
+from gateway.auth.rotation import private_pem as _private_pem
 from gateway.auth.sealed import KeyEncryptionKey, KeySeal
 from gateway.auth.signing_keys import SigningKeys
-from gateway.cli.keys import ALGORITHMS, _private_pem
 from gateway.config.snapshot import CompiledTokens, SnapshotHolder
 
 NOW = 1_700_000_000.0

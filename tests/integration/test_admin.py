@@ -386,16 +386,27 @@ def test_sessions_are_seen_and_ended_with_their_tokens(
         assert time.monotonic() < until_s
 
 
-def test_the_roles_keys(ask: Callable[..., Answer]) -> None:
-    (key,) = ask("GET", "/keys?role=practitioner").json["items"]
-    assert key == {
-        "role": "practitioner",
-        "audience": "staff-portal",
-        "kid": "practitioner-1",
-        "alg": "ES256",
-        "signs": True,
-    }
-    assert len(ask("GET", "/keys").json["items"]) >= 7
+def test_a_role_gets_a_new_key_and_an_old_one_is_retired(
+    site: Site, ask: Callable[..., Answer], changed: Callable[..., Any]
+) -> None:
+    token = site.token("auditor", subject="auditor-1")
+    (key,) = ask("GET", "/keys?role=auditor").json["items"]
+    assert (key["kid"], key["alg"], key["source"], key["signs"]) == ("auditor-1", "EdDSA", "document", True)
+    last, _ = changed("POST", "/keys/auditor-1/retire", {"reason": "x"})
+    assert last.status == 409
+    made, event = changed("POST", "/keys/auditor/rotate", {"reason": "yearly", "overlap_s": 600})
+    assert made.status == 201
+    assert (made.json["alg"], made.json["late"], len(made.json["known_by"])) == ("EdDSA", [], WORKERS)
+    assert event["detail"]["target"] == f"role/auditor/key/{made.json['kid']}"
+    listed = {one["kid"]: one for one in ask("GET", "/keys?role=auditor").json["items"]}
+    assert (listed[made.json["kid"]]["signs"], listed["auditor-1"]["live"]) == (True, True)
+    assert site.ask("GET", "/auth/v1/none", token, ops=False).status == 404
+    retired, event = changed("POST", "/keys/auditor-1/retire", {"reason": "leaked"})
+    assert (retired.json["role"], retired.json["late"]) == ("auditor", [])
+    assert event["detail"]["before"] != event["detail"]["digest"]
+    assert refused_everywhere(site, token)
+    assert changed("POST", "/keys/auditor-1/retire", {"reason": "again"})[0].status == 409
+    assert changed("POST", "/keys/nobody/rotate", {"reason": "x"})[0].status == 404
     assert ask("GET", "/keys?role=nobody").status == 404
 
 

@@ -30,7 +30,7 @@ CHECKS = [
     checks.allow_header_conformance,
 ]  # fmt: skip
 THERE = {
-    "unit": story.CLINIC, "number": 1, "limit": "per-caller", "kid": "k", "session": "s" * 22,
+    "unit": story.CLINIC, "number": 1, "limit": "per-caller", "kid": "k", "role": "partner", "session": "s" * 22,
     "request_id": "00000000-0000-4000-8000-000000000000",
 }  # fmt: skip
 """What good requests name."""
