@@ -310,7 +310,7 @@ class Gateway:
         )
         identity.knows_key = self.providers.knows
         self._admission, self._identity = admission, identity
-        self.explainer = Explainer(admission, router)
+        self.explainer = Explainer(admission, router, self.break_glass.case_of)
         self._lanes = Lanes(self.holder, memory.buckets, self.metrics, admission, identity, router)
         app.lane = self._lanes if self.holder.current.version else None
         app.req_options.strip_url_path_trailing_slash = False

@@ -65,6 +65,18 @@ class BreakGlassService:
         if self._greenlet is not None:
             self._greenlet.kill()
 
+    def case_of(self, ctx: RequestContext, principal: Principal, route: Route) -> str | None:
+        """The case by which the caller may read this record; nothing is noted.
+
+        Raises: DatabaseUnavailable, DatabaseTimeout.
+        Yields to the hub: yes.
+        """
+        rules = ctx.snapshot.document.break_glass
+        if rules is None or principal.role not in rules.roles or ctx.method not in READS:
+            return None
+        unit, patient = _unit_of(route, ctx), ctx.params.get(route.break_glass or "", "")
+        return self._store.find(principal.issuer, principal.subject, unit, patient) if unit and patient else None
+
     def opens(self, ctx: RequestContext, principal: Principal, route: Route) -> bool:
         """Has the caller a case by which he may read this record, although a binding refuses it? Then it is noted.
 
@@ -72,15 +84,10 @@ class BreakGlassService:
         Raises: DatabaseUnavailable, DatabaseTimeout, AuditUnavailable.
         Yields to the hub: yes.
         """
-        rules = ctx.snapshot.document.break_glass
-        if rules is None or principal.role not in rules.roles or ctx.method not in READS:
-            return False
-        unit, patient = _unit_of(route, ctx), ctx.params.get(route.break_glass or "", "")
-        if not unit or not patient:
-            return False
-        case = self._store.find(principal.issuer, principal.subject, unit, patient)
+        case = self.case_of(ctx, principal, route)
         if case is None:
             return False
+        unit, patient = _unit_of(route, ctx), ctx.params.get(route.break_glass or "", "")
         self._note(
             "break-glass.used", "allowed", ctx=ctx, durable=True, unit=unit, patient=patient, purpose="BTG", case=case
         )

@@ -18,7 +18,7 @@ import falcon
 
 from fastpath.target import canonical_path
 from gateway.config.snapshot import Snapshot
-from gateway.context import RequestContext, new_request_id
+from gateway.context import Principal, RequestContext, new_request_id
 from gateway.errors import BadTarget, GatewayError, RateLimited, TokenInvalid
 from gateway.http import problems
 from gateway.http.admission import Admission, LimitState
@@ -97,12 +97,22 @@ class _Uncounted:
 class Explainer:
     """Holds: nothing between two questions."""
 
-    def __init__(self, admission: Admission, router: Router, clock_s: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        router: Router,
+        case_of: Callable[[RequestContext, Principal, Route], str | None] = lambda ctx, principal, route: None,
+        clock_s: Callable[[], float] = time.time,
+    ) -> None:
+        """Shapes: `case_of` an emergency that opens what a binding refused, see breakglass.service."""
         self._admission = admission
         self._router = router
         self._clock_s = clock_s
         self._identity = Identity(clock_s, cast("Any", _Uncounted()))
-        self._authorization = Authorization(intent=lambda ctx: None)
+        self._authorization = Authorization(
+            intent=lambda ctx: None,
+            opens=lambda ctx, principal, route: case_of(ctx, principal, route) is not None,
+        )
 
     def explain(self, snapshot: Snapshot, asked: Asked) -> Explanation:
         """Decide a request without making it."""

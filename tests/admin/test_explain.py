@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import falcon.testing
 import pytest
@@ -79,6 +80,35 @@ def test_one_step_refuses_what_came_before_passed_and_the_rest_is_not_reached(
     assert {outcomes[name] for name in order[:at]} <= {"passed", "not-asked"}
     after = order[at + 1 :] if step != "token" else ["audience", "role", "permission", "binding"]
     assert {outcomes[name] for name in after} <= {"not-reached"}
+
+
+def test_an_emergency_opens_what_a_binding_refused_and_nothing_is_noted(gateway, token, monkeypatch) -> None:
+    asked_for: list[str] = []
+
+    def case_of(ctx, principal, route):
+        asked_for.append(ctx.params["member"])
+        return "case-1"
+
+    route = gateway.holder.current.controllers["own"]
+    explainer = type(gateway.explainer)(gateway._admission, gateway.explainer._router, case_of)
+    text = token("outsider", member="m-1")
+    assert not explainer.explain(gateway.holder.current, Asked("GET", "/v1/members/m-2/notes", text)).allowed
+    assert asked_for == [], "the route knows no emergency"
+    opened = replace(route, break_glass="member")
+    monkeypatch.setattr(explainer._router, "find", finding(explainer._router.find, opened))
+    found = explainer.explain(gateway.holder.current, Asked("GET", "/v1/members/m-2/notes", text))
+    assert (found.allowed, found.rule, asked_for) == (True, "break-glass", ["m-2"])
+
+
+def finding(find, route):
+    """A router that finds that route."""
+
+    def found(uri, req=None):
+        answer = find(uri, req=req)
+        req.context.gateway.route = route
+        return answer
+
+    return found
 
 
 def test_an_expired_token_is_told_from_a_forged_one(gateway, token) -> None:
