@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from loadtests.bench import __main__ as bench
+from loadtests.bench import rows as rows_module
 from loadtests.bench import run, servers
-from loadtests.bench.policy import Portal
+from loadtests.bench.peers import configs
+from loadtests.bench.policy import Portal, make_keys
 from loadtests.bench.report import LIMITS, OVERHEADS, Figure, as_document, judge, plot, remarks, table
 from loadtests.bench.row import Contender, Row
 from loadtests.bench.rows import Rows
@@ -129,3 +131,16 @@ with portal_database(run / "postgres") as portal:
         row = dataclasses.replace(row, contenders=row.contenders[2:])
     print(json.dumps(as_document(measure(rows, row, 1, 1), [])))
 """
+
+
+def test_envoy_limits_each_caller_as_the_others_do() -> None:
+    text = configs.envoy(make_keys(), "RS256", 1, 2, 3, 50_000)
+    limit = text[text.index("http_filters:") :]
+    assert "path: [{key: claims}, {key: sub}]" in limit
+    assert "- entries: [{key: caller}]" in limit
+    assert "max_dynamic_descriptors: 200000" in limit
+    assert "jwt_cache_size: 50000" in text
+
+
+def test_tokens_used_once_are_more_than_any_cache_holds() -> None:
+    assert rows_module.TOKENS["unique"].count >= 2 * rows_module._SMALL_CACHE

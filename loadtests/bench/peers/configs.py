@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loadtests.bench.policy import AUDIENCE, ISSUER, ROLES, Keys
 
+# NOTE: the limit is each caller's, as everybody's here: a bucket is made for every subject that a token names.
 ENVOY = """
 admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {admin}}}}}}}
 static_resources:
@@ -56,6 +57,16 @@ static_resources:
               "@type": type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
               stat_prefix: limit
               token_bucket: {{max_tokens: 100000000, tokens_per_fill: 100000000, fill_interval: 1s}}
+              rate_limits:
+              - actions:
+                - metadata:
+                    descriptor_key: caller
+                    source: DYNAMIC
+                    metadata_key: {{key: envoy.filters.http.jwt_authn, path: [{{key: claims}}, {{key: sub}}]}}
+              descriptors:
+              - entries: [{{key: caller}}]
+                token_bucket: {{max_tokens: 100000000, tokens_per_fill: 100000000, fill_interval: 1s}}
+              max_dynamic_descriptors: 200000
               filter_enabled: {{default_value: {{numerator: 100, denominator: HUNDRED}}}}
               filter_enforced: {{default_value: {{numerator: 100, denominator: HUNDRED}}}}
           - name: envoy.filters.http.router
