@@ -45,7 +45,7 @@ class Store(Protocol):
     """See store.tokens.TokenStore."""
 
     def revoke(self, jti: str, until_s: float, by: str) -> None: ...
-    def is_revoked(self, jti: str) -> bool: ...
+    def is_revoked(self, jti: str, session: str) -> bool: ...
 
 
 class Sessions(Protocol):
@@ -185,7 +185,7 @@ class IntrospectResource(Posted):
         # SEC: of a token that the client may not ask about it learns as much as of none (RFC 7662, 2.2).
         if verified is None or verified.audience not in client.introspect:
             return None
-        if verified.jti is not None and self._store.is_revoked(verified.jti):
+        if self._store.is_revoked(verified.jti or "", str(verified.claims.get("sid", ""))):
             return None
         return {**verified.claims, "active": True, "token_type": "Bearer", "role": verified.role}
 

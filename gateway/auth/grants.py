@@ -15,7 +15,7 @@ from gateway.auth.accounts import Login, Logins, Note
 from gateway.auth.clients import Caller
 from gateway.auth.dpop import Proof
 from gateway.auth.issue import AccessToken, issue_access_token
-from gateway.auth.sessions import Code, Issued, NewSession, Presented, Verdict
+from gateway.auth.sessions import Code, NewSession, Presented, Verdict
 from gateway.auth.vault import Unsealable, box_of
 from gateway.config.snapshot import CompiledApp, Snapshot
 from gateway.context import RequestContext
@@ -25,8 +25,6 @@ EXCHANGE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"
 ACCESS_TOKEN_TYPE: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105 - a name (RFC 8693, 3)
 OF_CLIENTS: Final = ("client_credentials",)
 OF_APPS: Final = ("authorization_code", "password", "refresh_token", EXCHANGE)
-LEEWAY_S: Final = 120
-"""At least the leeway of any configuration: until then a token that has run out might still be taken."""
 _MAX_PATIENT_CHARS = 256
 
 Answer = dict[str, object]
@@ -66,17 +64,16 @@ class Asked:
 class Store(Protocol):
     """See store.sessions.SessionStore."""
 
-    def begin(self, session: NewSession, refresh: tuple[bytes, int] | None, issued: Issued) -> None: ...
+    def begin(self, session: NewSession, refresh: tuple[bytes, int] | None) -> None: ...
     def family(self, digest: bytes) -> AbstractContextManager[Any]: ...
     def redemption(self, digest: bytes) -> AbstractContextManager[Any]: ...
     def ward(self, session: str, client: str, patient: str) -> tuple[str, str, str | None, float] | None: ...
-    def issue(self, session: str, issued: Issued) -> None: ...
 
 
 class Revoked(Protocol):
     """See store.tokens.TokenStore."""
 
-    def is_revoked(self, jti: str) -> bool: ...
+    def is_revoked(self, jti: str, session: str) -> bool: ...
 
 
 def invalid_grant(detail: str) -> TokenRequestRefused:
@@ -140,7 +137,7 @@ class Grants:
         )  # fmt: skip
         session, refresh, text = self._new(asked, login)
         token = self._access(asked.snapshot, login, session)
-        self._store.begin(session, refresh, _issued(token))
+        self._store.begin(session, refresh)
         return self._begun(asked, login, session, token, text)
 
     def _authorization_code(self, asked: Asked) -> Answer:
@@ -160,7 +157,7 @@ class Grants:
                         login = Login(code.account, code.methods)
                         session, refresh, successor = self._new(asked, login)
                         token = self._access(asked.snapshot, login, session)
-                        redemption.begin(session, refresh, _issued(token))
+                        redemption.begin(session, refresh)
         if why:
             account = code.account.id if code is not None else ""
             ended = code.session if code is not None and why == "reused" else ""
@@ -173,16 +170,17 @@ class Grants:
 
     def _new(self, asked: Asked, login: Login) -> tuple[NewSession, tuple[bytes, int] | None, str]:
         """A session to begin, what is kept of its first refresh token, and that token; no token: empty."""
-        lifetimes = asked.snapshot.roles[login.account.role].lifetimes
+        role = asked.snapshot.roles[login.account.role]
         session = NewSession(
-            sessions.new_session_id(), login.account.id, asked.app.id, login.account.role, "", login.methods,
+            sessions.new_session_id(), login.account.id, asked.app.id, role.name,
+            asked.snapshot.audiences[role.audience].issuer, role.audience, "", login.methods,
             # NOTE: a client with a key of its own proves itself by that each time (RFC 9449, 5).
-            asked.proof_key if asked.app.public else "", lifetimes.absolute_s,
+            asked.proof_key if asked.app.public else "", role.lifetimes.absolute_s,
         )  # fmt: skip
-        if not lifetimes.refresh_s:
+        if not role.lifetimes.refresh_s:
             return session, None, ""
         text = sessions.new_refresh_token()
-        return session, (sessions.digest_of(text), min(lifetimes.refresh_s, lifetimes.absolute_s)), text
+        return session, (sessions.digest_of(text), min(role.lifetimes.refresh_s, role.lifetimes.absolute_s)), text
 
     def _access(self, snapshot: Snapshot, login: Login, session: NewSession) -> AccessToken:
         account, now_s = login.account, self._now()
@@ -243,13 +241,13 @@ class Grants:
                 successor = box_of(text).open(presented.token.successor, b"").decode()
             except Unsealable:
                 return Verdict.OVER, None, ""
-            family.repeat(_issued(token))
+            family.repeat()
             return verdict, token, successor
         successor = sessions.new_refresh_token()
         # SEC: who proves nothing may not ask again, so nothing is kept for him.
         sealed = box_of(text).seal(successor.encode(), b"") if proof else b""
         until_s = min(presented.now_s + role.lifetimes.refresh_s, ends_s)
-        family.rotate(sessions.digest_of(successor), until_s, proof, sealed, _issued(token))
+        family.rotate(sessions.digest_of(successor), until_s, proof, sealed)
         return verdict, token, successor
 
     def _again(self, snapshot: Snapshot, presented: Presented, ends_s: float) -> AccessToken:
@@ -312,7 +310,6 @@ class Grants:
             # SEC: never longer than the token it was given for.
             until_s=min(parent.expires_at_s, ends_s),
         )  # fmt: skip
-        self._store.issue(str(parent.claims["sid"]), _issued(token))
         self._tell_issued(
             asked, token, role=role, subject=subject, patient=patient, account=account,
             session=str(parent.claims["sid"]),
@@ -329,7 +326,7 @@ class Grants:
         own = claims.get("client_id") == asked.app.id and "sid" in claims and "act" not in claims
         if not own or not parent.jti or parent.expires_at_s <= self._now() + 1:
             return None
-        return None if self._revoked.is_revoked(parent.jti) else parent
+        return None if self._revoked.is_revoked(parent.jti, str(claims["sid"])) else parent
 
 
 def _code_fault(asked: Asked, code: Code, uri: str, verifier: str) -> str:
@@ -348,10 +345,6 @@ def _code_fault(asked: Asked, code: Code, uri: str, verifier: str) -> str:
     if role is None or code.account.role not in asked.app.roles or code.account.disabled:
         return "account"
     return ""
-
-
-def _issued(token: AccessToken) -> Issued:
-    return Issued(token.jti, token.expires_s + LEEWAY_S)
 
 
 def _bearer(token: AccessToken, refresh: str = "") -> Answer:

@@ -76,18 +76,12 @@ class NewSession:
     account: str
     client: str
     role: str
+    issuer: str
+    audience: str
     scope: str
     methods: tuple[str, ...]
     proof_key: str
     ends_in_s: int
-
-
-@dataclass(frozen=True, slots=True)
-class Issued:
-    """An access token that goes with a session. Units: seconds since 1970."""
-
-    jti: str
-    until_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any, Final, LiteralString
 import psycopg
 
 from gateway.auth.accounts import Account
-from gateway.auth.sessions import CODE_LIFETIME_S, REPEAT_S, Code, Issued, NewSession, Presented, RefreshToken, Session
+from gateway.auth.sessions import CODE_LIFETIME_S, REPEAT_S, Code, NewSession, Presented, RefreshToken, Session
 from gateway.store.accounts import COLUMNS, account_of
 from gateway.store.pool import Database
 
@@ -39,23 +39,17 @@ WITH used AS (
     WHERE digest = %(digest)s AND used_at IS NULL RETURNING session
 ), lived AS (
     UPDATE caregate.session SET used_at = clock_timestamp() WHERE id = (SELECT session FROM used)
-), issued AS (
-    INSERT INTO caregate.session_token (jti, session, until_at)
-    SELECT %(jti)s, session, to_timestamp(%(jti_until)s) FROM used
 )
 INSERT INTO caregate.refresh_token (digest, session, until_at)
 SELECT %(next)s, session, to_timestamp(%(until)s) FROM used
 """
 _REPEAT: LiteralString = "UPDATE caregate.refresh_token SET repeated_at = clock_timestamp() WHERE digest = %s"
-_ISSUED: LiteralString = """
-INSERT INTO caregate.session_token (jti, session, until_at) VALUES (%s, %s, to_timestamp(%s))
-"""
 _END: LiteralString = """
 UPDATE caregate.session SET ended_at = clock_timestamp(), ended_why = %s WHERE id = %s AND ended_at IS NULL
 """
 _BEGIN: LiteralString = """
-INSERT INTO caregate.session (id, account, client, role, scope, methods, proof_key, ends_at)
-VALUES (%s, %s, %s, %s, %s, %s, %s, now() + make_interval(secs => %s))
+INSERT INTO caregate.session (id, account, client, role, issuer, audience, scope, methods, proof_key, ends_at)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, now() + make_interval(secs => %s))
 """
 _FIRST: LiteralString = """
 INSERT INTO caregate.refresh_token (digest, session, until_at) VALUES (%s, %s, now() + make_interval(secs => %s))
@@ -93,7 +87,6 @@ UPDATE caregate.refresh_token SET successor = NULL
 WHERE successor IS NOT NULL AND used_at < now() - make_interval(secs => %s)
 """
 _FORGET: tuple[LiteralString, ...] = (
-    "DELETE FROM caregate.session_token WHERE until_at < now() - interval '10 minutes'",
     "DELETE FROM caregate.authorization_code WHERE session IS NULL AND until_at < now() - interval '10 minutes'",
     "DELETE FROM caregate.session WHERE least(ends_at, ended_at) < now() - interval '1 day'",
 )
@@ -107,19 +100,17 @@ class Family:
         self._digest = digest
         self.presented = presented
 
-    def rotate(self, next_digest: bytes, until_s: float, proof: bytes, sealed: bytes, issued: Issued) -> None:
-        """The token is used; its successor and an access token are there. Units: seconds since 1970."""
+    def rotate(self, next_digest: bytes, until_s: float, proof: bytes, sealed: bytes) -> None:
+        """The token is used; its successor is there. Units: seconds since 1970."""
         values = {
             "digest": self._digest, "next": next_digest, "until": until_s, "proof": proof or None,
-            "sealed": sealed or None, "jti": issued.jti, "jti_until": issued.until_s,
+            "sealed": sealed or None,
         }  # fmt: skip
         self._connection.execute(_ROTATE, values)
 
-    def repeat(self, issued: Issued) -> None:
+    def repeat(self) -> None:
         """The answer was asked for again."""
-        assert self.presented is not None  # noqa: S101
         self._connection.execute(_REPEAT, (self._digest,))
-        self._connection.execute(_ISSUED, (issued.jti, self.presented.session.id, issued.until_s))
 
     def end(self, why: str) -> None:
         """The session is over, with all its tokens."""
@@ -139,9 +130,9 @@ class Redemption:
         """It is worth nothing from now on, whatever becomes of this."""
         self._connection.execute(_USE_CODE, (self._digest,))
 
-    def begin(self, session: NewSession, refresh: tuple[bytes, int] | None, issued: Issued) -> None:
+    def begin(self, session: NewSession, refresh: tuple[bytes, int] | None) -> None:
         """The code gave this session."""
-        _begin(self._connection, session, refresh, issued)
+        _begin(self._connection, session, refresh)
         self._connection.execute(_CODE_GAVE, (session.id, self._digest))
 
     def end(self, why: str) -> None:
@@ -159,10 +150,10 @@ class SessionStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def begin(self, session: NewSession, refresh: tuple[bytes, int] | None, issued: Issued) -> None:
+    def begin(self, session: NewSession, refresh: tuple[bytes, int] | None) -> None:
         """Shapes: `refresh` is the digest of the first refresh token and its lifetime in seconds."""
         with self._database.connection() as connection, connection.transaction():
-            _begin(connection, session, refresh, issued)
+            _begin(connection, session, refresh)
 
     @contextmanager
     def family(self, digest: bytes) -> Iterator[Family]:
@@ -210,11 +201,6 @@ class SessionStore:
             row = connection.execute(_WARD, values).fetchone()
         return (row[0], row[1], row[3], row[4]) if row is not None else None
 
-    def issue(self, session: str, issued: Issued) -> None:
-        """An access token of a session beside those that its refresh tokens give."""
-        with self._database.connection() as connection:
-            connection.execute(_ISSUED, (issued.jti, session, issued.until_s))
-
     def burn(self) -> None:
         """Take away the successors that nobody may ask for any more."""
         with self._database.connection() as connection:
@@ -227,17 +213,14 @@ class SessionStore:
                 connection.execute(statement)
 
 
-def _begin(
-    connection: psycopg.Connection[Any], session: NewSession, refresh: tuple[bytes, int] | None, issued: Issued
-) -> None:
+def _begin(connection: psycopg.Connection[Any], session: NewSession, refresh: tuple[bytes, int] | None) -> None:
     row = (
-        session.id, session.account, session.client, session.role, session.scope, list(session.methods),
-        session.proof_key, session.ends_in_s,
+        session.id, session.account, session.client, session.role, session.issuer, session.audience, session.scope,
+        list(session.methods), session.proof_key, session.ends_in_s,
     )  # fmt: skip
     connection.execute(_BEGIN, row)
     if refresh is not None:
         connection.execute(_FIRST, (refresh[0], session.id, refresh[1]))
-    connection.execute(_ISSUED, (issued.jti, session.id, issued.until_s))
 
 
 def _presented(connection: psycopg.Connection[Any], digest: bytes) -> Presented | None:

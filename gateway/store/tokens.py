@@ -39,7 +39,9 @@ ON CONFLICT (jti) DO NOTHING
 """
 _IS_REVOKED: LiteralString = """
 SELECT 1 FROM caregate.revoked_token WHERE jti = %(jti)s
-UNION ALL SELECT 1 FROM caregate.revocation WHERE kind = 'jti' AND value = %(jti)s LIMIT 1
+UNION ALL SELECT 1 FROM caregate.revocation
+    WHERE (kind = 'jti' AND value = %(jti)s) OR (kind = 'session' AND value = %(session)s)
+UNION ALL SELECT 1 FROM caregate.session WHERE id = %(session)s AND ended_at IS NOT NULL LIMIT 1
 """
 _SPEND: LiteralString = """
 INSERT INTO caregate.used_assertion (digest, until_at) VALUES (%s, to_timestamp(%s)) ON CONFLICT DO NOTHING
@@ -68,10 +70,10 @@ class TokenStore:
                 detail = {"what": "jti", NAMED["jti"]: jti}
                 change(connection, "revocation", "allowed", detail, by or "bearer", "revoked by its owner")
 
-    def is_revoked(self, jti: str) -> bool:
-        """Is it, whether or not a worker has heard of it yet?"""
+    def is_revoked(self, jti: str, session: str = "") -> bool:
+        """Is it, by itself or with its session, whether or not a worker has heard of it yet?"""
         with self._database.connection() as connection:
-            return connection.execute(_IS_REVOKED, {"jti": jti}).fetchone() is not None
+            return connection.execute(_IS_REVOKED, {"jti": jti, "session": session}).fetchone() is not None
 
     def spend(self, digest: bytes, until_s: float) -> bool:
         """Use an assertion; False if it was used before. Units: `until_s` seconds since 1970."""

@@ -88,7 +88,7 @@ class Store:
         self._answer()
         self.revoked[jti] = until_s
 
-    def is_revoked(self, jti):
+    def is_revoked(self, jti, session):
         self._answer()
         return jti in self.revoked
 

@@ -10,14 +10,15 @@ import psycopg
 import pytest
 
 from gateway.auth.passwords import DUMMY
-from gateway.auth.sessions import Issued, NewSession, digest_of, new_code, new_refresh_token
+from gateway.auth.sessions import NewSession, digest_of, new_code, new_refresh_token
 from gateway.store.account_operator import AccountOperator
 from gateway.store.accounts import AccountStore
+from gateway.store.revocation import NewRevocation, RevocationOperator, RevocationStore
 from gateway.store.sessions import SessionStore
 from gateway.store.tokens import TokenStore
 from gateway.store.unit_operator import OperatorError
 
-TABLES = "account, session, refresh_token, session_token, authorization_code, proxy"
+TABLES = "account, session, refresh_token, authorization_code, proxy"
 
 
 @pytest.fixture
@@ -52,28 +53,24 @@ def sql(postgres, query, values=()):
 
 def session(account, **changes):
     fields = {
-        "id": secrets.token_urlsafe(16), "account": account, "client": "app", "role": "patient", "scope": "",
-        "methods": ("pwd",), "proof_key": "", "ends_in_s": 3_600, **changes,
+        "id": secrets.token_urlsafe(16), "account": account, "client": "app", "role": "patient", "issuer": "https://id.test/p",
+        "audience": "app", "scope": "", "methods": ("pwd",), "proof_key": "", "ends_in_s": 3_600, **changes,
     }  # fmt: skip
     return NewSession(**fields)
-
-
-def issued():
-    return Issued(secrets.token_urlsafe(16), time.time() + 300)
 
 
 @pytest.fixture
 def begun(store, anna):
     """A session with its first refresh token."""
-    text, made, first = new_refresh_token(), session(anna), issued()
-    store.begin(made, (digest_of(text), 600), first)
-    return text, made, first
+    text, made = new_refresh_token(), session(anna)
+    store.begin(made, (digest_of(text), 600))
+    return text, made
 
 
 def rotate(store, text, proof=b"p" * 32):
     following = new_refresh_token()
     with store.family(digest_of(text)) as family:
-        family.rotate(digest_of(following), time.time() + 600, proof, b"sealed", issued())
+        family.rotate(digest_of(following), time.time() + 600, proof, b"sealed")
     return following
 
 
@@ -107,7 +104,7 @@ def test_what_an_operator_cannot_write(operator, anna):
 
 
 def test_a_presented_token_and_its_successor(store, begun):
-    text, made, _ = begun
+    text, made = begun
     with store.family(digest_of(text)) as family:
         presented = family.presented
     assert (presented.session.id, presented.account.login, presented.token.used_s) == (made.id, "anna", 0)
@@ -126,7 +123,7 @@ def test_a_presented_token_and_its_successor(store, begun):
 
 
 def test_a_block_that_fails_changes_nothing(store, begun):
-    text, _, _ = begun
+    text, _ = begun
 
     def fail():
         with store.family(digest_of(text)) as family:
@@ -140,32 +137,31 @@ def test_a_block_that_fails_changes_nothing(store, begun):
 
 
 def test_of_many_at_the_same_moment_one_rotates(store, begun):
-    text, _, _ = begun
+    text, _ = begun
 
     def attempt(_):
         with store.family(digest_of(text)) as family:
             if family.presented.token.used_s:
                 return False
-            family.rotate(digest_of(new_refresh_token()), time.time() + 600, b"", b"", issued())
+            family.rotate(digest_of(new_refresh_token()), time.time() + 600, b"", b"")
             return True
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(attempt, range(16))) == 1
 
 
-def test_a_session_ends_with_its_tokens(store, begun, database, postgres):
-    text, made, first = begun
+def test_a_session_ends_with_its_tokens(store, begun, database):
+    text, made = begun
     following = rotate(store, text)
     with store.family(digest_of(text)) as family:
         family.end("reused")
     for each in (text, following):
         with store.family(digest_of(each)) as family:
             assert family.presented is None
-    revoked = TokenStore(database).changes(0, 1.0).tokens
-    jtis = [jti for (jti,) in sql(postgres, "SELECT jti FROM caregate.session_token WHERE session = %s", (made.id,))]
-    assert first.jti in jtis
-    assert len(jtis) == 2
-    assert set(jtis) <= {token.jti for token in revoked}
+    assert TokenStore(database).is_revoked("none", made.id)
+    (rule,) = [rule for rule in TokenStore(database).changes(0, 1.0).rules if rule.value == made.id]
+    assert rule.kind == "session", "every worker is told"
+    assert rule.until_s > time.time() + 86_400, "longer than any token"
     assert store.owner(digest_of(following))[3] is False
 
 
@@ -183,6 +179,40 @@ def test_a_change_of_the_account_ends_its_sessions(store, begun, operator, chang
         assert family.presented is None
 
 
+REVOCATIONS = {
+    "its session": ({"kind": "session", "value": None}, True),
+    "another session": ({"kind": "session", "value": "x" * 22}, False),
+    "its subject": ({"kind": "subject", "value": "user-anna"}, True),
+    "its subject in its role": ({"kind": "subject", "value": "user-anna", "role": "patient"}, True),
+    "its subject in another role": ({"kind": "subject", "value": "user-anna", "role": "nurse"}, False),
+    "its subject of another issuer": ({"kind": "subject", "value": "user-anna", "issuer": "https://else.test"}, False),
+    "another subject": ({"kind": "subject", "value": "user-berta"}, False),
+    "its subject before it began": ({"kind": "subject", "value": "user-anna", "before_s": 1.0}, False),
+    "its unit": ({"kind": "unit", "value": "north"}, True),
+    "another unit": ({"kind": "unit", "value": "nort"}, False),
+    "everything": ({"kind": "before"}, True),
+    "everything of its audience": ({"kind": "before", "audience": "app"}, True),
+    "everything of another": ({"kind": "before", "audience": "staff"}, False),
+    "everything from before it": ({"kind": "before", "before_s": 1.0}, False),
+    "a token": ({"kind": "jti", "value": "j"}, False),
+}
+
+
+@pytest.mark.parametrize(("rule", "ends"), REVOCATIONS.values(), ids=REVOCATIONS.keys())
+@pytest.mark.parametrize("by", ["gateway", "operator"])
+def test_what_is_revoked_gets_nothing_by_an_old_refresh_token(store, begun, database, operator_dsn, rule, ends, by):
+    text, made = begun
+    values = {**rule, "value": made.id} if rule.get("value", "") is None else rule
+    new = NewRevocation(author="test", reason="", **values)
+    if by == "gateway":
+        RevocationStore(database).add(new)
+    else:
+        with RevocationOperator(operator_dsn) as revoker:
+            revoker.add(new)
+    with store.family(digest_of(text)) as family:
+        assert (family.presented is None) is ends
+
+
 def test_a_used_one_time_code_ends_no_session(store, begun, database, anna):
     assert AccountStore(database).use_step(anna, 5)
     with store.family(digest_of(begun[0])) as family:
@@ -197,7 +227,7 @@ def test_a_code_is_seen_as_used_and_knows_what_it_gave(store, database, anna):
         assert (redemption.code.used, redemption.code.session, redemption.code.expired) == (False, "", False)
         redemption.use()
         made = session(anna)
-        redemption.begin(made, None, issued())
+        redemption.begin(made, None)
     with store.redemption(digest_of(text)) as redemption:
         assert (redemption.code.used, redemption.code.session) == (True, made.id)
     with store.redemption(digest_of(new_code())) as redemption:
@@ -205,7 +235,7 @@ def test_a_code_is_seen_as_used_and_knows_what_it_gave(store, database, anna):
 
 
 def test_proxies(store, begun, operator, anna):
-    _, made, _ = begun
+    _, made = begun
     assert operator.add_proxy("anna", "pat-0009", "kid-nine", None, "birth certificate")
     assert not operator.add_proxy("nobody", "pat-0009", "kid-nine", None, "")
     assert store.ward(made.id, "app", "pat-0009")[:3] == (anna, "patient", "kid-nine")
@@ -219,7 +249,7 @@ def test_proxies(store, begun, operator, anna):
 
 
 def test_successors_are_burnt_after_seconds_and_the_rest_when_it_is_over(store, begun, postgres):
-    text, made, _ = begun
+    text, made = begun
     rotate(store, text)
     store.burn()
     assert sql(postgres, "SELECT count(successor) FROM caregate.refresh_token") == [(1,)]
@@ -257,7 +287,7 @@ def test_what_the_gateway_may_not(begun, postgres, query):
 
 
 def test_the_gateway_cannot_undo(store, begun, postgres, anna, database):
-    text, made, _ = begun
+    text, made = begun
     AccountStore(database).use_step(anna, 100)
     rotate(store, text)
     store.end(made.id, "revoked")

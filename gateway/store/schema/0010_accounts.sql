@@ -22,13 +22,15 @@ CREATE TABLE caregate.account (
     UNIQUE (role, subject)
 );
 
--- One login and all that follows from it: a family of refresh tokens, and the access tokens they gave.
+-- One login and all that follows from it: a family of refresh tokens, and the access tokens they gave, with its id as sid.
 -- `proof_key` is the thumbprint of the key (RFC 9449) that its refresh tokens are bound to, or empty.
 CREATE TABLE caregate.session (
     id         text        PRIMARY KEY CHECK (id ~ '^[A-Za-z0-9_-]{22}$'),
     account    text        NOT NULL REFERENCES caregate.account ON DELETE CASCADE,
     client     text        NOT NULL CHECK (length(client) BETWEEN 1 AND 64),
     role       text        NOT NULL,
+    issuer     text        NOT NULL,
+    audience   text        NOT NULL,
     scope      text        NOT NULL DEFAULT '' CHECK (length(scope) <= 4096),
     methods    text[]      NOT NULL,
     proof_key  text        NOT NULL DEFAULT '' CHECK (length(proof_key) <= 64),
@@ -56,15 +58,6 @@ CREATE TABLE caregate.refresh_token (
 );
 CREATE INDEX refresh_token_session ON caregate.refresh_token (session);
 CREATE INDEX refresh_token_successor ON caregate.refresh_token (used_at) WHERE successor IS NOT NULL;
-
--- The access tokens of a session, so that they end with it.
-CREATE TABLE caregate.session_token (
-    jti      text        PRIMARY KEY CHECK (length(jti) BETWEEN 1 AND 64),
-    session  text        NOT NULL REFERENCES caregate.session ON DELETE CASCADE,
-    until_at timestamptz NOT NULL CHECK (isfinite(until_at))
-);
-CREATE INDEX session_token_session ON caregate.session_token (session);
-CREATE INDEX session_token_until ON caregate.session_token (until_at);
 
 CREATE TABLE caregate.authorization_code (
     digest       bytea       PRIMARY KEY CHECK (octet_length(digest) = 32),
@@ -110,7 +103,7 @@ CREATE TRIGGER keep BEFORE UPDATE ON caregate.account FOR EACH ROW EXECUTE FUNCT
 
 -- The sessions of an account end when it is disabled, and when its password, second factor, role or claims change.
 CREATE FUNCTION caregate.end_sessions() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog
+    LANGUAGE plpgsql SET search_path = pg_catalog
 AS $$
 BEGIN
     UPDATE caregate.session SET ended_at = now(), ended_why = 'account-changed'
@@ -124,26 +117,49 @@ CREATE TRIGGER end_sessions AFTER UPDATE OF disabled_at, password, totp, role, s
         IS DISTINCT FROM (NEW.disabled_at, NEW.password, NEW.totp, NEW.role, NEW.subject, NEW.claims))
     EXECUTE FUNCTION caregate.end_sessions();
 
--- The access tokens of a session end with it, in every worker.
-CREATE FUNCTION caregate.end_session_tokens() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog
+-- The access tokens of a session end with it, in every worker; where a wider revocation ended it, by that one.
+CREATE FUNCTION caregate.revoke_session() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog
 AS $$
 BEGIN
-    INSERT INTO caregate.revoked_token (jti, until_at, revoked_by)
-    SELECT jti, until_at, left('session ' || NEW.id, 64) FROM caregate.session_token
-    WHERE session = NEW.id AND until_at > now()
-    ON CONFLICT (jti) DO NOTHING;
+    INSERT INTO caregate.revocation (kind, value, before_at, until_at, author, reason)
+    VALUES ('session', NEW.id, now(), now() + interval '2 days', 'token service', NEW.ended_why);
     RETURN NULL;
 END
 $$;
-CREATE TRIGGER end_tokens AFTER UPDATE OF ended_at ON caregate.session
-    FOR EACH ROW WHEN (OLD.ended_at IS NULL AND NEW.ended_at IS NOT NULL)
-    EXECUTE FUNCTION caregate.end_session_tokens();
+CREATE TRIGGER revoke AFTER UPDATE OF ended_at ON caregate.session
+    FOR EACH ROW WHEN (OLD.ended_at IS NULL AND NEW.ended_at IS NOT NULL AND NEW.ended_why <> 'revocation')
+    EXECUTE FUNCTION caregate.revoke_session();
+
+-- What is revoked by session, subject, unit or moment gets no new tokens by an old refresh token either.
+CREATE FUNCTION caregate.end_revoked_sessions() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog
+AS $$
+BEGIN
+    IF NEW.kind = 'session' THEN
+        UPDATE caregate.session SET ended_at = now(), ended_why = 'revocation'
+        WHERE id = NEW.value AND ended_at IS NULL;
+    ELSIF NEW.kind IN ('subject', 'unit', 'before') THEN
+        -- A token may be issued at this moment: of few sessions each is revoked itself, too.
+        UPDATE caregate.session s SET ended_at = now(),
+            ended_why = CASE NEW.kind WHEN 'before' THEN 'revocation' ELSE 'revoked ' || NEW.kind END
+        FROM caregate.account a
+        WHERE a.id = s.account AND s.ended_at IS NULL AND s.started_at < NEW.before_at
+            AND NEW.issuer IN ('', s.issuer) AND NEW.audience IN ('', s.audience) AND NEW.role IN ('', s.role)
+            AND (NEW.kind = 'before'
+                OR (NEW.kind = 'subject' AND a.subject = NEW.value)
+                OR (NEW.kind = 'unit' AND (a.claims -> 'units' ? NEW.value OR a.claims ->> 'units' = NEW.value)));
+    END IF;
+    RETURN NEW;
+END
+$$;
+-- Before the revision is taken, which others wait for who hold a session: `end_sessions` comes before `revision`.
+CREATE TRIGGER end_sessions BEFORE INSERT ON caregate.revocation
+    FOR EACH ROW EXECUTE FUNCTION caregate.end_revoked_sessions();
 
 ALTER TABLE caregate.account ENABLE ROW LEVEL SECURITY;
 ALTER TABLE caregate.session ENABLE ROW LEVEL SECURITY;
 ALTER TABLE caregate.refresh_token ENABLE ROW LEVEL SECURITY;
-ALTER TABLE caregate.session_token ENABLE ROW LEVEL SECURITY;
 ALTER TABLE caregate.authorization_code ENABLE ROW LEVEL SECURITY;
 ALTER TABLE caregate.proxy ENABLE ROW LEVEL SECURITY;
 
@@ -166,11 +182,6 @@ CREATE POLICY added ON caregate.refresh_token FOR INSERT TO caregate_gateway WIT
 CREATE POLICY used ON caregate.refresh_token FOR UPDATE TO caregate_gateway
     USING (true) WITH CHECK (used_at IS NOT NULL);
 
-CREATE POLICY seen ON caregate.session_token FOR SELECT TO caregate_gateway USING (true);
-CREATE POLICY added ON caregate.session_token FOR INSERT TO caregate_gateway WITH CHECK (true);
-CREATE POLICY over ON caregate.session_token FOR DELETE TO caregate_gateway
-    USING (until_at < now() - interval '10 minutes');
-
 CREATE POLICY seen ON caregate.authorization_code FOR SELECT TO caregate_gateway USING (true);
 CREATE POLICY added ON caregate.authorization_code FOR INSERT TO caregate_gateway WITH CHECK (used_at IS NULL);
 CREATE POLICY used ON caregate.authorization_code FOR UPDATE TO caregate_gateway
@@ -186,12 +197,11 @@ GRANT SELECT (id, login, subject, role, claims, disabled_at, reason, created_at,
     TO caregate_operator;
 GRANT INSERT (id, login, subject, role, claims, password),
     UPDATE (role, subject, claims, password, totp, disabled_at, reason) ON caregate.account TO caregate_operator;
-GRANT SELECT, DELETE, INSERT (id, account, client, role, scope, methods, proof_key, ends_at),
+GRANT SELECT, DELETE, INSERT (id, account, client, role, issuer, audience, scope, methods, proof_key, ends_at),
     UPDATE (used_at, ended_at, ended_why) ON caregate.session TO caregate_gateway;
 GRANT SELECT, UPDATE (ended_at, ended_why) ON caregate.session TO caregate_operator;
 GRANT SELECT, INSERT (digest, session, until_at),
     UPDATE (used_at, used_by, successor, successor_digest, repeated_at) ON caregate.refresh_token TO caregate_gateway;
-GRANT SELECT, DELETE, INSERT ON caregate.session_token TO caregate_gateway;
 GRANT SELECT, DELETE, INSERT (digest, client, redirect_uri, challenge, proof_key, account, scope, methods, until_at),
     UPDATE (used_at, session) ON caregate.authorization_code TO caregate_gateway;
 GRANT SELECT ON caregate.proxy TO caregate_gateway;
