@@ -1,7 +1,8 @@
 """The login page: `/auth/v1/authorize` (RFC 6749, 4.1, with PKCE, RFC 7636).
 
 ```
-GET   response_type=code, client_id, redirect_uri, code_challenge, code_challenge_method=S256, state, dpop_jkt
+GET   response_type=code, client_id, redirect_uri, code_challenge, code_challenge_method=S256, state, scope,
+      dpop_jkt
       -> the form; or the caller is sent back with an error; or, if it is not known whereto, told so
 POST  request (sealed, from the form), username, password, totp
       -> 303 to redirect_uri with code, state, iss; or the form again
@@ -28,6 +29,7 @@ from gateway.auth.attempts import Attempts
 from gateway.auth.dpop import is_thumbprint
 from gateway.auth.endpoints import AUTHORIZE_PATH, Tell, read_body, service_of
 from gateway.auth.form import MEDIA_TYPE, parse_form
+from gateway.auth.scope import granted_scope, is_scope
 from gateway.auth.sessions import digest_of, new_code
 from gateway.auth.vault import Unsealable, Vault
 from gateway.config.check_clients import LOOPBACK
@@ -69,6 +71,7 @@ class Request(msgspec.Struct, frozen=True):
     challenge: str
     state: str
     proof_key: str
+    scope: str
     until_s: float
 
 
@@ -101,15 +104,13 @@ class AuthorizeResource:
         _, tokens = service_of(req)
         ctx: RequestContext = req.context.gateway
         try:
-            asked, app = self._asked(tokens, ctx.query)
+            asked, app = self._asked(ctx, tokens)
         except TokenRequestRefused as error:
             self._fail(ctx, resp, error, page.message_page(page.BAD_LINK))
             return
         except _SendBack as back:
             self._tell(self.name, back.error, "")
-            _send_to(resp, back.uri, {
-                "error": back.error, "error_description": back.detail, "state": back.state, "iss": tokens.url,
-            })  # fmt: skip
+            _send_back(resp, tokens, back)
             return
         name, secure = _cookie_name(req, tokens)
         value = _cookie(req, name)
@@ -140,6 +141,10 @@ class AuthorizeResource:
             self._show(resp, app, asked, value, error=_told(error))
             self._fail(ctx, resp, error, None)
             return
+        except _SendBack as back:
+            self._tell(self.name, back.error, app.id)
+            _send_back(resp, tokens, back)
+            return
         self._tell(self.name, "ok", app.id)
         _send_to(resp, asked.redirect_uri, {"code": code, "state": asked.state, "iss": tokens.url})
 
@@ -148,16 +153,20 @@ class AuthorizeResource:
             ctx, app, form.get("username", ""), form.get("password", ""), form.get("totp", "").replace(" ", ""),
             method="authorization_code",
         )  # fmt: skip
+        try:
+            scope = granted_scope(ctx.snapshot.document.roles[login.account.role].scopes, asked.scope or None)
+        except TokenRequestRefused as error:
+            raise _SendBack(asked.redirect_uri, asked.state, "invalid_scope", error.detail) from None
         code = new_code()
         self._store.add_code(
-            digest_of(code), app.id, asked.redirect_uri, asked.challenge, asked.proof_key, login.account, "",
+            digest_of(code), app.id, asked.redirect_uri, asked.challenge, asked.proof_key, login.account, scope,
             login.methods,
         )  # fmt: skip
         return code
 
-    def _asked(self, tokens: CompiledTokens, query: str) -> tuple[Request, CompiledApp]:
+    def _asked(self, ctx: RequestContext, tokens: CompiledTokens) -> tuple[Request, CompiledApp]:
         """Raises: TokenRequestRefused where nobody may be sent back, _SendBack."""
-        form = parse_form(query.encode("utf-8", "replace"), MEDIA_TYPE)
+        form = parse_form(ctx.query.encode("utf-8", "replace"), MEDIA_TYPE)
         app = tokens.apps.get(form.get("client_id", ""))
         uri = form.get("redirect_uri", "")
         # SEC: byte by byte; to any other address the caller would be sent for whoever made the link.
@@ -167,10 +176,19 @@ class AuthorizeResource:
         if len(state) > MAX_STATE_CHARS:
             raise _SendBack(uri, "", "invalid_request", f"state is longer than {MAX_STATE_CHARS} characters")
         error, detail = _fault(form)
+        roles = ctx.snapshot.document.roles
+        if not error and "scope" in form and all(roles[role].scopes is None for role in app.roles):
+            error, detail = "invalid_scope", "Scopes are not granted; a token has the role's permissions"
         if error:
             raise _SendBack(uri, state, error, detail)
         asked = Request(
-            app.id, uri, form["code_challenge"], state, form.get("dpop_jkt", ""), self._now() + FORM_LIFETIME_S
+            app.id,
+            uri,
+            form["code_challenge"],
+            state,
+            form.get("dpop_jkt", ""),
+            form.get("scope", ""),
+            self._now() + FORM_LIFETIME_S,
         )
         return asked, app
 
@@ -223,8 +241,8 @@ def _fault(form: dict[str, str]) -> tuple[str, str]:
         return "invalid_request", "dpop_jkt is not a thumbprint"
     if "request" in form or "request_uri" in form:
         return "request_not_supported", "Request objects are not taken"
-    if "scope" in form:
-        return "invalid_scope", "Scopes are not granted; a token has the role's permissions"
+    if "scope" in form and not is_scope(form["scope"]):
+        return "invalid_scope", "scope is not as RFC 6749 has it"
     return "", ""
 
 
@@ -239,6 +257,11 @@ def _answer(resp: falcon.Response, content: bytes, redirect_uri: str = "") -> No
     resp.data = content
     for name, value in page.fields(redirect_uri):
         resp.set_header(name, value)
+
+
+def _send_back(resp: falcon.Response, tokens: CompiledTokens, back: _SendBack) -> None:
+    told = {"error": back.error, "error_description": back.detail, "state": back.state, "iss": tokens.url}
+    _send_to(resp, back.uri, told)
 
 
 def _send_to(resp: falcon.Response, uri: str, parameters: dict[str, str]) -> None:

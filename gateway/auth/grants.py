@@ -15,11 +15,13 @@ from gateway.auth.accounts import Login, Logins, Note
 from gateway.auth.clients import Caller
 from gateway.auth.dpop import Proof
 from gateway.auth.issue import AccessToken, issue_access_token
+from gateway.auth.scope import granted_scope
 from gateway.auth.sessions import Code, NewSession, Presented, Verdict
 from gateway.auth.vault import Unsealable, box_of
 from gateway.config.snapshot import CompiledApp, Snapshot
 from gateway.context import RequestContext
 from gateway.errors import TokenRequestRefused
+from gateway.rbac.scopes import claimed
 
 EXCHANGE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"
 ACCESS_TOKEN_TYPE: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105 - a name (RFC 8693, 3)
@@ -52,6 +54,10 @@ class Asked:
     @property
     def proof_key(self) -> str:
         return self.proof.thumbprint if self.proof is not None else ""
+
+    def scope_of(self, role: str, within: str | None = None) -> str:
+        """The scopes that the form asks for, as far as the role may have them. Raises: TokenRequestRefused."""
+        return granted_scope(self.snapshot.document.roles[role].scopes, self.form.get("scope"), within=within)
 
     def field(self, name: str) -> str:
         """Raises: TokenRequestRefused if it is missing."""
@@ -111,9 +117,6 @@ class Grants:
             raise TokenRequestRefused("unsupported_grant_type", "There is no such grant_type here")
         if (asked.caller.app is not None) != (grant in OF_APPS):
             raise TokenRequestRefused("unauthorized_client", "This grant_type is not for this client")
-        if "scope" in asked.form:
-            # SEC: a narrower scope that nobody enforces would be a promise not kept.
-            raise TokenRequestRefused("invalid_scope", "Scopes are not granted; a token has the role's permissions")
         return give(asked)
 
     # --- clients
@@ -122,9 +125,12 @@ class Grants:
         client = asked.caller.client
         if client is None or client.role is None:
             raise TokenRequestRefused("unauthorized_client", "The client has no role")
-        token = issue_access_token(asked.snapshot, client.role, client.id, client.id, client.claims, self._now())
+        scope = asked.scope_of(client.role)
+        token = issue_access_token(
+            asked.snapshot, client.role, client.id, client.id, client.claims, self._now(), about=_scoped(scope)
+        )
         self._tell_issued(asked, token, role=client.role, subject=client.id)
-        return _bearer(token)
+        return _bearer(token, scope=scope)
 
     # --- logins
 
@@ -135,7 +141,7 @@ class Grants:
             asked.ctx, asked.app, asked.field("username"), asked.field("password"), asked.form.get("totp", ""),
             method="password",
         )  # fmt: skip
-        session, refresh, text = self._new(asked, login)
+        session, refresh, text = self._new(asked, login, asked.scope_of(login.account.role))
         token = self._access(asked.snapshot, login, session)
         self._store.begin(session, refresh)
         return self._begun(asked, login, session, token, text)
@@ -155,7 +161,7 @@ class Grants:
                         redemption.end("code-reused")
                     if not why:
                         login = Login(code.account, code.methods)
-                        session, refresh, successor = self._new(asked, login)
+                        session, refresh, successor = self._new(asked, login, code.scope)
                         token = self._access(asked.snapshot, login, session)
                         redemption.begin(session, refresh)
         if why:
@@ -168,12 +174,12 @@ class Grants:
             raise invalid_grant("The code is not good, or not for this client, redirect_uri and code_verifier")
         return self._begun(asked, login, session, token, successor)
 
-    def _new(self, asked: Asked, login: Login) -> tuple[NewSession, tuple[bytes, int] | None, str]:
+    def _new(self, asked: Asked, login: Login, scope: str) -> tuple[NewSession, tuple[bytes, int] | None, str]:
         """A session to begin, what is kept of its first refresh token, and that token; no token: empty."""
         role = asked.snapshot.roles[login.account.role]
         session = NewSession(
             sessions.new_session_id(), login.account.id, asked.app.id, role.name,
-            asked.snapshot.audiences[role.audience].issuer, role.audience, "", login.methods,
+            asked.snapshot.audiences[role.audience].issuer, role.audience, scope, login.methods,
             # NOTE: a client with a key of its own proves itself by that each time (RFC 9449, 5).
             asked.proof_key if asked.app.public else "", role.lifetimes.absolute_s,
         )  # fmt: skip
@@ -184,7 +190,9 @@ class Grants:
 
     def _access(self, snapshot: Snapshot, login: Login, session: NewSession) -> AccessToken:
         account, now_s = login.account, self._now()
-        about = {"sid": session.id, "amr": list(login.methods), "auth_time": math.floor(now_s)}
+        about = {
+            "sid": session.id, "amr": list(login.methods), "auth_time": math.floor(now_s), **_scoped(session.scope),
+        }  # fmt: skip
         return issue_access_token(
             snapshot, account.role, account.subject, session.client, account.claims, now_s, about=about,
             until_s=now_s + session.ends_in_s,
@@ -195,7 +203,7 @@ class Grants:
         self._tell_issued(
             asked, token, role=account.role, subject=account.subject, account=account.id, session=session.id
         )
-        return _bearer(token, refresh)
+        return _bearer(token, refresh, session.scope)
 
     def _tell_issued(self, asked: Asked, token: AccessToken, **members: str) -> None:
         self._note(
@@ -207,53 +215,57 @@ class Grants:
 
     def _refresh_token(self, asked: Asked) -> Answer:
         text = asked.field("refresh_token")
-        verdict, presented, token, successor = Verdict.OVER, None, None, ""
+        verdict, presented, token, successor, scope = Verdict.OVER, None, None, "", ""
         if sessions.is_refresh_token(text):
             with self._store.family(sessions.digest_of(text)) as family:
                 presented = family.presented
                 if presented is not None:
-                    verdict, token, successor = self._judged(asked, text, family, presented)
+                    verdict, token, successor, scope = self._judged(asked, text, family, presented)
         self._note_refresh(asked, verdict, presented, token.jti if token is not None else "")
         if token is None:
             raise invalid_grant("The refresh token is not good, or not for this client")
-        return _bearer(token, successor)
+        return _bearer(token, successor, scope)
 
     def _judged(
         self, asked: Asked, text: str, family: Any, presented: Presented
-    ) -> tuple[Verdict, AccessToken | None, str]:
+    ) -> tuple[Verdict, AccessToken | None, str, str]:
         """What the locked token is worth, and what is given for it; nothing for a bad one."""
         role = asked.snapshot.roles.get(presented.session.role)
         if role is None or role.name not in asked.app.roles:
-            return Verdict.OVER, None, ""
+            return Verdict.OVER, None, "", ""
         proof = sessions.proof_of(asked.app.id, authenticated=asked.caller.proven, proof_key=asked.proof_key)
         verdict = sessions.judge(presented, asked.app.id, asked.proof_key, proof, role.lifetimes)
         if verdict is Verdict.REUSED:
             family.end("refresh-token-reused")
         if verdict not in (Verdict.ROTATE, Verdict.REPEAT):
-            return verdict, None, ""
+            return verdict, None, "", ""
         if _is_revoked(asked.snapshot, presented):
             family.end("revoked")
-            return Verdict.OVER, None, ""
+            return Verdict.OVER, None, "", ""
         ends_s = min(presented.session.ends_s, presented.session.started_s + role.lifetimes.absolute_s)
-        token = self._again(asked.snapshot, presented, ends_s)
+        scope = asked.scope_of(role.name, presented.session.scope) if role.scopes is not None else ""
+        token = self._again(asked.snapshot, presented, scope, ends_s)
         if verdict is Verdict.REPEAT:
             try:
                 successor = box_of(text).open(presented.token.successor, b"").decode()
             except Unsealable:
-                return Verdict.OVER, None, ""
+                return Verdict.OVER, None, "", ""
             family.repeat()
-            return verdict, token, successor
+            return verdict, token, successor, scope
         successor = sessions.new_refresh_token()
         # SEC: who proves nothing may not ask again, so nothing is kept for him.
         sealed = box_of(text).seal(successor.encode(), b"") if proof else b""
         until_s = min(presented.now_s + role.lifetimes.refresh_s, ends_s)
         family.rotate(sessions.digest_of(successor), until_s, proof, sealed)
-        return verdict, token, successor
+        return verdict, token, successor, scope
 
-    def _again(self, snapshot: Snapshot, presented: Presented, ends_s: float) -> AccessToken:
+    def _again(self, snapshot: Snapshot, presented: Presented, scope: str, ends_s: float) -> AccessToken:
         """SEC: with the account's claims of now, not those of the login."""
         account, session = presented.account, presented.session
-        about = {"sid": session.id, "amr": list(session.methods), "auth_time": math.floor(session.started_s)}
+        about = {
+            "sid": session.id, "amr": list(session.methods), "auth_time": math.floor(session.started_s),
+            **_scoped(scope),
+        }  # fmt: skip
         return issue_access_token(
             snapshot, account.role, account.subject, session.client, account.claims, self._now(), about=about,
             until_s=ends_s,
@@ -301,11 +313,13 @@ class Grants:
             )  # fmt: skip
             raise invalid_grant("subject_token is not good, or its subject may not act for requested_subject")
         account, role, subject, ends_s = ward[0], ward[1], ward[2], ward[3]
+        # SEC: nor wider than the token it was given for.
+        scope = asked.scope_of(role, " ".join(claimed(parent.claims)))
         token = issue_access_token(
             asked.snapshot, role, subject, asked.app.id, {"patient": patient}, self._now(),
             about={
                 "act": {"sub": parent.subject}, "sid": parent.claims["sid"], "amr": parent.claims.get("amr", []),
-                "auth_time": parent.claims.get("auth_time", 0),
+                "auth_time": parent.claims.get("auth_time", 0), **_scoped(scope),
             },
             # SEC: never longer than the token it was given for.
             until_s=min(parent.expires_at_s, ends_s),
@@ -314,7 +328,7 @@ class Grants:
             asked, token, role=role, subject=subject, patient=patient, account=account,
             session=str(parent.claims["sid"]),
         )  # fmt: skip
-        return {**_bearer(token), "issued_token_type": ACCESS_TOKEN_TYPE}
+        return {**_bearer(token, scope=scope), "issued_token_type": ACCESS_TOKEN_TYPE}
 
     def _parent(self, asked: Asked, text: str) -> Any:
         """The verified token of a person who is logged in by this app and acts for nobody yet, or None."""
@@ -347,9 +361,13 @@ def _code_fault(asked: Asked, code: Code, uri: str, verifier: str) -> str:
     return ""
 
 
-def _bearer(token: AccessToken, refresh: str = "") -> Answer:
+def _scoped(scope: str) -> dict[str, object]:
+    return {"scope": scope} if scope else {}
+
+
+def _bearer(token: AccessToken, refresh: str = "", scope: str = "") -> Answer:
     answer: Answer = {"access_token": token.text, "token_type": "Bearer", "expires_in": token.lifetime_s}
-    return {**answer, "refresh_token": refresh} if refresh else answer
+    return {**answer, **({"refresh_token": refresh} if refresh else {}), **_scoped(scope)}
 
 
 def _is_revoked(snapshot: Snapshot, presented: Presented) -> bool:

@@ -29,6 +29,7 @@ WITH_FACTOR = "olga"
 DISABLED = "dora"
 
 CLIENT_KEYS = {name: ed25519.Ed25519PrivateKey.generate() for name in ("desk", "watch", "stranger")}
+SCOPES = ["user/Observation.rs", "user/Patient.r", "user/Condition.cruds"]
 DOCUMENT = {
     "version": 1,
     "audiences": {role: {"issuer": f"https://id.test/{role}"} for role in ROLES},
@@ -37,12 +38,13 @@ DOCUMENT = {
             "audience": role,
             "keys": [{"kid": f"{role}-1", "alg": "ES256", "public_key": f"file:{role}.pub",
                       "private_key": f"file:{role}.key"}],
+            **({"scopes": SCOPES} if role == "practitioner" else {}),
         }
         for role in ROLES
     },
     "controllers": {
         "who": {"path": "/{any:path}", "methods": ["GET"], "audiences": list(ROLES), "roles": list(ROLES),
-                "resource": "whoami"},
+                "resource": "whoami", "scope": "none"},
     },
     "token_service": {"url": URL},
     "clients": {

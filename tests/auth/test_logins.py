@@ -160,6 +160,7 @@ def test_a_second_factor_moved_to_another_account_is_none(service, post):
     assert attempt(post, "otto", totp=code_of(service)).status_code == 400
 
 
+@pytest.mark.usefixtures("quick")
 def test_failures_of_one_login_are_limited_from_wherever_they_come(service, post, log_in):
     for name in ("anna", "nobody"):
         answers = [attempt(post, name, "wrong horse battery") for _ in range(LOGIN_FAILURES + 1)]
@@ -169,11 +170,13 @@ def test_failures_of_one_login_are_limited_from_wherever_they_come(service, post
     assert log_in("weber"), "another login"
 
 
+@pytest.mark.usefixtures("quick")
 def test_successes_are_not_limited(log_in):
     for _ in range(LOGIN_FAILURES + 2):
         assert log_in()
 
 
+@pytest.mark.usefixtures("quick")
 def test_failures_of_an_address_are_limited(post):
     found = [attempt(post, f"nobody-{n}", "wrong horse battery").status_code for n in range(FAILURES + 2)]
     assert found == [400] * FAILURES + [429] * 2
