@@ -57,6 +57,7 @@ KINDS: dict[str, Kind] = {
     "token.revoked": Kind("D", _AUTHENTICATION, ("jti", "session", "family", "reason", "account")),
     "token.introspected": Kind("R", _AUTHENTICATION, ("jti", "active")),
     "key": Kind("U", _SECURITY, ("what", "kid", "alg", "signs", "old", "retires", "author", "actor", "reason")),
+    "account": Kind("U", _ATTRIBUTES, ("what", "account", "author", "actor", "reason")),
     "revocation": Kind("D", _SECURITY, ("what", "session", "before", "author", "actor", "reason")),
     "consent.given": Kind("C", _ATTRIBUTES, ("consent", "scope", "grantee", "until", "before", "digest")),
     "consent.changed": Kind("U", _ATTRIBUTES, ("consent", "scope", "grantee", "until", "before", "digest")),

@@ -26,14 +26,13 @@ from gateway.auth.dpop import Proof, read_proof
 from gateway.auth.form import MAX_BODY_BYTES, parse_form
 from gateway.auth.grants import EXCHANGE, Asked, Grants
 from gateway.auth.sessions import Session, digest_of, is_refresh_token
-from gateway.config.snapshot import TOKEN_PATH, CompiledClient, CompiledTokens, Snapshot
+from gateway.config.snapshot import REVOKE_PATH, TOKEN_PATH, CompiledClient, CompiledTokens, Snapshot
 from gateway.context import RequestContext
 from gateway.errors import ClientUnauthenticated, GatewayError, NotFound, TokenRequestRefused
 from gateway.relay.request import RequestBody, content_length
 
 JWKS_PATH: Final = "/auth/v1/jwks"
 INTROSPECT_PATH: Final = "/auth/v1/introspect"
-REVOKE_PATH: Final = "/auth/v1/revoke"
 AUTHORIZE_PATH: Final = "/auth/v1/authorize"
 METADATA_PATH: Final = "/.well-known/oauth-authorization-server"
 LEEWAY_S: Final = 120
@@ -313,6 +312,8 @@ def _metadata(tokens: CompiledTokens) -> dict[str, object]:
 def answer_json(resp: falcon.Response, data: bytes, *, cache: str = "no-store") -> None:
     resp.content_type = falcon.MEDIA_JSON
     resp.set_header("Cache-Control", cache)
+    if cache == _PUBLIC_FOR:
+        resp.set_header("Access-Control-Allow-Origin", "*")
     resp.data = data
 
 

@@ -21,7 +21,6 @@ from gateway.auth.endpoints import (
     INTROSPECT_PATH,
     JWKS_PATH,
     METADATA_PATH,
-    REVOKE_PATH,
     IntrospectResource,
     JwksResource,
     MetadataResource,
@@ -37,7 +36,7 @@ from gateway.auth.sealed import KeySeal
 from gateway.auth.signing_keys import SigningKeys
 from gateway.auth.vault import KEY_FILE, Vault, load_or_make_key
 from gateway.config.secret import Secrets
-from gateway.config.snapshot import TOKEN_PATH, SnapshotHolder
+from gateway.config.snapshot import REVOKE_PATH, TOKEN_PATH, SnapshotHolder
 from gateway.errors import GatewayError
 from gateway.metrics import Metrics
 from gateway.settings import Settings, SettingsError

@@ -62,6 +62,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     for command in commands.choices.values():
         if command is not listed:
             command.add_argument("login", type=_login, metavar="LOGIN")
+        command.add_argument("--author", help="for the audit trail; default: who runs the command")
         add_options(command)
         command.set_defaults(run=_run)
 
@@ -95,12 +96,13 @@ def _day(text: str) -> datetime:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from gateway.config.versions import user_name
     from gateway.store.account_operator import AccountOperator
     from gateway.store.unit_operator import OperatorError
 
     act: Callable[[AccountOperator, argparse.Namespace], int] = options.act
     try:
-        with AccountOperator(dsn_of(options)) as operator:
+        with AccountOperator(dsn_of(options), options.author or user_name()) as operator:
             return act(operator, options)
     except (Unusable, OperatorError) as error:
         return unusable("account", error)

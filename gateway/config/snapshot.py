@@ -26,6 +26,7 @@ UNIT_LINK_AUDIENCE = "unit-link"
 UNIT_LINK_MAX_LIFETIME_S = 300
 ASSERTION_MAX_LIFETIME_S = 300
 TOKEN_PATH = "/auth/v1/token"  # noqa: S105 - a path
+REVOKE_PATH = "/auth/v1/revoke"
 
 Network = IPv4Network | IPv6Network
 

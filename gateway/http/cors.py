@@ -5,12 +5,14 @@ from __future__ import annotations
 import falcon
 
 from gateway.config.model import Cors as CorsRule
-from gateway.config.snapshot import Snapshot
+from gateway.config.snapshot import REVOKE_PATH, TOKEN_PATH, Snapshot
 from gateway.context import RequestContext
 from gateway.errors import NotFound
 from gateway.rbac.decide import is_hidden_from
 from gateway.routing.model import Route
 
+_OF_APPS = frozenset({TOKEN_PATH, REVOKE_PATH})
+"""Paths of the token service that apps in browsers call."""
 EXPOSED = "Retry-After, RateLimit, RateLimit-Policy, Relay-Source, X-Request-Id, WWW-Authenticate"
 
 
@@ -27,6 +29,10 @@ class Cors:
             return
         ctx: RequestContext = req.context.gateway
         snapshot: Snapshot = ctx.snapshot
+        if ctx.path in _OF_APPS:
+            _preflight_of_app(snapshot, origin, resp)
+            ctx.rule = "cors:preflight"
+            return
         methods = _methods(snapshot, ctx.path, origin)
         if not methods:
             raise NotFound()
@@ -53,6 +59,11 @@ class Cors:
         if not origin or resp.status_code == 101:
             return
         ctx: RequestContext = req.context.gateway
+        if ctx.path in _OF_APPS:
+            resp.append_header("Vary", "Origin")
+            if _is_of_app(ctx.snapshot, origin):
+                resp.set_header("Access-Control-Allow-Origin", origin)
+            return
         if ctx.route is None or is_hidden_from(ctx.principal, ctx.route):
             return
         rule = _rule(ctx.snapshot, ctx.route, origin)
@@ -62,6 +73,26 @@ class Cors:
         if rule is not None:
             _allow(resp, origin, rule)
             resp.set_header("Access-Control-Expose-Headers", EXPOSED)
+
+
+def _is_of_app(snapshot: Snapshot, origin: str) -> bool:
+    """May a page of this origin get tokens: does the audience of an app's role let it call?"""
+    if snapshot.tokens is None:
+        return False
+    audiences = {snapshot.roles[role].audience for app in snapshot.tokens.apps.values() for role in app.roles}
+    rules = [snapshot.audiences[name].cors for name in audiences]
+    return any(rule is not None and origin in rule.origins for rule in rules)
+
+
+def _preflight_of_app(snapshot: Snapshot, origin: str, resp: falcon.Response) -> None:
+    """SEC: never with credentials: what these paths take stands in the form."""
+    resp.status = 204
+    resp.complete = True
+    if _is_of_app(snapshot, origin):
+        resp.set_header("Access-Control-Allow-Origin", origin)
+        resp.set_header("Access-Control-Allow-Methods", "POST")
+        resp.set_header("Access-Control-Allow-Headers", "content-type, dpop")
+        resp.set_header("Access-Control-Max-Age", "600")
 
 
 def _methods(snapshot: Snapshot, path: str, origin: str) -> list[str]:

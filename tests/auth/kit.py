@@ -32,7 +32,11 @@ CLIENT_KEYS = {name: ed25519.Ed25519PrivateKey.generate() for name in ("desk", "
 SCOPES = ["user/Observation.rs", "user/Patient.r", "user/Condition.cruds"]
 DOCUMENT = {
     "version": 1,
-    "audiences": {role: {"issuer": f"https://id.test/{role}"} for role in ROLES},
+    "audiences": {
+        role: {"issuer": f"https://id.test/{role}",
+               **({"cors": {"origins": ["https://app.test"], "credentials": True}} if role == "patient" else {})}
+        for role in ROLES
+    },
     "roles": {
         role: {
             "audience": role,

@@ -451,3 +451,27 @@ def test_metadata(service):
     assert "ES256" in found["dpop_signing_alg_values_supported"]
     assert found["authorization_endpoint"].endswith("/auth/v1/authorize")
     assert found["authorization_response_iss_parameter_supported"] is True
+
+
+# --- apps in browsers
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"), [("https://app.test", True), ("https://evil.test", False), ("null", False)]
+)
+def test_whose_pages_may_get_tokens(service, origin, allowed):
+    for path in ("/auth/v1/token", "/auth/v1/revoke"):
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "dpop"}
+        preflight = service.client.simulate_options(path, headers=asked)
+        answer = service.client.simulate_post(path, headers={"Origin": origin})
+        assert (preflight.status_code, answer.status_code) == (204, 400)
+        for found in (preflight, answer):
+            assert found.headers.get("access-control-allow-origin") == (origin if allowed else None)
+            assert "access-control-allow-credentials" not in found.headers
+        assert ("dpop" in preflight.headers.get("access-control-allow-headers", "")) is allowed
+        assert "origin" in answer.headers["vary"].lower()
+    for path in ("/auth/v1/introspect", "/auth/v1/authorize"):
+        found = service.client.simulate_post(path, headers={"Origin": origin})
+        assert "access-control-allow-origin" not in found.headers
+    keys = service.client.simulate_get("/auth/v1/jwks", headers={"Origin": origin})
+    assert keys.headers["access-control-allow-origin"] == "*"

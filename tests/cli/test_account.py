@@ -146,3 +146,28 @@ def test_another_password(account, sql):
     assert matches(hashed, "another horse battery")
     assert account("set-password", "anna", stdin="short")[0] == 2
     assert sql("SELECT password FROM caregate.account") == [(hashed,)]
+
+
+def test_every_change_is_told_to_the_audit_trail(account, sql, postgres):
+    account("add", "anna", "--role", "patient", "--author", "eve", stdin=PASSWORD)
+    account("set-password", "anna", stdin="another horse battery")
+    account("totp", "anna")
+    account("totp", "anna", "--remove")
+    account("proxy", "anna", "--patient", "pat-2", "--reason", "mother")
+    account("proxy", "anna", "--patient", "pat-2", "--remove")
+    account("disable", "anna", "--reason", "left")
+    account("disable", "anna")
+    account("enable", "anna")
+    ((identity,),) = sql("SELECT id FROM caregate.account")
+    rows = sql(
+        "SELECT detail ->> 'what', coalesce(detail ->> 'patient', ''), reason, author, actor"
+        " FROM caregate.access_change"
+        f" WHERE kind = 'account' AND detail ->> 'account' = '{identity}' ORDER BY number"
+    )
+    assert [row[:3] for row in rows] == [
+        ("added", "", ""), ("password", "", ""), ("second-factor", "", ""), ("no-second-factor", "", ""),
+        ("proxy", "pat-2", "mother"), ("no-proxy", "pat-2", ""), ("disabled", "", "left"), ("enabled", "", ""),
+    ]  # fmt: skip
+    assert rows[0][3] == "eve"
+    assert {row[4] for row in rows} == {"caregate_operator"}
+    assert PASSWORD not in str(sql("SELECT detail::text FROM caregate.access_change"))
