@@ -7,7 +7,7 @@ import time
 import gevent
 import pytest
 
-from gateway.auth import totp
+from gateway.auth import passwords, totp
 from gateway.auth.passwords import Passwords, hash_password
 from gateway.errors import Overloaded
 from tests.auth.kit import FAILURES, LOGIN_FAILURES, PASSWORD, claims_of, proof
@@ -86,9 +86,9 @@ def test_every_wrong_login_gets_the_one_answer(service, post, wrong):
 def test_a_refusal_takes_the_same_steps_whether_or_not_there_is_an_account(service, post, monkeypatch):
     """What takes time is done as often: a look at the database, a check of a password, one of a code."""
     steps = []
-    passwords, accounts = service.gateway.tokens._passwords, service.gateway.tokens._accounts
-    check, find, step_of = passwords.check, accounts.find, totp.step_of
-    monkeypatch.setattr(passwords, "check", lambda *a: (steps.append("password"), check(*a))[1])
+    pool, accounts = service.gateway.tokens._passwords, service.gateway.tokens._accounts
+    check, find, step_of = pool.check, accounts.find, totp.step_of
+    monkeypatch.setattr(pool, "check", lambda *a: (steps.append("password"), check(*a))[1])
     monkeypatch.setattr(accounts, "find", lambda *a: (steps.append("look"), find(*a))[1])
     monkeypatch.setattr(totp, "step_of", lambda *a: (steps.append("code"), step_of(*a))[1])
     seen = []
@@ -99,9 +99,17 @@ def test_a_refusal_takes_the_same_steps_whether_or_not_there_is_an_account(servi
     assert set(seen) == {("look", "password", "code")}
 
 
+def test_for_nobody_a_dummy_is_checked(monkeypatch):
+    checked = []
+    monkeypatch.setattr(passwords, "matches", lambda hashed, password: checked.append(hashed) or True)
+    pool = Passwords(1, 1)
+    assert pool.check(None, "x") is False
+    pool.stop()
+    assert checked == [passwords.DUMMY]
+
+
 def test_a_check_takes_as_long_for_nobody(hashed):
     """Processor time of the thread that checks, which a busy machine does not change."""
-    from gateway.auth import passwords
 
     def cost_s(hash_):
         begun_s = time.thread_time()
@@ -200,10 +208,10 @@ def test_what_is_missing_is_named(post):
 
 
 def test_more_than_may_wait_are_sent_away(hashed):
-    passwords = Passwords(1, 2)
-    jobs = [gevent.spawn(passwords.check, hashed, PASSWORD) for _ in range(5)]
+    pool = Passwords(1, 2)
+    jobs = [gevent.spawn(pool.check, hashed, PASSWORD) for _ in range(5)]
     gevent.joinall(jobs)
-    passwords.stop()
+    pool.stop()
     assert sum(job.value is True for job in jobs) == 3
     assert [type(job.exception) for job in jobs if job.exception] == [Overloaded] * 2
 

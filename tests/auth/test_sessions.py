@@ -7,6 +7,7 @@ import json
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from gateway.auth.issue import issue_access_token
 from tests.auth.kit import VERIFIER, claims_of, dpop, proof, thumbprint
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -390,6 +391,15 @@ def test_a_parent_acts_for_a_child(service, parent, exchange, alive):
     headers = {"Authorization": f"Bearer {answer.json['access_token']}"}
     assert service.client.simulate_get("/anything", headers=headers).status_code == 200
     assert alive(answer.json["access_token"])
+
+
+def test_it_is_not_longer_than_the_parents_token(parent, exchange, monkeypatch):
+    def later(snapshot, role, subject, client_id, claims, now_s, **more):
+        return issue_access_token(snapshot, role, subject, client_id, claims, now_s + 100, **more)
+
+    monkeypatch.setattr("gateway.auth.grants.issue_access_token", later)
+    child = claims_of(exchange(parent["access_token"]).json["access_token"])
+    assert child["exp"] == claims_of(parent["access_token"])["exp"]
 
 
 def test_it_ends_with_the_parents_session(post, parent, exchange, alive):
