@@ -181,7 +181,8 @@ class Grants:
             sessions.new_session_id(), login.account.id, asked.app.id, role.name,
             asked.snapshot.audiences[role.audience].issuer, role.audience, scope, login.methods,
             # NOTE: a client with a key of its own proves itself by that each time (RFC 9449, 5).
-            asked.proof_key if asked.app.public else "", role.lifetimes.absolute_s,
+            asked.proof_key if asked.app.public else "",
+            math.floor(self._now() * 1000) / 1000, role.lifetimes.absolute_s,
         )  # fmt: skip
         if not role.lifetimes.refresh_s:
             return session, None, ""
@@ -191,7 +192,8 @@ class Grants:
     def _access(self, snapshot: Snapshot, login: Login, session: NewSession) -> AccessToken:
         account, now_s = login.account, self._now()
         about = {
-            "sid": session.id, "amr": list(login.methods), "auth_time": math.floor(now_s), **_scoped(session.scope),
+            "sid": session.id, "amr": list(login.methods), "auth_time": math.floor(session.started_s),
+            **_scoped(session.scope),
         }  # fmt: skip
         return issue_access_token(
             snapshot, account.role, account.subject, session.client, account.claims, now_s, about=about,

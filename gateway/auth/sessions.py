@@ -70,7 +70,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class NewSession:
-    """A session to begin. Units: `ends_in_s` seconds from now."""
+    """A session to begin. Units: `started_s` seconds since 1970, `ends_in_s` seconds from now."""
 
     id: str
     account: str
@@ -81,6 +81,7 @@ class NewSession:
     scope: str
     methods: tuple[str, ...]
     proof_key: str
+    started_s: float
     ends_in_s: int
 
 

@@ -48,8 +48,9 @@ _END: LiteralString = """
 UPDATE caregate.session SET ended_at = clock_timestamp(), ended_why = %s WHERE id = %s AND ended_at IS NULL
 """
 _BEGIN: LiteralString = """
-INSERT INTO caregate.session (id, account, client, role, issuer, audience, scope, methods, proof_key, ends_at)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, now() + make_interval(secs => %s))
+INSERT INTO caregate.session
+    (id, account, client, role, issuer, audience, scope, methods, proof_key, started_at, ends_at)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, to_timestamp(%s), now() + make_interval(secs => %s))
 """
 _FIRST: LiteralString = """
 INSERT INTO caregate.refresh_token (digest, session, until_at) VALUES (%s, %s, now() + make_interval(secs => %s))
@@ -216,7 +217,7 @@ class SessionStore:
 def _begin(connection: psycopg.Connection[Any], session: NewSession, refresh: tuple[bytes, int] | None) -> None:
     row = (
         session.id, session.account, session.client, session.role, session.issuer, session.audience, session.scope,
-        list(session.methods), session.proof_key, session.ends_in_s,
+        list(session.methods), session.proof_key, session.started_s, session.ends_in_s,
     )  # fmt: skip
     connection.execute(_BEGIN, row)
     if refresh is not None:

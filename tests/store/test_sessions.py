@@ -54,7 +54,8 @@ def sql(postgres, query, values=()):
 def session(account, **changes):
     fields = {
         "id": secrets.token_urlsafe(16), "account": account, "client": "app", "role": "patient", "issuer": "https://id.test/p",
-        "audience": "app", "scope": "", "methods": ("pwd",), "proof_key": "", "ends_in_s": 3_600, **changes,
+        "audience": "app", "scope": "", "methods": ("pwd",), "proof_key": "",
+        "started_s": time.time(), "ends_in_s": 3_600, **changes,
     }  # fmt: skip
     return NewSession(**fields)
 

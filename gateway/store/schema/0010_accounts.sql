@@ -131,32 +131,6 @@ CREATE TRIGGER revoke AFTER UPDATE OF ended_at ON caregate.session
     FOR EACH ROW WHEN (OLD.ended_at IS NULL AND NEW.ended_at IS NOT NULL AND NEW.ended_why <> 'revocation')
     EXECUTE FUNCTION caregate.revoke_session();
 
--- What is revoked by session, subject, unit or moment gets no new tokens by an old refresh token either.
-CREATE FUNCTION caregate.end_revoked_sessions() RETURNS trigger
-    LANGUAGE plpgsql SET search_path = pg_catalog
-AS $$
-BEGIN
-    IF NEW.kind = 'session' THEN
-        UPDATE caregate.session SET ended_at = now(), ended_why = 'revocation'
-        WHERE id = NEW.value AND ended_at IS NULL;
-    ELSIF NEW.kind IN ('subject', 'unit', 'before') THEN
-        -- A token may be issued at this moment: of few sessions each is revoked itself, too.
-        UPDATE caregate.session s SET ended_at = now(),
-            ended_why = CASE NEW.kind WHEN 'before' THEN 'revocation' ELSE 'revoked ' || NEW.kind END
-        FROM caregate.account a
-        WHERE a.id = s.account AND s.ended_at IS NULL AND s.started_at < NEW.before_at
-            AND NEW.issuer IN ('', s.issuer) AND NEW.audience IN ('', s.audience) AND NEW.role IN ('', s.role)
-            AND (NEW.kind = 'before'
-                OR (NEW.kind = 'subject' AND a.subject = NEW.value)
-                OR (NEW.kind = 'unit' AND (a.claims -> 'units' ? NEW.value OR a.claims ->> 'units' = NEW.value)));
-    END IF;
-    RETURN NEW;
-END
-$$;
--- Before the revision is taken, which others wait for who hold a session: `end_sessions` comes before `revision`.
-CREATE TRIGGER end_sessions BEFORE INSERT ON caregate.revocation
-    FOR EACH ROW EXECUTE FUNCTION caregate.end_revoked_sessions();
-
 ALTER TABLE caregate.account ENABLE ROW LEVEL SECURITY;
 ALTER TABLE caregate.session ENABLE ROW LEVEL SECURITY;
 ALTER TABLE caregate.refresh_token ENABLE ROW LEVEL SECURITY;
@@ -197,7 +171,7 @@ GRANT SELECT (id, login, subject, role, claims, disabled_at, reason, created_at,
     TO caregate_operator;
 GRANT INSERT (id, login, subject, role, claims, password),
     UPDATE (role, subject, claims, password, totp, disabled_at, reason) ON caregate.account TO caregate_operator;
-GRANT SELECT, DELETE, INSERT (id, account, client, role, issuer, audience, scope, methods, proof_key, ends_at),
+GRANT SELECT, DELETE, INSERT (id, account, client, role, issuer, audience, scope, methods, proof_key, started_at, ends_at),
     UPDATE (used_at, ended_at, ended_why) ON caregate.session TO caregate_gateway;
 GRANT SELECT, UPDATE (ended_at, ended_why) ON caregate.session TO caregate_operator;
 GRANT SELECT, INSERT (digest, session, until_at),
