@@ -86,6 +86,8 @@ cdef class Lines:
         self._put_caller(ctx)
         if ctx.rule:
             self._member(b',"rule":"', ctx.rule)
+        if ctx.shadow:
+            self._member(b',"shadow":"', ctx.shadow)
         if ctx.error is not None:
             self._member(b',"error":"', ctx.error.code)
             self._member(b',"origin":"', ctx.error.origin.value)

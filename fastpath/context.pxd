@@ -41,5 +41,6 @@ cdef class RequestContext:
     cdef public object unit_ns
     cdef public object grant
     cdef public str rule
+    cdef public str shadow
     cdef public bint intent_recorded
     cdef public bint keyed

@@ -46,6 +46,36 @@ class Body:
             release()
 
 
+class ReadBody:
+    """`wsgi.input` of a request whose body was read to be decided upon: the same bytes, once more."""
+
+    finished = True
+
+    def __init__(self, data: bytes) -> None:
+        self._left = memoryview(data)
+
+    def limit(self, max_bytes: int) -> None:
+        """It was read under the route's limit."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        size = len(self._left) if size is None or size < 0 else size
+        piece, self._left = bytes(self._left[:size]), self._left[size:]
+        return piece
+
+    def read_some(self, size: int = 65_536) -> bytes:
+        return self.read(size)
+
+    def readline(self, size: int | None = -1) -> bytes:
+        end = bytes(self._left).find(b"\n") + 1 or len(self._left)
+        return self.read(end if size is None or size < 0 else min(size, end))
+
+    def readlines(self, hint: int = -1) -> list[bytes]:
+        return list(self)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.readline, b"")
+
+
 class Transfer:
     """An answer's body that tells, once, whether all of it was taken from it and sent."""
 

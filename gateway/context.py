@@ -85,6 +85,8 @@ if TYPE_CHECKING:
         """It carries an idempotency key, and all agents of its unit keep a ledger."""
         rule: str = ""
         """Which rule decided, for log and audit: `token:expired`, `role`, `binding:patient`, `limit:partner`."""
+        shadow: str = ""
+        """Rules that only watch and would have refused the request, with commas between them."""
         intent_recorded: bool = False
         """The audit intent is durable: whatever happens now, it happened to a recorded request."""
 

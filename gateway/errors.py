@@ -238,6 +238,12 @@ class BindingRefused(Forbidden):
     code = "binding-refused"
 
 
+class SearchRefused(Forbidden):
+    """A search parameter that would reach beyond the caller's own records: chained, including, or with a modifier."""
+
+    code = "search-refused"
+
+
 class NotFound(ClientError):
     code = "not-found"
 

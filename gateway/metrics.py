@@ -39,6 +39,7 @@ DECLARATIONS: tuple[Declaration, ...] = (
     Declaration("caregate_refusals", "counter", "Requests the gateway answered with an error.", ("code", "origin")),
     Declaration("caregate_token_refusals", "counter", "Bearer tokens refused.", ("reason",)),
     Declaration("caregate_limit_refusals", "counter", "Requests over a rate limit.", ("limit",)),
+    Declaration("caregate_shadow_refusals", "counter", "What rules that only watch would refuse.", ("route", "rule")),
     Declaration("caregate_requests_in_flight", "gauge", "Requests being worked on."),
     Declaration("caregate_units", "maximum", "Units that are enabled."),
     Declaration("caregate_units_away", "maximum", "Enabled units without a connection."),

@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 from gateway.config.check_admin import check_admin
 from gateway.config.check_apps import check_apps
 from gateway.config.check_audit import check_audit
+from gateway.config.check_bindings import check_bases
 from gateway.config.check_break_glass import check_break_glass
 from gateway.config.check_clients import check_clients
 from gateway.config.check_providers import check_providers, given_by_providers
@@ -89,6 +90,7 @@ def resource_names() -> frozenset[str]:
 def _check_gateway(checking: Checking) -> None:
     gateway = checking.document.gateway
     path = step(WHOLE, "gateway")
+    check_bases(checking)
     if not _REALM.match(gateway.realm):
         checking.add(step(path, "realm"), "must be 1 to 128 visible ASCII characters without quotes and backslashes")
     for below, text in checking.each(gateway.trusted_proxies, step(path, "trusted_proxies")):

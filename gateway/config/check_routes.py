@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from fastpath.routes import RouteTable
+from gateway.config.check_bindings import BODILESS, check_bindings, takes_own_patient
 from gateway.config.check_scopes import check_scope
 from gateway.config.checking import Checking
 from gateway.config.fault import WHOLE, step
@@ -15,7 +16,6 @@ from gateway.config.template import Template, read_path, read_target, target_que
 from gateway.routing.model import RESERVED_PREFIXES
 
 ACTIONS = ("function", "upstream", "unit", "resource")
-BODILESS = frozenset(("GET", "HEAD"))
 
 _PARAMETER = re.compile(r"[a-z_][a-z0-9_]*\Z")
 _SOURCE = re.compile(r"(path|query|claim):([^?]+)(\??)\Z|body(:(/[^?]*))?(\??)\Z")
@@ -49,7 +49,7 @@ def check_controllers(checking: Checking, resources: Collection[str]) -> None:
         templates[name] = template = read_path(controller.path)
         _check_template(checking, path, template)
         _check_access(checking, path, controller)
-        _check_bindings(checking, path, controller, template)
+        check_bindings(checking, path, controller, template)
         check_scope(checking, path, controller, template)
         _check_limits(checking, path, controller)
         _check_audit(checking, path, controller, template)
@@ -97,33 +97,6 @@ def _check_audit(checking: Checking, path: str, controller: Controller, template
     param = controller.audit.id
     if param is not None and param not in template.params:
         checking.add(step(step(path, "audit"), "id"), f"{param} is not a parameter of the path")
-
-
-def _check_bindings(checking: Checking, path: str, controller: Controller, template: Template) -> None:
-    covered: set[str] = set()
-    for index, bind in enumerate(controller.bind):
-        below = step(step(path, "bind"), index)
-        if bind.param not in template.params:
-            checking.add(step(below, "param"), f"{bind.param} is not a parameter of the path")
-        elif template.params[bind.param]:
-            checking.add(step(below, "param"), f"{bind.param} takes the rest of the path and cannot equal a claim")
-        for place, role in checking.each(bind.roles, step(below, "roles")):
-            _check_own_role(checking, place, role, controller)
-        covered.update(bind.roles or controller.roles)
-    for place, role in checking.each(controller.unbound_roles, step(path, "unbound_roles")):
-        _check_own_role(checking, place, role, controller)
-        if role in covered:
-            checking.add(place, f"{role} is bound by an entry of bind")
-    if controller.bind or (controller.unit is not None and controller.unit.unit.startswith("path:")):
-        for index, role in enumerate(controller.roles):
-            place = step(step(path, "roles"), index)
-            if role not in covered and role not in controller.unbound_roles and checking.exists("roles", role):
-                checking.add(place, f"{role} is in no entry of bind and not in unbound_roles")
-
-
-def _check_own_role(checking: Checking, path: str, role: str, controller: Controller) -> None:
-    if role not in controller.roles:
-        checking.add(path, f"{role} is not a role of the route")
 
 
 def _check_limits(checking: Checking, path: str, controller: Controller) -> None:
@@ -186,7 +159,8 @@ def _check_target(
     if action.target is None:
         return
     below = step(path, "target")
-    for reason in read_target(action.target, template.params):
+    params = {**template.params, "patient": False} if takes_own_patient(controller) else template.params
+    for reason in read_target(action.target, params):
         checking.add(below, reason)
     own = target_query_names(action.target)
     if own and controller.query == "any":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from gateway.config.check_bindings import own_roles
 from gateway.config.checking import Checking
 from gateway.config.fault import step
 from gateway.config.model import Controller, Role
@@ -72,9 +73,3 @@ def need_of(controller: Controller) -> Need | None:
     letters = {_LETTER_OF_METHOD.get(method, read) for method in controller.methods}
     text = f"{resource}." + "".join(letter for letter in INTERACTIONS if letter in letters)
     return Need(text, mask) if (mask := read_need(text)) else None
-
-
-def own_roles(controller: Controller) -> frozenset[str]:
-    """Roles that a binding ties to the patient of their token."""
-    bound = (bind.roles or controller.roles for bind in controller.bind if bind.claim == "patient")
-    return frozenset(role for roles in bound for role in roles)

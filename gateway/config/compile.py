@@ -13,13 +13,15 @@ from fastpath.token import Key, Verifier
 from gateway.auth.claims import CHECKS
 from gateway.auth.keys import KeyMaterial, public_jwk_set
 from gateway.auth.mapping import ClaimMapping, MappedRole
+from gateway.config.check_bindings import own_roles, read_param, searched_roles, takes_own_patient
 from gateway.config.check_routes import ACTIONS, read_source
-from gateway.config.check_scopes import need_of, own_roles
+from gateway.config.check_scopes import need_of
 from gateway.config.fault import WHOLE, step
 from gateway.config.keyring import Keyring
 from gateway.config.model import (
     App,
     Audited,
+    Bind,
     Client,
     ClientKey,
     Controller,
@@ -81,7 +83,8 @@ def compile_document(
     """
     limits = {name: compile_limit(name, rule) for name, rule in document.limits.items()}
     roles = {name: _role(document, name, limits) for name in document.roles}
-    controllers = {name: _route(name, controller, limits) for name, controller in document.controllers.items()}
+    bases = document.gateway.fhir_bases
+    controllers = {name: _route(name, controller, limits, bases) for name, controller in document.controllers.items()}
     return Snapshot(
         version=version,
         digest=hashlib.sha256(canonical(document)).hexdigest(),
@@ -295,8 +298,9 @@ def _units(document: Document, keyring: Keyring) -> Iterator[tuple[str, Compiled
         )
 
 
-def _route(name: str, controller: Controller, limits: dict[str, Limit]) -> Route:
+def _route(name: str, controller: Controller, limits: dict[str, Limit], bases: tuple[str, ...]) -> Route:
     kind, action = _action(controller)
+    bindings = tuple(_binding(bind) for bind in controller.bind)
     return Route(
         name=name,
         template=controller.path,
@@ -306,14 +310,16 @@ def _route(name: str, controller: Controller, limits: dict[str, Limit]) -> Route
         audiences=frozenset(controller.audiences),
         roles=frozenset(controller.roles),
         permission=controller.permission,
-        bindings=tuple(
-            Binding(bind.param, bind.claim, frozenset(bind.roles), bind.refuse == "hidden") for bind in controller.bind
-        ),
+        bindings=bindings,
         unbound_roles=frozenset(controller.unbound_roles),
         need=need_of(controller),
         own_roles=own_roles(controller),
+        own_patient=takes_own_patient(controller),
+        searched=searched_roles(controller),
+        bases=bases,
+        careful=any(binding.source != "path" or binding.shadow for binding in bindings),
         limits=tuple(limits[limit] for limit in controller.limits),
-        query=None if controller.query == "any" else frozenset(controller.query),
+        query=None if controller.query == "any" else frozenset(controller.query).union(*map(_typed_names, bindings)),
         phi=controller.phi,
         break_glass=controller.break_glass,
         hidden=controller.hidden,
@@ -327,6 +333,29 @@ def _route(name: str, controller: Controller, limits: dict[str, Limit]) -> Route
 
 def _logging(log: Logged) -> Logging | None:
     return None if log == Logged() else Logging(log.level.encode(), LEVELS[log.level], log.sample)
+
+
+def _binding(bind: Bind) -> Binding:
+    bound = read_param(bind.param)
+    if bound is None:
+        raise ValueError(f"{bind.param}: not what a binding looks at")
+    return Binding(
+        bound.param,
+        bind.claim,
+        frozenset(bind.roles),
+        bind.refuse == "hidden",
+        source=bound.source,
+        names=bound.names,
+        steps=bound.steps,
+        reference=bind.reference,
+        shadow=bind.shadow,
+    )
+
+
+def _typed_names(binding: Binding) -> Iterator[str]:
+    """The other spelling of a parameter that is a reference: `subject:Patient`."""
+    if binding.reference is not None:
+        yield from (f"{name}:{binding.reference}" for name in binding.names)
 
 
 def _audited(audit: Audited) -> dict[str, str]:

@@ -42,6 +42,8 @@ class Gateway(_Strict, frozen=True, kw_only=True):
     trusted_proxies: tuple[str, ...] = ()
     limits: tuple[Name, ...] = ()
     """Taken for every request before routing; may only be per address."""
+    fhir_bases: tuple[str, ...] = ()
+    """FHIR bases as callers know them, for references as URLs; `{unit}` is the request's unit."""
 
 
 class Cors(_Strict, frozen=True, kw_only=True):
@@ -213,10 +215,16 @@ class Admin(_Strict, frozen=True, kw_only=True):
 
 
 class Bind(_Strict, frozen=True, kw_only=True):
+    """`param`: a parameter of the path, `query:NAME` or `query:NAME|NAME`, or `body:/json/pointer`."""
+
     param: str
     claim: Annotated[str, Meta(min_length=1)]
     roles: tuple[Name, ...] = ()
     refuse: Literal["forbidden", "hidden"] = "forbidden"
+    reference: str | None = None
+    """The value is a FHIR reference to this type, in any of its spellings; else it is compared as it is."""
+    shadow: bool = False
+    """Only log what it would refuse."""
 
 
 class Function(_Strict, frozen=True, kw_only=True):

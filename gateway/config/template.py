@@ -69,6 +69,11 @@ def target_query_names(text: str) -> frozenset[str]:
     return frozenset(unquote_plus(part.partition("=")[0]) for part in query.split("&") if part)
 
 
+def target_params(text: str) -> frozenset[str]:
+    """Names of the parameters that a target template puts in."""
+    return frozenset(found[1] for found in _PARAM.finditer(text))
+
+
 def _not_canonical(text: str, *, query: bool = False) -> Iterator[str]:
     """What requests are refused for is refused in templates: such a route could never match."""
     try:

@@ -120,6 +120,9 @@ class Accounting:
         """Count and log a finished request."""
         took_ns = time.monotonic_ns() - ctx.started_ns
         self._books.close(ctx.route.name if ctx.route is not None else "none", ctx.method, status, took_ns)
+        if ctx.shadow:
+            for rule in ctx.shadow.split(","):
+                self._metrics.inc("caregate_shadow_refusals", (ctx.route.name if ctx.route is not None else "", rule))
         if ctx.error is not None:
             self._metrics.inc("caregate_refusals", (ctx.error.code, ctx.error.origin.value))
             if ctx.rule.startswith(_LIMIT):

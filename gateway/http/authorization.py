@@ -8,6 +8,7 @@ import falcon
 
 from gateway.context import Principal, RequestContext
 from gateway.errors import TokenMissing
+from gateway.http.care import Care
 from gateway.http.grant import grant_of
 from gateway.rbac.decide import Decision, decide
 from gateway.routing.model import Route, RouteKind
@@ -25,19 +26,22 @@ class Authorization:
     def __init__(
         self,
         intent: Callable[[RequestContext], None],
+        care: Care | None = None,
         opens: Callable[[RequestContext, Principal, Route], bool] = lambda ctx, principal, route: False,
     ) -> None:
         """Shapes: `intent(ctx)` makes the audit intent durable or raises AuditUnavailable; `opens(ctx, principal,
         route)` says whether an emergency opens what a binding refused, see breakglass.service.
         """
         self._intent = intent
+        self._care = care if care is not None else Care()
         self._opens = opens
 
     def process_resource(
         self, req: falcon.Request, resp: falcon.Response, resource: object, params: dict[str, object]
     ) -> None:
         """Raises: TokenMissing, TokenInvalid, Forbidden, NotFound, QueryRefused, NotImplementedHere,
-        AuditUnavailable.
+        AuditUnavailable, and what Care.take raises.
+        Yields to the hub: as Care.take does, and until the intent is durable.
         """
         ctx: RequestContext = req.context.gateway
         route = ctx.route
@@ -51,7 +55,9 @@ class Authorization:
         ctx.rule = decision.rule
         if not decision.allowed and not self._opened(ctx, ctx.principal, route, decision):
             raise decision.refusal()
-        if ctx.query:
+        if route.careful or (ctx.query and (route.searched or ctx.principal.scopes is not None)):
+            self._care.take(req, ctx, ctx.principal, route)
+        elif ctx.query:
             check_query(ctx.query, route.query)
         if "HTTP_UPGRADE" in req.env and route.kind in _FORWARDED:
             refuse_upgrade(req.env)

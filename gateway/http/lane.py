@@ -80,7 +80,7 @@ class Lanes:
         target = self._router.endpoint(route, ctx.snapshot)
         grant.resource, grant.responders, grant.takes_fields = target.resource, target.responders, target.takes_fields
         grant.hidden = is_hidden_from(principal, route)
-        grant.plain = not route.phi
+        grant.plain = not (route.phi or route.careful)
         return grant
 
     def decide(self, ctx: RequestContext) -> Decision:

@@ -54,6 +54,7 @@ TABLE: dict[type[e.GatewayError], Row] = {
     e.PermissionRefused: Row(403, "Permission not granted"),
     e.ScopeRefused: Row(403, "Scope not granted"),
     e.BindingRefused: Row(403, "Record or unit not bound to the caller"),
+    e.SearchRefused: Row(403, "Search parameter not allowed to the caller"),
     e.NotFound: Row(404, "Not found"),
     e.MethodNotMapped: Row(405, "Method not allowed"),
     e.Conflict: Row(409, "Conflict"),

@@ -119,7 +119,7 @@ def _deadline_ns(ctx: RequestContext, route: Route) -> int:
 
 def _is_hidden(route: Route, principal: Principal) -> bool:
     """Does a record that is not the caller's look to him as if it did not exist?"""
-    return any(b.hidden and (not b.roles or principal.role in b.roles) for b in route.bindings)
+    return any(b.hidden and not b.shadow and (not b.roles or principal.role in b.roles) for b in route.bindings)
 
 
 def _answer(resp: falcon.Response, status: int, payload: bytes) -> None:

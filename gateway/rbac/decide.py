@@ -12,11 +12,14 @@ from gateway.errors import (
     Forbidden,
     NotFound,
     PermissionRefused,
+    QueryRefused,
     RoleRefused,
     ScopeRefused,
+    SearchRefused,
     TokenInvalid,
 )
 from gateway.rbac.fhir import interaction_of
+from gateway.rbac.reference import applies, is_claimed
 from gateway.rbac.scopes import Scopes, covers, mask_of, named
 from gateway.routing.model import Binding, Need, Route
 
@@ -33,12 +36,13 @@ class Decision:
     hidden: bool = False
     error: type[ClientError] | None = None
     scope: str = ""
+    detail: str = ""
 
     def refusal(self) -> ClientError:
         """What to raise."""
         if self.error is ScopeRefused:
             return ScopeRefused(self.scope)
-        return (self.error or Forbidden)()
+        return (self.error or Forbidden)(self.detail)
 
 
 ALLOWED = Decision(True, "allowed")
@@ -48,6 +52,10 @@ WRONG_ROLE = Decision(False, "role", error=RoleRefused)
 NO_PERMISSION = Decision(False, "permission", error=PermissionRefused)
 NOT_BOUND = Decision(False, "binding", error=BindingRefused)
 NOT_BOUND_HIDDEN = Decision(False, "binding", hidden=True, error=NotFound)
+SEARCH_REFUSED = Decision(False, "search", error=SearchRefused)
+SEARCH_ABSENT = Decision(
+    False, "search", error=QueryRefused, detail="The query lacks the parameter that binds it to the caller"
+)
 NOT_COVERED = Decision(False, "binding-uncovered", error=BindingRefused)
 
 
@@ -55,6 +63,7 @@ def decide(principal: Principal, route: Route, params: Mapping[str, str], method
     """Audience, role, permission, scope, bindings, in this order; the first that refuses decides.
 
     Shapes: `params` are the path parameters, percent-decoded; without them a route that `varies` is not decided.
+    Bindings of the query and the body are decided in rbac.search and rbac.document.
     """
     if is_hidden_from(principal, route):
         return WRONG_AUDIENCE_HIDDEN
@@ -69,6 +78,8 @@ def decide(principal: Principal, route: Route, params: Mapping[str, str], method
         need = _need(route.need, params, method)
         if need is None or not covers(scopes, need.mask, own=principal.role in route.own_roles):
             return _out_of_scope(scopes, need, route, principal.role)
+    if route.own_patient and not isinstance(principal.claims.get("patient"), str):
+        return NOT_BOUND
     if route.bindings:
         return _bound(principal, route, params)
     return ALLOWED
@@ -76,7 +87,9 @@ def decide(principal: Principal, route: Route, params: Mapping[str, str], method
 
 def varies(route: Route) -> bool:
     """Do the parameters or the method of a request have a say in the decision?"""
-    return bool(route.bindings) or (route.need is not None and route.need.param is not None)
+    return any(binding.source == "path" for binding in route.bindings) or (
+        route.need is not None and route.need.param is not None
+    )
 
 
 def is_hidden_from(principal: Principal | None, route: Route) -> bool:
@@ -102,26 +115,19 @@ def _out_of_scope(scopes: Scopes, need: Need | None, route: Route, role: str) ->
 
 def _bound(principal: Principal, route: Route, params: Mapping[str, str]) -> Decision:
     role = principal.role
-    covered = role in route.unbound_roles
+    covered = role in route.unbound_roles or route.own_patient
     for binding in route.bindings:
-        if binding.roles and role not in binding.roles:
+        # SEC: a rule that only watches protects nobody.
+        if binding.shadow or not applies(binding, role):
             continue
-        if not _satisfied(binding, principal, params):
+        if binding.source == "path" and not is_satisfied(binding, principal, params):
             return NOT_BOUND_HIDDEN if binding.hidden else NOT_BOUND
         covered = True
     # SEC: a role nobody thought of when the bindings were written sees nothing, rather than everything.
     return ALLOWED if covered else NOT_COVERED
 
 
-def _satisfied(binding: Binding, principal: Principal, params: Mapping[str, str]) -> bool:
-    """The parameter equals the claim, or is one of its members; strings only, byte for byte."""
+def is_satisfied(binding: Binding, principal: Principal, params: Mapping[str, str]) -> bool:
+    """Is the parameter of the path what the claim says?"""
     value = params.get(binding.param)
-    if not value:
-        return False
-    claim = principal.claims.get(binding.claim)
-    if isinstance(claim, str):
-        return claim == value
-    if isinstance(claim, list):
-        # SEC: only strings count: 1 is not "1", and a nested list or an object never matches by its spelling.
-        return any(isinstance(member, str) and member == value for member in claim)
-    return False
+    return bool(value) and is_claimed(value or "", principal.claims.get(binding.claim))

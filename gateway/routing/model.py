@@ -47,15 +47,28 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A path parameter that must equal (or be a member of) a claim, for the named roles (empty: for all).
+    """What a request names must equal (or be a member of) a claim, for the named roles (empty: for all).
 
-    `hidden`: a refusal answers 404 as if the record did not exist.
+    `hidden`: a refusal answers 404 as if the record did not exist. `shadow`: a refusal is noted, and nothing else.
+    Shapes: `source` is path (`param` is a parameter of it), query (`names` are parameters, one of which must be there)
+    or body (`steps` are reference tokens of a JSON pointer, `*` each member of an array); `reference` is the type of
+    resource that the value refers to as FHIR writes it, None for text that is compared as it is.
     """
 
     param: str
     claim: str
     roles: frozenset[str]
     hidden: bool
+    source: str = "path"
+    names: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()
+    reference: str | None = None
+    shadow: bool = False
+
+    @property
+    def rule(self) -> str:
+        """How logs and metrics name it."""
+        return f"binding:{self.param}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +162,14 @@ class Route:
     """None: a role that has scopes may not."""
     own_roles: frozenset[str] = frozenset()
     """Roles that a binding ties to the patient of their token: what scopes `patient/…` count for."""
+    own_patient: bool = False
+    """The patient is the token's: a target under `/me` has `{patient}`."""
+    searched: frozenset[str] = frozenset()
+    """Roles whose query may not reach beyond the records it searches."""
+    bases: tuple[str, ...] = ()
+    """Our own FHIR bases, `{unit}` in them the request's unit."""
+    careful: bool = False
+    """Something beside the path has a say: see http.care."""
     limits: tuple[Limit, ...] = ()
     query: frozenset[str] | None = frozenset()
     """Names of the query parameters a caller may send; None: any."""

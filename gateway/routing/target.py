@@ -51,8 +51,17 @@ def _fill(route_target: str, ctx: RequestContext) -> str:
             out.append(piece)
         else:
             # SEC: `&`, `=` and `+` stand unescaped in a path segment; in a query they would add parameters.
-            out.append(quote(unquote(raw[piece]), safe="") if in_query else raw[piece])
+            value = raw[piece] if piece in raw else _of_token(piece, ctx)
+            out.append(quote(unquote(value), safe="") if in_query else value)
     return "".join(out)
+
+
+def _of_token(name: str, ctx: RequestContext) -> str:
+    """A parameter of a target under `/me`, as one segment. Raises: KeyError."""
+    if name != "patient" or ctx.principal is None or ctx.route is None or not ctx.route.own_patient:
+        raise KeyError(name)
+    # SEC: authorization has let nobody pass whose token names no patient.
+    return quote(ctx.principal.claims["patient"], safe="")
 
 
 @lru_cache(maxsize=4096)

@@ -15,6 +15,7 @@ from gateway.rbac.decide import Decision, decide
 from gateway.routing.model import Binding, FunctionAction, Route, RouteKind
 
 OWN_RECORD = Binding("patient", "patient", frozenset({"patient"}), hidden=True)
+SHADOW = Binding("unit", "units", frozenset(), hidden=False, shadow=True)
 OWN_UNIT = Binding("unit", "units", frozenset({"practitioner", "clerk"}), hidden=False)
 
 
@@ -191,3 +192,17 @@ def test_generated(role, audience, claims, bindings, params, unbound, hidden) ->
     decision = decide(who, to, params)
     assert (decision.allowed, decision.error) == expected(who, to, params)
     assert isinstance(decision, Decision)
+
+
+@pytest.mark.parametrize(
+    ("bindings", "unbound", "rule"),
+    [
+        ((SHADOW,), frozenset(), "binding-uncovered"),
+        ((SHADOW,), frozenset({"patient"}), "allowed"),
+        ((SHADOW, OWN_RECORD), frozenset(), "allowed"),
+    ],
+    ids=["covers nobody", "refuses nobody", "beside one in force"],
+)
+def test_a_shadow_binding_decides_nothing(bindings, unbound, rule) -> None:
+    watched = route(bindings=bindings, unbound_roles=unbound)
+    assert decide(principal(patient="p", units=["u2"]), watched, {"unit": "u", "patient": "p"}).rule == rule
