@@ -42,5 +42,6 @@ cdef class RequestContext:
     cdef public object grant
     cdef public str rule
     cdef public str shadow
+    cdef public str purpose
     cdef public bint intent_recorded
     cdef public bint keyed

@@ -35,7 +35,7 @@ cdef class RequestContext:
 
     def __cinit__(self):
         self.params, self.limits_taken, self.limit_headers = {}, [], ()
-        self.agent = self.trace = self.shadow = ""
+        self.agent = self.trace = self.shadow = self.purpose = ""
         self.rule = self.method = self.path = self.query = self.client_address = ""
         self.deadline_ns = self.upstream_ns = self.queue_ns = self.unit_ns = 0
 

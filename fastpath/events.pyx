@@ -158,7 +158,10 @@ cdef class AccessText(Text):
                 self._field(b',"resource_id":"', "resource_id", value, False)
         self._field(b',"client_address":"', "client_address", ctx.client_address, False)
         self.bytes(what)
-        self.bytes(claimed_purpose)
+        if ctx.purpose:
+            self._field(b',"purpose":"', "purpose", ctx.purpose, False)
+        else:
+            self.bytes(claimed_purpose)
         self.bytes(who)
         return self.bytes(self._node)
 

@@ -13,6 +13,7 @@ cdef class Rule:
     cdef readonly str policy
     cdef readonly tuple policy_field
     cdef readonly bint of_caller
+    cdef readonly bint shadow
 
 
 cdef class Grant:

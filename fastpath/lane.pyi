@@ -23,6 +23,7 @@ class Rule:
     policy: str
     policy_field: tuple[str, str]
     of_caller: bool
+    shadow: bool
     def __init__(
         self, limit: object, prefix: str, number: int, interval_ns: int, burst: int, opening: str, policy: str
     ) -> None: ...

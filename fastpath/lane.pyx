@@ -56,6 +56,7 @@ cdef class Rule:
         self.interval_ns, self.burst, self.opening, self.policy = interval_ns, burst, opening, policy
         self.policy_field = ("RateLimit-Policy", policy)
         self.of_caller = limit.per == "principal"
+        self.shadow = getattr(limit, "shadow", False)
 
 
 # PERF: `policy_rs256_unique` of `make bench`: nothing here leads back to it, and the collector need not walk every caller.
@@ -94,7 +95,7 @@ cdef class Grant:
         self.looked = True
         if len(self.charges) == 1:
             charge = self.charges[0]
-            if charge.key is not None:
+            if charge.key is not None and not charge.rule.shadow:
                 self.one, self.bucket = charge.rule, charge.bucket
         return 0
 
@@ -316,7 +317,10 @@ cdef class Lane:
                 key = charge.bucket if charge.key is not None else self._bucket(charge.rule, ctx)
             if _holds(purse, key):
                 continue
-            if purse.count == MAX_CHARGES or not self._take_one(charge.rule, key, purse):
+            if charge.rule.shadow and purse.count < MAX_CHARGES:
+                if not self._take_one(charge.rule, key, purse):
+                    _note_shadow(ctx, "limit:" + charge.rule.limit.name)
+            elif purse.count == MAX_CHARGES or not self._take_one(charge.rule, key, purse):
                 self._give_back(purse, before)
                 return False
         return True
@@ -361,6 +365,13 @@ cdef class Lane:
         return 0
 
 
+cdef int _note_shadow(RequestContext ctx, str rule) except -1:
+    """See gateway.context.note_shadow."""
+    if rule not in ctx.shadow.split(","):
+        ctx.shadow = f"{ctx.shadow},{rule}" if ctx.shadow else rule
+    return 0
+
+
 cdef bint _holds(const Purse* purse, uint64_t key) noexcept:
     cdef int i
     for i in range(purse.count):
@@ -376,12 +387,18 @@ cdef tuple _limit_headers(const Purse* purse):
     cdef Rule rule
     if purse.count == 1:
         rule = <Rule> purse.takes[0].rule
+        if rule.shadow:
+            return ()
         return ("RateLimit", _state(rule, purse, 0)), rule.policy_field
     states, policies = [], []
     for i in range(purse.count):
         rule = <Rule> purse.takes[i].rule
+        if rule.shadow:  # a limit that only watches is nobody's to keep
+            continue
         states.append(_state(rule, purse, i))
         policies.append(rule.policy)
+    if not states:
+        return ()
     return ("RateLimit", ", ".join(states)), ("RateLimit-Policy", ", ".join(policies))
 
 

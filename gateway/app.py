@@ -52,6 +52,8 @@ from gateway.http.accounting import Accounting, BareAccounting, answer_error
 from gateway.http.admission import Admission
 from gateway.http.application import Application
 from gateway.http.authorization import Authorization
+from gateway.http.care import Care
+from gateway.http.consents import Consents, consent_hooks
 from gateway.http.console import FleetStatus
 from gateway.http.cors import Cors
 from gateway.http.explain import Explainer
@@ -64,6 +66,7 @@ from gateway.http.traced import TracedAccounting
 from gateway.logs import configure
 from gateway.metrics import Metrics
 from gateway.portal.catalog import check_functions
+from gateway.portal.consent import ConsentFunctions
 from gateway.portal.resource import PortalResource
 from gateway.relay.service import Relay
 from gateway.routing.kinds import ResourceTable, entry_points
@@ -288,6 +291,10 @@ class Gateway:
     def _count_upstream(self, upstream: str, outcome: str) -> None:
         self.metrics.inc("caregate_upstream_requests", (upstream, outcome))
 
+    def _authorization(self) -> Authorization:
+        consents = Consents(ConsentFunctions(self.database).permits, consent_hooks())
+        return Authorization(self.accounting.intent, Care(consents), self.break_glass.opens)
+
     def _public(self, memory: shared.Shared) -> Application:
         resources = ResourceTable(
             function=self.portal,
@@ -305,7 +312,7 @@ class Gateway:
                 admission,
                 Cors(),
                 identity,
-                Authorization(self.accounting.intent, opens=self.break_glass.opens),
+                self._authorization(),
             ],
         )
         identity.knows_key = self.providers.knows

@@ -85,6 +85,8 @@ if TYPE_CHECKING:
         """It carries an idempotency key, and all agents of its unit keep a ledger."""
         rule: str = ""
         """Which rule decided, for log and audit: `token:expired`, `role`, `binding:patient`, `limit:partner`."""
+        purpose: str = ""
+        """Purpose of use, where the route asks for one."""
         shadow: str = ""
         """Rules that only watch and would have refused the request, with commas between them."""
         intent_recorded: bool = False
@@ -93,6 +95,12 @@ if TYPE_CHECKING:
 else:
     from fastpath.context import Principal as Principal
     from fastpath.context import RequestContext as RequestContext
+
+
+def note_shadow(ctx: RequestContext, rule: str) -> None:
+    """A rule that only watches would have refused the request."""
+    if rule not in ctx.shadow.split(","):
+        ctx.shadow = f"{ctx.shadow},{rule}" if ctx.shadow else rule
 
 
 _ids = RequestIds(os.urandom)

@@ -238,6 +238,18 @@ class BindingRefused(Forbidden):
     code = "binding-refused"
 
 
+class PurposeRefused(Forbidden):
+    """The request has no purpose of use, or none that the route takes."""
+
+    code = "purpose-refused"
+
+
+class ConsentRefused(Forbidden):
+    """The patient's consent does not cover the request."""
+
+    code = "consent-refused"
+
+
 class SearchRefused(Forbidden):
     """A search parameter that would reach beyond the caller's own records: chained, including, or with a modifier."""
 
@@ -326,6 +338,13 @@ class DatabaseTimeout(GatewayError):
 
 class KeysUnavailable(GatewayError):
     code = "keys-unavailable"
+    retry = Retry.ANY
+
+
+class ConsentUnavailable(GatewayError):
+    """Whoever knows of consents gave no answer, so nothing was dispatched."""
+
+    code = "consent-unavailable"
     retry = Retry.ANY
 
 

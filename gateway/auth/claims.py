@@ -25,6 +25,7 @@ CHECKS: tuple[ClaimCheck, ...] = (
     ("patient", is_name, "a name"),
     ("units", is_name_or_names, "a name or an array of names"),
     ("org", is_name, "a name"),
+    ("purpose", is_name, "a name"),
     ("client_id", is_name, "a name"),
     ("azp", is_name, "a name"),
     ("sid", is_name, "a name"),

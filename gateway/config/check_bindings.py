@@ -204,6 +204,8 @@ def own_roles(controller: Controller) -> frozenset[str]:
 def searched_roles(controller: Controller) -> frozenset[str]:
     """Roles whose query may not reach beyond the records it searches."""
     roles = set(own_roles(controller)) if is_forwarded(controller) else set()
+    if controller.consent is not None and not controller.consent.shadow and is_forwarded(controller):
+        roles.update(controller.consent.roles or controller.roles)  # asked for one patient, and so for no other
     for bind in controller.bind:
         if not bind.shadow and bind.param.startswith("query:"):
             roles.update(bind.roles or controller.roles)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from fastpath.routes import RouteTable
 from gateway.config.check_bindings import BODILESS, check_bindings, takes_own_patient
+from gateway.config.check_consent import check_consent, check_purpose
 from gateway.config.check_scopes import check_scope
 from gateway.config.checking import Checking
 from gateway.config.fault import WHOLE, step
@@ -50,6 +51,8 @@ def check_controllers(checking: Checking, resources: Collection[str]) -> None:
         _check_template(checking, path, template)
         _check_access(checking, path, controller)
         check_bindings(checking, path, controller, template)
+        check_purpose(checking, path, controller)
+        check_consent(checking, path, controller, template)
         check_scope(checking, path, controller, template)
         _check_limits(checking, path, controller)
         _check_audit(checking, path, controller, template)

@@ -14,6 +14,7 @@ from gateway.auth.claims import CHECKS
 from gateway.auth.keys import KeyMaterial, public_jwk_set
 from gateway.auth.mapping import ClaimMapping, MappedRole
 from gateway.config.check_bindings import own_roles, read_param, searched_roles, takes_own_patient
+from gateway.config.check_consent import CLAIM
 from gateway.config.check_routes import ACTIONS, read_source
 from gateway.config.check_scopes import need_of
 from gateway.config.fault import WHOLE, step
@@ -31,6 +32,7 @@ from gateway.config.model import (
     Logged,
     ToUnit,
 )
+from gateway.config.model import Consent as ConsentRule
 from gateway.config.parse import canonical
 from gateway.config.role_defaults import lifetimes_of
 from gateway.config.snapshot import (
@@ -53,10 +55,12 @@ from gateway.routing.model import (
     Action,
     Argument,
     Binding,
+    Consent,
     FunctionAction,
     Limit,
     LimitKey,
     Logging,
+    Purpose,
     ResourceAction,
     Route,
     RouteKind,
@@ -115,7 +119,7 @@ def compile_document(
 def compile_limit(name: str, rule: LimitRule) -> Limit:
     """SEC: the interval is rounded up, so that rounding never admits more than the configured rate."""
     interval_ns = -(-rule.period_s * _NS // rule.rate)
-    return Limit(name, LimitKey(rule.per), interval_ns, rule.burst, -(-rule.burst * interval_ns // _NS))
+    return Limit(name, LimitKey(rule.per), interval_ns, rule.burst, -(-rule.burst * interval_ns // _NS), rule.shadow)
 
 
 def _role(document: Document, name: str, limits: dict[str, Limit]) -> CompiledRole:
@@ -301,6 +305,9 @@ def _units(document: Document, keyring: Keyring) -> Iterator[tuple[str, Compiled
 def _route(name: str, controller: Controller, limits: dict[str, Limit], bases: tuple[str, ...]) -> Route:
     kind, action = _action(controller)
     bindings = tuple(_binding(bind) for bind in controller.bind)
+    purpose = controller.purpose
+    consent = None if controller.consent is None else _consent(controller.consent)
+    looked_at = bindings if consent is None else (*bindings, consent.patient)
     return Route(
         name=name,
         template=controller.path,
@@ -317,9 +324,13 @@ def _route(name: str, controller: Controller, limits: dict[str, Limit], bases: t
         own_patient=takes_own_patient(controller),
         searched=searched_roles(controller),
         bases=bases,
-        careful=any(binding.source != "path" or binding.shadow for binding in bindings),
+        purpose=None if purpose is None else Purpose(purpose.required, purpose.shadow),
+        consent=consent,
+        careful=purpose is not None
+        or consent is not None
+        or any(binding.source != "path" or binding.shadow for binding in bindings),
         limits=tuple(limits[limit] for limit in controller.limits),
-        query=None if controller.query == "any" else frozenset(controller.query).union(*map(_typed_names, bindings)),
+        query=None if controller.query == "any" else frozenset(controller.query).union(*map(_typed_names, looked_at)),
         phi=controller.phi,
         break_glass=controller.break_glass,
         hidden=controller.hidden,
@@ -349,6 +360,16 @@ def _binding(bind: Bind) -> Binding:
         steps=bound.steps,
         reference=bind.reference,
         shadow=bind.shadow,
+    )
+
+
+def _consent(consent: ConsentRule) -> Consent:
+    if consent.patient.startswith(CLAIM):
+        where = Binding(consent.patient, consent.patient.removeprefix(CLAIM), frozenset(), False, source="claim")
+    else:
+        where = _binding(Bind(param=consent.patient, claim="", reference="Patient"))
+    return Consent(
+        consent.hook, consent.function, where, frozenset(consent.roles), consent.refuse == "hidden", consent.shadow
     )
 
 

@@ -137,6 +137,8 @@ class LimitRule(_Strict, frozen=True, kw_only=True):
     rate: Positive
     period_s: Positive = 1
     burst: Positive
+    shadow: bool = False
+    """Only log what it would refuse."""
 
 
 class Upstream(_Strict, frozen=True, kw_only=True):
@@ -273,6 +275,30 @@ class Logged(_Strict, frozen=True, kw_only=True):
     """One line for so many requests."""
 
 
+class Purpose(_Strict, frozen=True, kw_only=True):
+    """Purposes of use that callers must have one of, in `Purpose-Of-Use` or the token's claim `purpose`."""
+
+    required: Annotated[tuple[str, ...], Meta(min_length=1)]
+    shadow: bool = False
+
+
+class Consent(_Strict, frozen=True, kw_only=True):
+    """Who is asked, at each request, whether the patient consents: one of `hook` and `function`.
+
+    `hook`: an entry point of the group `caregate.consent`. `function`: of the portal database, see portal.consent.
+    """
+
+    hook: Name | None = None
+    function: (
+        Annotated[str, Meta(pattern=r"^[a-z_][a-z0-9_]*\.[a-z_][a-z0-9_]*$", description="schema.function")] | None
+    ) = None
+    patient: str
+    """A parameter of the path, `query:NAME`, `body:/json/pointer` or `claim:NAME`."""
+    roles: tuple[Name, ...] = ()
+    refuse: Literal["forbidden", "hidden"] = "forbidden"
+    shadow: bool = False
+
+
 class Controller(_Strict, frozen=True, kw_only=True):
     """One route: who may call it and what answers, exactly one of function, upstream, unit, resource."""
 
@@ -289,6 +315,8 @@ class Controller(_Strict, frozen=True, kw_only=True):
 
     If there is any `bind`, or the unit is taken from the path, each role must be in an entry of `bind` or here.
     """
+    purpose: Purpose | None = None
+    consent: Consent | None = None
     limits: tuple[Name, ...] = ()
     query: tuple[str, ...] | Literal["any"] = ()
     phi: bool = False

@@ -17,7 +17,7 @@ import falcon
 from fastpath.bucket import BucketTable
 from fastpath.lane import Charge, Grant, Rule
 from gateway.config.snapshot import Snapshot
-from gateway.context import Principal, RequestContext
+from gateway.context import Principal, RequestContext, note_shadow
 from gateway.errors import RateLimited
 from gateway.http.grant import grant_of
 from gateway.routing.model import Limit, LimitKey, Route, UnitAction
@@ -145,7 +145,7 @@ class Admission:
         now_ns = self._clock_ns()
         take = self._table.take
         taken: list[_Take] = ctx.limits_taken
-        if len(charges) == 1 and not taken:
+        if len(charges) == 1 and not taken and not charges[0].rule.shadow:
             # PERF: `policy_rs256` of `make bench`: the common case by itself is twice as fast as the general one.
             rule, kept = charges[0].rule, charges[0].key
             key = kept if kept is not None else self.bucket(rule, ctx)
@@ -164,6 +164,9 @@ class Admission:
             if taken and any(earlier[1] == key for earlier in taken):
                 continue
             ok, left, wait_ns, reset_ns = take(key, rule.interval_ns, rule.burst, now_ns, rule.number)
+            if not ok and rule.shadow:
+                note_shadow(ctx, f"limit:{rule.limit.name}")
+                continue
             if not ok:
                 raise self._refusal(ctx, rule, wait_ns)
             taken.append((rule, key, now_ns, left, reset_ns))
@@ -263,6 +266,8 @@ def _fields(rows: list[_Row]) -> tuple[tuple[str, str], ...]:
 
     Source: draft-ietf-httpapi-ratelimit-headers-10.
     """
+    # A limit that only watches is nobody's to keep.
+    rows = [row for row in rows if not row[0].shadow]
     if not rows:
         return ()
     states = [f"{rule.opening}{left};t={_seconds(wait_ns)}" for rule, left, wait_ns in rows]

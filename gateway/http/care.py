@@ -1,18 +1,32 @@
-"""What a route asks for beside the path: bindings of query and body. Only routes that ask for any of it come here."""
+"""What a route asks for beside the path: purpose of use, bindings of query and body, consent.
+
+Only requests to routes that ask for any of it come here.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import falcon
 
 from gateway.bodies import ReadBody
-from gateway.context import Principal, RequestContext
-from gateway.errors import BadJson, QueryRefused, Unprocessable
+from gateway.context import Principal, RequestContext, note_shadow
+from gateway.errors import (
+    BadJson,
+    ClientError,
+    ConsentUnavailable,
+    QueryRefused,
+    Unprocessable,
+)
+from gateway.http.consents import Consents
 from gateway.portal.resource import read_body
-from gateway.rbac.decide import SEARCH_REFUSED, Decision, is_satisfied
-from gateway.rbac.document import decide_document, read_document
+from gateway.rbac.consent import CONSENT_REFUSED, CONSENT_REFUSED_HIDDEN, Question
+from gateway.rbac.decide import NOT_BOUND, SEARCH_ABSENT, SEARCH_REFUSED, Decision, is_satisfied
+from gateway.rbac.document import decide_document, patients_written, read_document
+from gateway.rbac.purpose import FIELD, decide_purpose
 from gateway.rbac.reference import applies, bases_of
-from gateway.rbac.search import decide_search, read_search
-from gateway.routing.model import Route, UnitAction
+from gateway.rbac.search import decide_search, patients_searched, read_search
+from gateway.routing.model import Binding, Consent, Purpose, Route, UnitAction
 from gateway.routing.query import check_query
 
 _CONDITIONAL = ("HTTP_IF_NONE_EXIST", "HTTP_X_HTTP_METHOD_OVERRIDE", "HTTP_X_HTTP_METHOD", "HTTP_X_METHOD_OVERRIDE")
@@ -22,87 +36,172 @@ _CONDITIONAL = ("HTTP_IF_NONE_EXIST", "HTTP_X_HTTP_METHOD_OVERRIDE", "HTTP_X_HTT
 class Care:
     """The steps between a decision on the path and the resource."""
 
+    def __init__(self, consents: Consents) -> None:
+        self._consents = consents
+
     def take(self, req: falcon.Request, ctx: RequestContext, principal: Principal, route: Route) -> None:
         """Let the request pass, or refuse it.
 
-        Raises: QueryRefused, Forbidden, NotFound, BadJson, Unprocessable, and the errors of the caller's body.
-        Yields to the hub: while a body that is bound arrives.
+        Raises: QueryRefused, Forbidden, NotFound, BadJson, Unprocessable, ConsentUnavailable, and the errors of the
+        caller's body.
+        Yields to the hub: while a body that is bound arrives, and until a consent is known.
         """
-        shadows = [
-            binding.rule
-            for binding in route.bindings
-            if binding.shadow
-            and binding.source == "path"
-            and applies(binding, principal.role)
-            and not is_satisfied(binding, principal, ctx.params)
-        ]
-        try:
-            self._decide(req, ctx, principal, route, shadows)
-        finally:
-            for rule in shadows:
-                note_shadow(ctx, rule)
+        _Request(req, ctx, principal, route).pass_(self._consents)
 
-    def _decide(
-        self, req: falcon.Request, ctx: RequestContext, principal: Principal, route: Route, shadows: list[str]
-    ) -> None:
+
+class _Request:
+    """One request on its way through. Holds: what of it was read, until it has passed."""
+
+    __slots__ = ("_bases", "_ctx", "_document", "_pairs", "_principal", "_req", "_role", "_route")
+
+    def __init__(self, req: falcon.Request, ctx: RequestContext, principal: Principal, route: Route) -> None:
+        self._req, self._ctx, self._principal, self._route = req, ctx, principal, route
+        self._role = principal.role
+        self._bases = bases_of(route.bases, unit_of(ctx, route)) if route.bases else ()
+        self._pairs: list[tuple[str, str]] = []
+        self._document: Any = None
+
+    def pass_(self, consents: Consents) -> None:
+        ctx, route = self._ctx, self._route
+        if route.purpose is not None:
+            self._take_purpose(route.purpose)
         if ctx.query:
             check_query(ctx.query, route.query)
-        bases = bases_of(route.bases, unit_of(ctx, route)) if route.bases else ()
-        self._search(ctx, principal, route, bases, shadows)
-        if principal.role in route.searched and any(name in req.env for name in _CONDITIONAL):
-            self._stop(ctx, SEARCH_REFUSED)
-        self._document(req, ctx, principal, route, bases, shadows)
+        for binding in self._bindings("path"):
+            if binding.shadow and not is_satisfied(binding, self._principal, ctx.params):
+                note_shadow(ctx, binding.rule)
+        consent = route.consent if route.consent is not None and self._is_asked(route.consent) else None
+        self._search(consent)
+        if self._role in route.searched and any(name in self._req.env for name in _CONDITIONAL):
+            self._stop(SEARCH_REFUSED)
+        self._read(consent)
+        if consent is not None:
+            self._ask(consents, consent)
 
-    def _search(
-        self, ctx: RequestContext, principal: Principal, route: Route, bases: tuple[str, ...], shadows: list[str]
-    ) -> None:
-        watched = [b for b in route.bindings if b.source == "query" and applies(b, principal.role)]
-        if not watched and not (ctx.query and (principal.role in route.searched or principal.scopes is not None)):
+    def _bindings(self, source: str) -> list[Binding]:
+        return [b for b in self._route.bindings if b.source == source and applies(b, self._role)]
+
+    def _is_asked(self, consent: Consent) -> bool:
+        return not consent.roles or self._role in consent.roles
+
+    def _stop(self, decision: Decision) -> None:
+        """Raises: what the decision says, if it refuses."""
+        if not decision.allowed:
+            self._ctx.rule = decision.rule
+            raise decision.refusal()
+
+    # --- purpose of use
+
+    def _take_purpose(self, purpose: Purpose) -> None:
+        env = self._req.env
+        found = decide_purpose(
+            purpose.required,
+            env.get("HTTP_PURPOSE_OF_USE"),
+            self._principal.claims.get("purpose"),
+            doubled=FIELD.lower() in env.get("caregate.duplicate", ()),
+        )
+        if isinstance(found, str):
+            self._ctx.purpose = found
+        elif purpose.shadow:
+            note_shadow(self._ctx, found.rule)
+        else:
+            self._stop(found)
+
+    # --- the query
+
+    def _search(self, consent: Consent | None) -> None:
+        """Raises: QueryRefused, and what a binding refuses."""
+        ctx, route = self._ctx, self._route
+        watched = self._bindings("query")
+        strict = self._role in route.searched or self._principal.scopes is not None
+        asked = consent is not None and consent.patient.source == "query"
+        if not watched and not asked and not (ctx.query and strict):
             return
         try:
-            pairs = read_search(ctx.query)
+            self._pairs = read_search(ctx.query)
         except QueryRefused:
-            if watched and all(binding.shadow for binding in watched) and principal.role not in route.searched:
-                shadows.extend(binding.rule for binding in watched)
-                return
-            ctx.rule = "search"
-            raise
-        self._stop(ctx, decide_search(principal, route, pairs, bases, shadows))
-
-    def _document(
-        self,
-        req: falcon.Request,
-        ctx: RequestContext,
-        principal: Principal,
-        route: Route,
-        bases: tuple[str, ...],
-        shadows: list[str],
-    ) -> None:
-        watched = [b for b in route.bindings if b.source == "body" and applies(b, principal.role)]
-        if not watched:
+            if strict or not all(b.shadow for b in watched) or (consent is not None and asked and not consent.shadow):
+                ctx.rule = "search"
+                raise
+            for binding in watched:
+                note_shadow(ctx, binding.rule)
             return
-        raw = read_body(req.env, route.body_max_bytes)
+        shadows: list[str] = []
+        decision = decide_search(self._principal, route, self._pairs, self._bases, shadows)
+        self._note(shadows)
+        self._stop(decision)
+
+    # --- the body
+
+    def _read(self, consent: Consent | None) -> None:
+        """Raises: BadJson, Unprocessable, what a binding refuses, and the errors of the caller's body."""
+        watched = self._bindings("body")
+        asked = consent is not None and consent.patient.source == "body"
+        if not watched and not asked:
+            return
+        req, ctx = self._req, self._ctx
+        raw = read_body(req.env, self._route.body_max_bytes)
         # SEC: what was decided upon is what is forwarded, byte for byte.
         req.env["wsgi.input"] = req.stream = ReadBody(raw)
         req.env["caregate.content_length"] = len(raw)
+        shadows: list[str] = []
         try:
             if "content-type" in req.env.get("caregate.duplicate", ()):
                 raise BadJson("Content-Type is given twice")
-            document = read_document(raw, req.content_type or "", req.env.get("HTTP_CONTENT_ENCODING", ""))
-            decision = decide_document(principal, route, document, bases, shadows)
+            self._document = read_document(raw, req.content_type or "", req.env.get("HTTP_CONTENT_ENCODING", ""))
+            decision = decide_document(self._principal, self._route, self._document, self._bases, shadows)
         except (BadJson, Unprocessable):
-            if all(binding.shadow for binding in watched):
-                shadows.extend(binding.rule for binding in watched)
-                return
-            ctx.rule = "binding"
-            raise
-        self._stop(ctx, decision)
+            if not all(b.shadow for b in watched) or (consent is not None and asked and not consent.shadow):
+                ctx.rule = "binding"
+                raise
+            self._note([binding.rule for binding in watched])
+            return
+        self._note(shadows)
+        self._stop(decision)
 
-    def _stop(self, ctx: RequestContext, decision: Decision) -> None:
-        """Raises: what the decision says, if it refuses."""
-        if not decision.allowed:
-            ctx.rule = decision.rule
-            raise decision.refusal()
+    def _note(self, rules: list[str]) -> None:
+        for rule in rules:
+            note_shadow(self._ctx, rule)
+
+    # --- consent
+
+    def _ask(self, consents: Consents, consent: Consent) -> None:
+        """Raises: ConsentUnavailable, and what says that there is none."""
+        ctx, principal = self._ctx, self._principal
+        try:
+            purpose = ctx.purpose or principal.claims.get("purpose", "")
+            question = Question(
+                unit_of(ctx, self._route), self._patient(consent.patient), principal.subject, self._role, purpose
+            )
+            deadline_ns = ctx.deadline_ns or ctx.started_ns + self._route.deadline_ms * 1_000_000
+            if not consents.permits(consent, question, principal, deadline_ns):
+                self._stop(CONSENT_REFUSED_HIDDEN if consent.hidden else CONSENT_REFUSED)
+        except (ClientError, ConsentUnavailable) as error:
+            if not consent.shadow:
+                if isinstance(error, ConsentUnavailable):
+                    ctx.rule = "consent"
+                raise
+            ctx.rule = "allowed"
+            note_shadow(ctx, "consent")
+
+    def _patient(self, where: Binding) -> str:
+        """The one patient whose consent counts. Raises: what says that there is none, or more than one."""
+        if where.source == "path":
+            return self._ctx.params[where.param]
+        if where.source == "claim":
+            value = self._principal.claims.get(where.claim)
+            if not isinstance(value, str):
+                self._stop(NOT_BOUND)
+            return str(value)
+        if where.source == "query":
+            found = patients_searched(where, self._pairs, self._bases)
+        else:
+            found = patients_written(where, self._document, self._bases)
+        if found is None or len(found) > 1:
+            self._stop(SEARCH_REFUSED)
+        if not found:
+            self._stop(SEARCH_ABSENT)
+        return min(found or ())
 
 
 def unit_of(ctx: RequestContext, route: Route) -> str:
@@ -112,9 +211,3 @@ def unit_of(ctx: RequestContext, route: Route) -> str:
         return action.unit
     name = action.unit_param if isinstance(action, UnitAction) and action.unit_param is not None else "unit"
     return ctx.params.get(name, "")
-
-
-def note_shadow(ctx: RequestContext, rule: str) -> None:
-    """A rule that only watches would have refused the request."""
-    if rule not in ctx.shadow.split(","):
-        ctx.shadow = f"{ctx.shadow},{rule}" if ctx.shadow else rule

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from gateway.config.fault import WHOLE, Fault, step
 from gateway.config.model import Document, Function
 from gateway.errors import InternalError
+from gateway.portal.consent import PARAMETERS
 from gateway.portal.values import JSON, Kind, kind_of
 from gateway.store.functions import FunctionRow, RelationRow, RoleRow, load_catalog
 from gateway.store.pool import Database
 
 _JSON_TYPES = ("json", "jsonb")
+_CONSENT_ARGUMENTS = dict.fromkeys(PARAMETERS, "claim:sub")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +59,24 @@ def check_functions(document: Document, database: Database) -> tuple[Catalog, li
         for name, controller in document.controllers.items()
         if controller.function is not None
     }
-    if not wanted:
+    asked = {
+        step(step("controllers", name), "consent"): Function(name=consent.function, arguments=_CONSENT_ARGUMENTS)
+        for name, controller in document.controllers.items()
+        if (consent := controller.consent) is not None and consent.function is not None
+    }
+    if not wanted and not asked:
         return Catalog(), []
-    names = sorted({function.name for function in wanted.values()})
+    names = sorted({function.name for function in (*wanted.values(), *asked.values())})
     rows, relations, role = _load(database, names)
     catalog = Catalog({row.name: _signature(row) for row in rows})
     faults = [*_role_faults(role), *(fault for relation in relations for fault in _relation_faults(relation))]
     for path, function in wanted.items():
         found = [row for row in rows if row.name == function.name]
         faults += _function_faults(path, function, found, catalog)
+    for path, function in asked.items():
+        found = [row for row in rows if row.name == function.name]
+        about = {fault.reason for fault in _function_faults(path, function, found, catalog)}
+        faults += [Fault(step(path, "function"), reason) for reason in sorted(about)]
     return catalog, faults
 
 

@@ -76,6 +76,17 @@ def decide_document(
     return ALLOWED
 
 
+def patients_written(where: Binding, document: Any, bases: Iterable[str]) -> set[str] | None:
+    """Ids of all records that a body names there; None if one is no reference. Raises: Unprocessable."""
+    try:
+        values = list(_texts(document, where.steps))
+    except _Missing:
+        fault = {"pointer": where.param, "detail": "must be there, as text"}
+        raise Unprocessable("The body is not as the route declares", errors=[fault]) from None
+    found = {id_of(value, where.reference or "", bases) for value in values}
+    return None if None in found else {record for record in found if record is not None}
+
+
 def _texts(node: Any, steps: Sequence[str]) -> Iterable[str]:
     """All texts at a pointer, at least one. Raises: _Missing if one is not there, or not text."""
     if not steps:

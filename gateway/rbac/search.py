@@ -98,6 +98,24 @@ def _decide_binding(binding: Binding, claim: object, pairs: Pairs, bases: Iterab
     return ALLOWED if found else SEARCH_ABSENT
 
 
+def patients_searched(where: Binding, pairs: Pairs, bases: Iterable[str]) -> set[str] | None:
+    """Ids of all records that a query names there; None if it names one in a way that does not say which."""
+    found: set[str] = set()
+    for name, value in pairs:
+        base = re.split(r"[:.]", name, maxsplit=1)[0]
+        if base not in where.names:
+            continue
+        if name not in (base, f"{base}:{where.reference}") or where.reference is None:
+            return None
+        typed = name != base or base == where.reference.lower()
+        for member in value.split(","):
+            record = id_of(member, where.reference, bases, bare=typed)
+            if record is None:
+                return None
+            found.add(record)
+    return found
+
+
 def _is_own(member: str, binding: Binding, claim: object, bases: Iterable[str], *, typed: bool) -> bool:
     """`typed`: the parameter's name says the type, so that an id alone will do."""
     if binding.reference is None:

@@ -169,7 +169,7 @@ def context_claims(ctx: RequestContext, unit: str) -> dict[str, object]:
         patient = ctx.params.get("patient") or principal.claims.get("patient")
         if isinstance(patient, str):
             claims["patient"] = patient
-        purpose = principal.claims.get("purpose")
+        purpose = ctx.purpose or principal.claims.get("purpose")
         if isinstance(purpose, str):
             claims["purpose"] = purpose
     return claims

@@ -43,6 +43,7 @@ class Limit:
     interval_ns: int
     burst: int
     window_s: int
+    shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,33 @@ class Need:
     text: str
     mask: int
     param: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Purpose:
+    """Purposes of use that a route takes, in the order they are told."""
+
+    required: tuple[str, ...]
+    shadow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """Who is asked about a patient's consent: an entry point (`hook`) or a portal function. Empty `roles`: for all.
+
+    Shapes: `patient` says where the patient is named: `source` is path, query, body or claim, see Binding.
+    """
+
+    hook: str | None
+    function: str | None
+    patient: Binding
+    roles: frozenset[str]
+    hidden: bool
+    shadow: bool
+
+    @property
+    def name(self) -> str:
+        return self.hook or self.function or ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +196,8 @@ class Route:
     """Roles whose query may not reach beyond the records it searches."""
     bases: tuple[str, ...] = ()
     """Our own FHIR bases, `{unit}` in them the request's unit."""
+    purpose: Purpose | None = None
+    consent: Consent | None = None
     careful: bool = False
     """Something beside the path has a say: see http.care."""
     limits: tuple[Limit, ...] = ()

@@ -20,6 +20,8 @@ STRUCTS = [
     (model.Key, "keys[]."), (model.LimitRule, ""), (model.Upstream, ""), (model.Unit, ""), (model.UnitKey, "keys[]."),
     (model.Controller, ""), (model.Bind, "bind[]."), (model.Function, "function."), (model.ToUpstream, "upstream."),
     (model.ToUnit, "unit."), (model.Audited, "audit."), (model.Logged, "log."),
+    (model.ToUnit, "unit."), (model.Audited, "audit."), (model.Purpose, "purpose."),
+    (model.Consent, "consent."),
     (model.TokenService, ""), (model.Client, ""), (model.ClientKey, "keys[]."), (model.App, ""),
     (model.AuditAccess, ""), (model.AuditReader, "readers.*."),
     (model.BreakGlass, ""), (model.Notify, "notify."),

@@ -29,4 +29,4 @@ def test_refused(faults_of: Faults, case: dict[str, str]) -> None:
 
 
 def test_the_table_is_complete() -> None:
-    assert len({case["id"] for case in TABLE}) == len(TABLE) >= 50
+    assert len({case["id"] for case in TABLE}) == len(TABLE) >= 70
