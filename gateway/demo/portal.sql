@@ -3,7 +3,7 @@
 
 SET LOCAL ROLE caregate_owner;
 
-DROP TABLE IF EXISTS portal.shared_summaries, portal.appointments, portal.registrations, portal.staff, portal.patients,
+DROP TABLE IF EXISTS portal.consents, portal.shared_summaries, portal.appointments, portal.registrations, portal.staff, portal.patients,
     portal.healthcare_units CASCADE;
 
 CREATE TABLE portal.healthcare_units (
@@ -62,6 +62,16 @@ CREATE TABLE portal.shared_summaries (
 );
 CREATE INDEX shared_summaries_patient ON portal.shared_summaries (patient, shared_at DESC);
 
+-- What a patient has said about the use of her data at a unit; without a row for it, treatment is permitted.
+-- `purpose` is a code of HL7's PurposeOfUse; the row with NULL is for every purpose that has no row of its own.
+CREATE TABLE portal.consents (
+    patient text    NOT NULL REFERENCES portal.patients,
+    unit    text    NOT NULL REFERENCES portal.healthcare_units,
+    purpose text    CHECK (purpose ~ '^[A-Z]{2,16}$'),
+    permits boolean NOT NULL,
+    UNIQUE NULLS NOT DISTINCT (patient, unit, purpose)
+);
+
 -- --- who sees what; FORCE, so that not even the owner of a table sees more
 
 ALTER TABLE portal.healthcare_units ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
@@ -70,9 +80,10 @@ ALTER TABLE portal.registrations ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECU
 ALTER TABLE portal.staff ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE portal.appointments ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 ALTER TABLE portal.shared_summaries ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE portal.consents ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 
 GRANT SELECT ON portal.healthcare_units, portal.patients, portal.registrations, portal.staff, portal.appointments,
-    portal.shared_summaries TO caregate_gateway;
+    portal.shared_summaries, portal.consents TO caregate_gateway;
 GRANT INSERT ON portal.appointments, portal.shared_summaries TO caregate_gateway;
 
 -- Each claim is in a sub-select: it is then read once a query, not once a row.
@@ -113,6 +124,12 @@ CREATE POLICY share_from_own_unit ON portal.shared_summaries FOR INSERT TO careg
         AND unit = ANY ((SELECT caregate.claim_members('units'))::text[])
         AND EXISTS (SELECT FROM portal.registrations r
                     WHERE r.patient = shared_summaries.patient AND r.unit = shared_summaries.unit));
+
+CREATE POLICY own ON portal.consents FOR SELECT TO caregate_gateway
+    USING ((SELECT caregate.claim('role')) = 'patient' AND patient = (SELECT caregate.claim('patient')));
+CREATE POLICY of_own_unit ON portal.consents FOR SELECT TO caregate_gateway
+    USING ((SELECT caregate.claim('aud')) = 'staff-portal'
+        AND unit = ANY ((SELECT caregate.claim_members('units'))::text[]));
 
 -- --- functions: SECURITY INVOKER, as all functions are unless they say otherwise; NULL is "no such record"
 
@@ -210,6 +227,18 @@ BEGIN ATOMIC
                   (SELECT kind, count(*) AS n FROM portal.healthcare_units GROUP BY kind) k),
         'professions', (SELECT json_object_agg(p.profession, p.n) FROM
                         (SELECT profession, count(*) AS n FROM portal.staff GROUP BY profession) p));
+END;
+
+-- What the gateway asks before a route with `consent`: `true` permits.
+CREATE OR REPLACE FUNCTION portal.consent_permits(
+    p_unit text, p_patient text, p_subject text, p_role text, p_purpose text) RETURNS json
+    LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT to_json(coalesce(
+        (SELECT c.permits FROM portal.consents c
+         WHERE c.patient = p_patient AND c.unit = p_unit AND (c.purpose = p_purpose OR c.purpose IS NULL)
+         ORDER BY c.purpose NULLS LAST LIMIT 1),
+        p_purpose IN ('TREAT', 'ETREAT')));
 END;
 
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA portal FROM PUBLIC;

@@ -33,6 +33,10 @@ _TITLES = ("Discharge summary", "Medication plan", "Laboratory overview", "Vacci
 _MINUTES = (10, 15, 20, 30)
 
 Row = tuple[Any, ...]
+_CONSENTS: list[Row] = [
+    ("pat-0005", "st-marien-hospital", None, False), ("pat-0005", "st-marien-hospital", "ETREAT", True),
+]  # fmt: skip
+"""She has withdrawn her consent at the hospital, but for emergencies."""
 
 
 def load_portal(admin_dsn: str, today: date | None = None) -> None:
@@ -102,6 +106,7 @@ def _tables(today: date) -> Iterator[tuple[str, str, list[Row]]]:
         "patient, unit, staff, starts_at, minutes, reason, status",
         [row for number in numbers for row in _appointments(number, today, dice)],
     )
+    yield "consents", "patient, unit, purpose, permits", _CONSENTS
     yield (
         "shared_summaries",
         "patient, unit, title, content, shared_at",

@@ -28,7 +28,7 @@ class Step:
 
 
 PATIENT, PRACTITIONER, PARTNER = "PATIENT", "PRACTITIONER", "PARTNER"
-OWN, OTHER = "pat-0001", "pat-0002"
+OWN, OTHER, WITHDRAWN = "pat-0001", "pat-0002", "pat-0005"
 HOSPITAL, CLINIC, POST = "st-marien-hospital", "linden-clinic", "hollow-creek-post"
 
 TOKENS: dict[str, tuple[str, dict[str, object]]] = {
@@ -53,6 +53,13 @@ STEPS: tuple[Step, ...] = (
          f"/units/v1/{HOSPITAL}/fhir/Patient/{OWN}", 200, '"Patient"'),
     Step("... and is refused another unit's", PRACTITIONER, "GET",
          f"/units/v1/{CLINIC}/fhir/Patient/{OWN}", 403, "insufficient_scope"),
+    Step("... and of his own unit's patients must say why he asks", PRACTITIONER, "GET",
+         f"/units/v1/{HOSPITAL}/patients/{OWN}/conditions", 403, "purpose-refused"),
+    Step("... for treatment he is answered", PRACTITIONER, "GET",
+         f"/units/v1/{HOSPITAL}/patients/{OWN}/conditions", 200, "Bundle", headers={"Purpose-Of-Use": "TREAT"}),
+    Step("... but not of one who has withdrawn her consent", PRACTITIONER, "GET",
+         f"/units/v1/{HOSPITAL}/patients/{WITHDRAWN}/conditions", 403, "consent-refused",
+         headers={"Purpose-Of-Use": "TREAT"}),
     Step("A partner lists the units", PARTNER, "GET", "/partner/v1/units", 200, HOSPITAL),
     Step("... too often: limited, and told when to come back", PARTNER, "GET", "/partner/v1/units", 429,
          "RateLimit", before="burst:40"),
@@ -70,6 +77,7 @@ def curl(step: Step, base: str) -> str:
         parts.append(f"-X {step.method}")
     if step.who:
         parts.append(f'-H "Authorization: Bearer ${step.who}"')
+    parts += [f"-H '{name}: {value}'" for name, value in step.headers.items()]
     if step.body is not None:
         parts.append(f"-H 'Content-Type: application/json' -d '{json.dumps(step.body)}'")
     parts.append(base + step.path)
