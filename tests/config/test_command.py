@@ -33,7 +33,8 @@ def test_check_of_a_good_document(directory: Path, capsys: pytest.CaptureFixture
 
 def test_check_names_every_fault_with_line_and_path(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_config(directory)
-    text = path.read_text().replace("roles: [patient]", "roles: [nobody]", 1).replace("realm:", "reelm:", 1)
+    before, at, after = path.read_text().partition("\ncontrollers:\n")
+    text = before.replace("realm:", "reelm:", 1) + at + after.replace("roles: [patient]", "roles: [nobody]", 1)
     path.write_text(text)
     assert main(["config", "check", str(path)]) == 1
     realm, line = (text[: text.index(edit)].count("\n") + 1 for edit in ("reelm:", "[nobody]"))
