@@ -31,6 +31,9 @@ ROOT = Path(__file__).resolve().parents[2]
 DEAD = 2**22 + 7
 """Above the kernel's largest process id: names sockets whose worker is certainly not alive."""
 
+OF_ME = "roles: [patient]\n    permission: profile.read"
+OF_NOBODY = OF_ME.replace("patient", "nobody")
+
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -97,7 +100,7 @@ def test_bad_document_changes_nothing(
     settings: Settings, start: Callable[..., ControlServer], capfd: pytest.CaptureFixture[str]
 ) -> None:
     servers = [start(n) for n in range(2)]
-    edit(settings, "roles: [patient]", "roles: [nobody]")
+    edit(settings, OF_ME, OF_NOBODY)
     edit(settings, "realm: caregate", "realm: caregate\n  colour: red")
     outcome: Outcome = in_thread(reload, settings.run_dir)
     assert [fault.path for fault in outcome.faults] == ["gateway.colour", "controllers.me.roles[0]"]
@@ -373,7 +376,7 @@ def test_the_command(settings: Settings, environ: dict[str, str], workers: list[
     lines = sorted(done.stdout.splitlines())
     assert [line.partition(": version 2, digest ")[0] for line in lines] == sorted(f"worker {w.pid}" for w in workers)
 
-    edit(settings, "roles: [patient]", "roles: [nobody]")
+    edit(settings, OF_ME, OF_NOBODY)
     refused = caregate(environ, "reload", "--run-dir", str(settings.run_dir))
     assert refused.returncode == 1
     assert "controllers.me.roles[0]: there is no role nobody" in refused.stderr
@@ -381,7 +384,7 @@ def test_the_command(settings: Settings, environ: dict[str, str], workers: list[
     assert {w.version for w in status(settings.run_dir)} == {2}
 
     workers[0].send_signal(signal.SIGKILL)  # not waited for: a zombie until the fixture ends
-    edit(settings, "roles: [nobody]", "roles: [patient]")
+    edit(settings, OF_NOBODY, OF_ME)
     alone = caregate(environ, "reload")
     assert alone.returncode == 0, alone.stderr
     assert alone.stdout.startswith(f"worker {workers[1].pid}: version 3")
