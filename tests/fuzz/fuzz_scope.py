@@ -63,6 +63,7 @@ def check_one(text: str) -> None:
 def main() -> None:
     import atheris
 
+    atheris.instrument_all()  # the policy is plain Python, which gives coverage
     atheris.Setup(sys.argv, one_input)
     atheris.Fuzz()
 

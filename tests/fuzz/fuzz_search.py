@@ -60,6 +60,7 @@ def check(query: str) -> None:
 def main() -> None:
     import atheris
 
+    atheris.instrument_all()  # the policy is plain Python, which gives coverage
     atheris.Setup(sys.argv, one_input)
     atheris.Fuzz()
 
