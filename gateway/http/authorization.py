@@ -26,14 +26,14 @@ class Authorization:
     def __init__(
         self,
         intent: Callable[[RequestContext], None],
-        care: Care,
+        care: Care | None = None,
         opens: Callable[[RequestContext, Principal, Route], bool] = lambda ctx, principal, route: False,
     ) -> None:
         """Shapes: `intent(ctx)` makes the audit intent durable or raises AuditUnavailable; `opens(ctx, principal,
         route)` says whether an emergency opens what a binding refused, see breakglass.service.
         """
         self._intent = intent
-        self._care = care
+        self._care = care if care is not None else Care()
         self._opens = opens
 
     def process_resource(

@@ -36,7 +36,8 @@ _CONDITIONAL = ("HTTP_IF_NONE_EXIST", "HTTP_X_HTTP_METHOD_OVERRIDE", "HTTP_X_HTT
 class Care:
     """The steps between a decision on the path and the resource."""
 
-    def __init__(self, consents: Consents) -> None:
+    def __init__(self, consents: Consents | None = None) -> None:
+        """Without `consents` nobody is asked, and a route that needs one refuses: it is unavailable."""
         self._consents = consents
 
     def take(self, req: falcon.Request, ctx: RequestContext, principal: Principal, route: Route) -> None:
@@ -61,7 +62,7 @@ class _Request:
         self._pairs: list[tuple[str, str]] = []
         self._document: Any = None
 
-    def pass_(self, consents: Consents) -> None:
+    def pass_(self, consents: Consents | None) -> None:
         ctx, route = self._ctx, self._route
         if route.purpose is not None:
             self._take_purpose(route.purpose)
@@ -165,7 +166,7 @@ class _Request:
 
     # --- consent
 
-    def _ask(self, consents: Consents, consent: Consent) -> None:
+    def _ask(self, consents: Consents | None, consent: Consent) -> None:
         """Raises: ConsentUnavailable, and what says that there is none."""
         ctx, principal = self._ctx, self._principal
         try:
@@ -174,6 +175,8 @@ class _Request:
                 unit_of(ctx, self._route), self._patient(consent.patient), principal.subject, self._role, purpose
             )
             deadline_ns = ctx.deadline_ns or ctx.started_ns + self._route.deadline_ms * 1_000_000
+            if consents is None:
+                raise ConsentUnavailable()
             if not consents.permits(consent, question, principal, deadline_ns):
                 self._stop(CONSENT_REFUSED_HIDDEN if consent.hidden else CONSENT_REFUSED)
         except (ClientError, ConsentUnavailable) as error:
