@@ -126,6 +126,7 @@ class Gateway:
             early=self._is_early(),
             key=self._audit_key(settings),
             checkpoint_s=settings.audit_checkpoint_s,
+            months_ahead=settings.audit_months_ahead,
             checkpoint_copies=(Path(settings.audit_checkpoint_copy),) if settings.audit_checkpoint_copy else (),
         )
         self.audit_reading = AuditReading(settings, self.audit)

@@ -119,6 +119,10 @@ class Settings:
     """The Ed25519 key that signs: `file:PATH` or `env:NAME` of a PEM; empty: audit/checkpoint.key of data_dir."""
     audit_checkpoint_copy: str = ""
     """A second folder for checkpoints, best on another machine; empty: none."""
+    audit_months_ahead: int = 3
+    """How many months of the trail's table are made ahead, beside the one that runs; at most 24."""
+    audit_retention_months: int = 72
+    """How long the trail is kept, for `caregate audit remove`; six years."""
     audit_dsn: str = ""
     """PostgreSQL as caregate_audit_reader, for searches; empty: the embedded server's, or none beside a `dsn`."""
     audit_search_timeout_ms: int = 5_000

@@ -2,6 +2,7 @@
 
 {"caregate_audit_export":1,"from_ms":…,"to_ms":…}
 {"checkpoint":"…","signature":"…"}                               canonical bytes as text
+{"act":"…","signature":"…"}                                      of a removal, likewise
 {"chain":"…","start":…,"hash":"…"}                               the records that follow are of this chain
 {"sequence":…,"hash":"…","canonical":"…"}
 """
@@ -17,6 +18,7 @@ import orjson
 
 from gateway.audit.checkpoint import Sealed
 from gateway.audit.columns import COLUMNS, row
+from gateway.audit.retention import SealedAct
 from gateway.audit.verify import Start, unescape
 
 _SEQUENCE, _HASH, _CANONICAL = (COLUMNS.index(name) for name in ("sequence", "hash", "canonical"))
@@ -31,6 +33,7 @@ def write_export(
     sealed: Iterable[Sealed],
     chains: Iterable[tuple[str, Start, Iterable[bytes]]],
     times: tuple[int, int],
+    acts: Iterable[SealedAct] = (),
 ) -> int:
     """Write an export; the number of records.
 
@@ -41,6 +44,8 @@ def write_export(
     _write(file, {"caregate_audit_export": 1, "from_ms": times[0], "to_ms": times[1]})
     for one in sealed:
         _write(file, {"checkpoint": one.checkpoint, "signature": one.signature})
+    for act in acts:
+        _write(file, {"act": act.act, "signature": act.signature})
     for chain, start, lines in chains:
         _write(file, {"chain": chain, "start": start.sequence, "hash": start.hash.hex()})
         for line in lines:
@@ -65,6 +70,7 @@ class Export:
 
     path: Path
     sealed: list[Sealed] = field(default_factory=list)
+    acts: list[SealedAct] = field(default_factory=list)
     chains: dict[str, tuple[Start, int]] = field(default_factory=dict)
 
     def lines(self, chain: str) -> Iterator[bytes]:
@@ -100,6 +106,9 @@ def read_export(path: Path) -> Export:
             if line.startswith(b'{"checkpoint"'):
                 record = _parse(line, number)
                 export.sealed.append(Sealed(str(record.get("checkpoint")), str(record.get("signature"))))
+            elif line.startswith(b'{"act"'):
+                record = _parse(line, number)
+                export.acts.append(SealedAct(str(record.get("act")), str(record.get("signature"))))
             elif line.startswith(b'{"chain"'):
                 record = _parse(line, number)
                 try:

@@ -33,6 +33,8 @@ _SOURCE = "source"
 _SHIPPED = "shipped"
 _LOOK_S = 5.0
 _SET_BACK_S = 1.0
+_MONTHS_S = 6 * 3600.0
+_MONTHS_RETRY_S = 60.0
 _STORE_TIMEOUT_S = 5.0
 _MOST_WAITING = 100_000
 
@@ -57,6 +59,7 @@ class Notary:
         interval_s: float,
         copies: Iterable[Path],
         count: Callable[[str, int], None],
+        months_ahead: int = 3,
     ) -> None:
         """Shapes: `copies` are further folders that get the same lines; `count` hears of checkpoints: sealed, unsealed,
         uncopied.
@@ -69,6 +72,8 @@ class Notary:
         self._interval_s = interval_s
         self._copies = tuple(copies)
         self._count = count
+        self._months_ahead = months_ahead
+        self._months_s = 0.0
         self._lock = -1
         self._key: Ed25519PrivateKey | None = None
         self._source = ""
@@ -107,6 +112,9 @@ class Notary:
                 self._attempt(self._sign)
             if self._waiting:
                 self._attempt(self._ship)
+            if self._lock >= 0 and now_s >= self._months_s:
+                self._months_s = now_s + _MONTHS_RETRY_S
+                self._attempt(self._make_months)
             self._stopping.wait(timeout=min(_LOOK_S, self._interval_s))
 
     def _is_set_back(self) -> bool:
@@ -187,6 +195,13 @@ class Notary:
             except OSError as error:
                 log.error("a checkpoint could not be written to %s: %s", folder, error.strerror)
                 self._count("uncopied", 1)
+
+    def _make_months(self) -> None:
+        """Raises: DatabaseUnavailable, DatabaseTimeout."""
+        made = self._store.make_months(self._months_ahead, _STORE_TIMEOUT_S)
+        if made:
+            log.info("%d months of the trail were made", made)
+        self._months_s = time.monotonic() + _MONTHS_S
 
     def _ship(self) -> None:
         """Raises: DatabaseUnavailable, DatabaseTimeout."""

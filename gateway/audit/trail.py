@@ -48,6 +48,7 @@ class AuditTrail:
         key: Callable[[], Ed25519PrivateKey] | None = None,
         checkpoint_s: float = 60.0,
         checkpoint_copies: tuple[Path, ...] = (),
+        months_ahead: int = 3,
         measure: Callable[[int], None] = lambda pending: None,
         admit: Callable[[bool], None] = lambda ready: None,
         early: bool = False,
@@ -70,6 +71,7 @@ class AuditTrail:
         self._key = key or partial(load_or_make_key, self._root / KEY)
         self._checkpoint_s = checkpoint_s
         self._checkpoint_copies = checkpoint_copies
+        self._months_ahead = months_ahead
         self._notary: Notary | None = None
         self._spool: Spool | None = None
         self._commit: Commit | None = None
@@ -88,7 +90,7 @@ class AuditTrail:
         self._shipper = Shipper(self._store, spool, self._commit, self._count, self._look)
         self._notary = Notary(
             self._store, self._root, node=self._node, key=self._key, interval_s=self._checkpoint_s,
-            copies=self._checkpoint_copies, count=self._count,
+            copies=self._checkpoint_copies, count=self._count, months_ahead=self._months_ahead,
         )  # fmt: skip
 
     def record(self, ctx: RequestContext, status: int) -> None:

@@ -18,6 +18,7 @@ from gateway.audit.chain import genesis, link
 from gateway.audit.checkpoint import FIRST_PREVIOUS, Checkpoint, CheckpointBad, Sealed, digest, unseal
 from gateway.audit.columns import COLUMNS, row, values
 from gateway.audit.event import decode
+from gateway.audit.retention import Acts
 
 _MOST_FINDINGS = 100
 _SLACK_MS = 5_000
@@ -58,6 +59,8 @@ class Verdict:
     sealed: int = 0
     checkpoints: int = 0
     covers_ms: int = 0
+    removed: int = 0
+    """Records that are gone by acts of removal."""
 
     @property
     def unsealed(self) -> int:
@@ -176,7 +179,14 @@ class Start:
 class ChainCheck:
     """One chain's records, fed in the order of their sequence numbers."""
 
-    def __init__(self, chain: str, anchors: Anchors, verdict: Verdict, start: Start | None = None) -> None:
+    def __init__(
+        self,
+        chain: str,
+        anchors: Anchors,
+        verdict: Verdict,
+        start: Start | None = None,
+        acts: Acts | None = None,
+    ) -> None:
         self._chain = chain
         self._heads = anchors.heads.get(chain, {})
         self._last_head = max(self._heads, default=0)
@@ -186,6 +196,17 @@ class ChainCheck:
         self._hash = start.hash if start else genesis(chain)
         self._start = self._trusted = self._sequence
         self._rewritten = False
+        self._acts = acts or Acts()
+
+    @property
+    def sequence(self) -> int:
+        """The last record that took its place."""
+        return self._sequence
+
+    @property
+    def hash(self) -> bytes:
+        """Of that record."""
+        return self._hash
 
     def feed(self, lines: Iterable[bytes]) -> None:
         """Judge rows as PostgreSQL copies them out: COLUMNS in text format, one line each."""
@@ -196,10 +217,11 @@ class ChainCheck:
             if b"\\" in canonical:
                 canonical = unescape(canonical)
             found = link(self._hash, sequence, canonical)
-            try:
-                good = row(chain, sequence, found, canonical) == line
-            except (ValueError, OverflowError, OSError):
-                good = False
+            good = _is_good(chain, sequence, found, canonical, line)
+            if not good and self._skip():
+                sequence = self._sequence + 1
+                found = link(self._hash, sequence, canonical)
+                good = _is_good(chain, sequence, found, canonical, line)
             if good:
                 self._sequence, self._hash = sequence, found
             elif not self._diagnose(line, canonical):
@@ -212,12 +234,30 @@ class ChainCheck:
 
     def finish(self, end: int | None = None) -> None:
         """All records were fed; `end`: the last one that was asked for."""
+        self._skip(end)
         last = max((n for n in self._heads if end is None or n <= end), default=0)
         if last > self._sequence:
             what = f"truncated: records {self._sequence + 1} to {last} are missing, a checkpoint has signed them"
             self._verdict.find(self._chain, self._sequence + 1, what)
         self._verdict.chains += 1
         self._verdict.sealed += self._trusted - self._start
+
+    def _skip(self, end: int | None = None) -> bool:
+        """Go on behind records that were removed by right, as far as `end`; False if the next one was not."""
+        began = self._sequence
+        while end is None or self._sequence < end:
+            gone = self._acts.at(self._chain, self._sequence + 1)
+            if gone is None or (gone.first == self._sequence + 1 and gone.before != self._hash.hex()):
+                break
+            count = gone.last - self._sequence
+            self._verdict.removed += count
+            self._sequence, self._hash = gone.last, bytes.fromhex(gone.hash)
+            if self._heads.get(gone.last, gone.hash) != gone.hash:
+                what = "an act of removal says another hash than the checkpoint"
+                self._verdict.find(self._chain, gone.last, what)
+            # What an act says is signed, as what a checkpoint says is.
+            self._trusted, self._start = gone.last, self._start + (gone.last - self._trusted)
+        return self._sequence > began
 
     def _meet_head(self, signed: str) -> None:
         if self._hash.hex() == signed:
@@ -272,6 +312,14 @@ class ChainCheck:
             self._verdict.find(self._chain, sequence, f"changed: {', '.join(names)} differ from the canonical bytes")
 
 
+def _is_good(chain: str, sequence: int, found: bytes, canonical: bytes, line: bytes) -> bool:
+    """Is the row what follows from its canonical bytes?"""
+    try:
+        return row(chain, sequence, found, canonical) == line
+    except (ValueError, OverflowError, OSError):
+        return False
+
+
 def unescape(text: bytes) -> bytes:
     """A value of PostgreSQL's COPY in text format."""
     return _ESCAPE.sub(lambda found: _UNESCAPED.get(found[1], found[1]), text) if b"\\" in text else text
@@ -284,14 +332,18 @@ def verify(
     verdict: Verdict,
     start_of: Callable[[str], Start | None] = lambda chain: None,
     end_of: Callable[[str], int | None] = lambda chain: None,
+    acts: Acts | None = None,
 ) -> Verdict:
     """Judge all chains, those too that only the checkpoints know.
 
     Shapes: `lines_of(chain)` yields its rows in order, behind `start_of(chain)` and up to `end_of(chain)`.
     """
     verdict.covers_ms = anchors.until_ms()
+    acts = acts or Acts()
+    for what in acts.bad:
+        verdict.find("", 0, what)
     for chain in sorted({*chains, *anchors.heads}):
-        check = ChainCheck(chain, anchors, verdict, start_of(chain))
+        check = ChainCheck(chain, anchors, verdict, start_of(chain), acts)
         check.feed(lines_of(chain))
         check.finish(end_of(chain))
     return verdict

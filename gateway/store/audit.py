@@ -75,6 +75,16 @@ class AuditStore:
         with self._asking(timeout_s) as connection:
             connection.execute(_CHECKPOINT, (source, number, checkpoint, signature))
 
+    def make_months(self, ahead: int, timeout_s: float) -> int:
+        """Have the months of now and of so many to come made; how many were.
+
+        Raises: DatabaseUnavailable, DatabaseTimeout.
+        Yields to the hub: until the database has them.
+        """
+        with self._asking(timeout_s) as connection:
+            found = connection.execute("SELECT audit.make_months(%s)", (ahead,)).fetchone()
+            return int(found[0]) if found is not None else 0
+
     @contextmanager
     def _asking(self, timeout_s: float) -> Iterator[psycopg.Connection[Any]]:
         with self._database.connection(timeout_s) as connection:

@@ -10,6 +10,7 @@ from psycopg import sql
 
 from gateway.audit.checkpoint import Sealed
 from gateway.audit.columns import COLUMNS
+from gateway.audit.retention import SealedAct
 
 _NAMES = sql.SQL(", ").join([sql.Identifier(name) for name in COLUMNS])
 _CHAINS = """
@@ -52,6 +53,10 @@ class TrailReader:
         if isinstance(error, psycopg.Error):
             raise TrailUnreadable(str(error).strip()) from error
 
+    def close(self) -> None:
+        """Let go of the snapshot, and of its locks."""
+        self._connection.close()
+
     def chains(self) -> list[str]:
         """The names of all chains."""
         return [name for (name,) in self._connection.execute(_CHAINS)]
@@ -77,6 +82,11 @@ class TrailReader:
         with self._connection.cursor("checkpoints") as cursor:
             for source, number, checkpoint, signature in cursor.execute(query):
                 yield source, number, Sealed(checkpoint, signature)
+
+    def acts(self) -> list[SealedAct]:
+        """What was removed by right, in order."""
+        rows = self._connection.execute("SELECT act, signature FROM audit.removal ORDER BY number")
+        return [SealedAct(act, signature) for act, signature in rows]
 
     def lines(self, chain: str, after: int = 0, until: int | None = None) -> Iterator[bytes]:
         """A chain's rows in COPY's text format, in order."""
