@@ -122,6 +122,9 @@ def mix(rounds: int, draw: random.Random) -> Iterator[tuple[str, str]]:
         yield "user, a month", f"{span(30)}&user={any_of('user', USERS)}"
         yield "unit, a day", f"{span(1)}&unit={any_of('unit', UNITS)}"
         yield "unit, all time", f"{span(180)}&unit={any_of('unit', UNITS)}"
+        own = ",".join(f"unit-{draw.randrange(UNITS)}" for _ in range(3))
+        yield "own units", f"{span(180)}&unit={own}"
+        yield "own units, refused", f"{span(180)}&unit={own}&outcome=4"
         yield "unit and action C", f"{span(90)}&unit={any_of('unit', UNITS)}&action=C"
         yield (
             "unit, role, route",

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import Protocol
 
 import orjson
 
@@ -28,8 +28,14 @@ class ExportBad(ValueError):
     """A file that is no export, or no longer one; the message says where."""
 
 
+class Sink(Protocol):
+    """Where an export is written to."""
+
+    def write(self, data: bytes, /) -> int: ...
+
+
 def write_export(
-    file: IO[bytes],
+    file: Sink,
     sealed: Iterable[Sealed],
     chains: Iterable[tuple[str, Start, Iterable[bytes]]],
     times: tuple[int, int],
@@ -57,7 +63,7 @@ def write_export(
     return count
 
 
-def _write(file: IO[bytes], line: dict[str, object]) -> None:
+def _write(file: Sink, line: dict[str, object]) -> None:
     file.write(orjson.dumps(line) + b"\n")
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway.cli import audit_retention
+from gateway.cli import audit_export, audit_report, audit_retention
 from gateway.cli.audit_source import add_source, checkpoints_of, dsn_of, folder_of, guarded, iso, keys_of, outside_of
 
 if TYPE_CHECKING:
@@ -21,7 +20,9 @@ _SHOWN = 20
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
-    parser = subparsers.add_parser("audit", help="verify the audit trail, export it")
+    parser = subparsers.add_parser(
+        "audit", help="verify the audit trail, export it, report on it, remove what is past its time"
+    )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     verify = actions.add_parser(
         "verify",
@@ -34,10 +35,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--key", type=Path, action="append", metavar="FILE", help="public key in PEM; may be given more than once"
     )
     verify.set_defaults(run=guarded(_verify))
-    export = actions.add_parser("export", help="copy records and checkpoints into a file")
-    add_source(export)
-    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="must not exist")
-    export.set_defaults(run=guarded(_export))
     unfinished = actions.add_parser(
         "unfinished",
         help="intents without an outcome",
@@ -45,6 +42,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_source(unfinished)
     unfinished.set_defaults(run=guarded(_unfinished))
+    audit_export.add_actions(actions)
+    audit_report.add_actions(actions)
     audit_retention.add_actions(actions)
 
 
@@ -79,30 +78,6 @@ def _verify(options: argparse.Namespace) -> int:
         acts = read_acts([*reader.acts(), *_acts_of(options)], keys)
         verify(reader.chains(), lines, anchors, verdict, span.start_of, span.end_of, acts)
     return _tell(verdict, acts)
-
-
-def _export(options: argparse.Namespace) -> int:
-    from gateway.audit.chain import genesis
-    from gateway.audit.export import write_export
-    from gateway.audit.span import span_of
-    from gateway.audit.verify import Start
-    from gateway.store.trail import TrailReader
-
-    with TrailReader(dsn_of(options)) as reader:
-        span = span_of([*reader.checkpoints(), *checkpoints_of(options)], options.from_ms, options.to_ms)
-
-        def chains() -> Iterator[tuple[str, Start, Iterable[bytes]]]:
-            for chain in reader.chains():
-                start = span.start_of(chain) or Start(0, genesis(chain))
-                yield chain, start, reader.lines(chain, start.sequence, span.end_of(chain))
-
-        descriptor = os.open(options.out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            count = write_export(file, span.sealed, chains(), (options.from_ms, options.to_ms), reader.acts())
-            file.flush()
-            os.fsync(descriptor)
-    print(f"{count} records, {len(span.sealed)} checkpoints")
-    return 0
 
 
 def _unfinished(options: argparse.Namespace) -> int:

@@ -23,6 +23,9 @@ SELECT chain FROM found WHERE chain IS NOT NULL
 """
 
 
+_FOREVER_MS = 253_402_300_799_999
+
+
 class TrailUnreadable(RuntimeError):
     """The database cannot be asked; the message says why."""
 
@@ -97,6 +100,18 @@ class TrailReader:
         with self._connection.cursor() as cursor, cursor.copy(query) as copy:
             for block in copy:
                 yield bytes(block)
+
+    def events(self, from_ms: int, to_ms: int) -> Iterator[tuple[str, int, bytes]]:
+        """All events of a span of time, oldest first. Shapes: chain, sequence, canonical bytes. Units: 0: no bound."""
+        query = (
+            "SELECT chain, sequence, canonical FROM audit.event "
+            "WHERE occurred_at >= timestamptz 'epoch' + %s * interval '1 ms' "
+            "AND occurred_at < timestamptz 'epoch' + %s * interval '1 ms' ORDER BY occurred_at, chain, sequence"
+        )
+        with self._connection.cursor("events") as cursor:
+            cursor.itersize = 5000
+            for chain, sequence, canonical in cursor.execute(query, (from_ms, to_ms or _FOREVER_MS)):
+                yield chain, sequence, canonical.encode()
 
     def unfinished(self, from_ms: int, to_ms: int) -> Iterator[tuple[str, str, int, str, str]]:
         """Intents without an outcome. Shapes: occurred_at, chain, sequence, request_id, route."""
