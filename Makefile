@@ -7,7 +7,6 @@ BIN := $(VENV)/bin
 PORT ?= 8080
 SECONDS ?= 60
 UNITS ?= 500
-EVENTS ?= 10000000
 BENCH_SECONDS ?= $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),5)
 FLEET_SECONDS ?= $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),20)
 FLEET_UNITS ?= $(if $(filter command line environment,$(origin UNITS)),$(UNITS),5000)
@@ -18,7 +17,7 @@ STAMP := $(VENV)/.installed
 KERNELS := $(VENV)/.built
 DEBUG_BUILT := $(VENV)/.debug-built
 
-.PHONY: python run test lint build audit-search bench bench-fastpath profile load fleet soak chaos ledger outage fuzz autobahn annotate debug lock clean
+.PHONY: python run test lint build audit-search audit-verify bench bench-fastpath profile load fleet soak chaos ledger outage fuzz autobahn annotate debug lock clean
 .DELETE_ON_ERROR:
 
 python:
@@ -82,7 +81,10 @@ fuzz: build
 	@$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS)
 
 audit-search: build
-	@$(BIN)/python -m loadtests.audit_search --events $(EVENTS)
+	@$(BIN)/python -m loadtests.audit_search --events $(or $(EVENTS),10000000)
+
+audit-verify: build
+	@$(BIN)/python -m loadtests.audit_verify --events $(or $(EVENTS),1000000)
 
 annotate: $(STAMP)
 	$(BIN)/cython -3 -a fastpath/*.pyx

@@ -7,10 +7,12 @@ class AccessText:
     def __init__(
         self,
         member: Callable[[str, str], bytes],
-        who: Callable[[Any], tuple[bytes, bytes, bytes]],
+        who: Callable[[Any], tuple[bytes, str, bytes]],
         what: Callable[[Any, str], tuple[bytes, str | None, bool]],
         node: bytes,
         actions: dict[str, str],
+        name_of: Callable[[str], str] | None = None,
+        names: dict[str, str] | None = None,
     ) -> None: ...
     def encode(self, ctx: Any, status: int, at_ms: int, took_us: int) -> bytes: ...
 

@@ -78,16 +78,18 @@ cdef class AccessText(Text):
     """Writes the canonical bytes of requests; the form is described in gateway.audit.event.
 
     Shapes: `member(name, value)` is a whole member as bytes for what needs escapes or bounds, b"" for an empty value;
-    `who(principal)` -> (the principal's members, its patient as a member, its purpose as a member);
+    `who(principal)` -> (the principal's members, its patient, its purpose as a member);
     `what(route, method)` -> (the route's members, the parameter with the resource's id or None, has it a purpose?);
+    `name_of(patient)` is what stands in place of a patient's id, None: the id itself; `names` is what it said before;
     `node` is the last member but one.
     """
 
-    cdef object _member, _who, _what
+    cdef object _member, _who, _what, _name_of
     cdef bytes _node
-    cdef dict _actions
+    cdef dict _actions, _names
 
-    def __init__(self, member, who, what, bytes node not None, dict actions not None):
+    def __init__(self, member, who, what, bytes node not None, dict actions not None, name_of=None, dict names=None):
+        self._name_of, self._names = name_of, names if names is not None else {}
         self._member, self._who, self._what, self._node, self._actions = member, who, what, node, actions
 
     def encode(self, RequestContext ctx not None, int status, int64_t at_ms, int64_t took_us):
@@ -131,7 +133,8 @@ cdef class AccessText(Text):
 
     cdef int _middle(self, RequestContext ctx) except -1:
         cdef tuple known = self._known(ctx)
-        cdef bytes what = known[1], who = known[2], claimed_patient = known[3], claimed_purpose = known[4]
+        cdef bytes what = known[1], who = known[2], claimed_purpose = known[4]
+        cdef str claimed_patient = known[3]
         cdef object resource_param = known[5], value
         cdef object delivery = ctx.delivery
         cdef dict params = ctx.params
@@ -148,12 +151,16 @@ cdef class AccessText(Text):
         if ctx.agent:
             self._field(b',"agent":"', "agent", ctx.agent, False)
         value = params.get("patient") if params else None
+        if not value:
+            value = claimed_patient
+        if value and self._name_of is not None:
+            value = self._name(value)
         if value:
             self._field(b',"patient":"', "patient", value, False)
-        else:
-            self.bytes(claimed_patient)
         if resource_param is not None:
             value = params.get(resource_param)
+            if value and self._name_of is not None and value == params.get("patient"):
+                value = self._name(value)
             if value:
                 self._field(b',"resource_id":"', "resource_id", value, False)
         self._field(b',"client_address":"', "client_address", ctx.client_address, False)
@@ -164,6 +171,10 @@ cdef class AccessText(Text):
             self.bytes(claimed_purpose)
         self.bytes(who)
         return self.bytes(self._node)
+
+    cdef object _name(self, value):
+        cdef object name = self._names.get(value)
+        return name if name is not None else self._name_of(value)
 
     cdef tuple _known(self, RequestContext ctx):
         """What follows from route, method and principal; kept with the grant if there is one.
@@ -176,7 +187,7 @@ cdef class AccessText(Text):
             known = grant.event
             if known[0] == ctx.method:
                 return known
-        who = self._who(ctx.principal) if ctx.principal is not None else (b"", b"", b"")
+        who = self._who(ctx.principal) if ctx.principal is not None else (b"", "", b"")
         if ctx.route is not None:
             what = self._what(ctx.route, ctx.method)
         else:

@@ -21,8 +21,11 @@ from gateway.admin.desk import Desk
 from gateway.admin.endpoint import create_admin
 from gateway.admin.explain import answer_question
 from gateway.audit.notary import read_private_key
+from gateway.audit.pseudonyms import KEY as PATIENTS_KEY
+from gateway.audit.pseudonyms import Keys
+from gateway.audit.pseudonyms import load_or_make_key as load_or_make_patients_key
 from gateway.audit.reading import AuditReading
-from gateway.audit.trail import AuditTrail
+from gateway.audit.trail import FOLDER, AuditTrail
 from gateway.auth.providers import Providers
 from gateway.auth.service import Tokens
 from gateway.breakglass.service import BreakGlassService
@@ -126,10 +129,11 @@ class Gateway:
             early=self._is_early(),
             key=self._audit_key(settings),
             checkpoint_s=settings.audit_checkpoint_s,
+            patients=self._patient_keys(settings),
             months_ahead=settings.audit_months_ahead,
             checkpoint_copies=(Path(settings.audit_checkpoint_copy),) if settings.audit_checkpoint_copy else (),
         )
-        self.audit_reading = AuditReading(settings, self.audit)
+        self.audit_reading = AuditReading(settings, self.audit, self._patient_keys(settings))
         self.relay = Relay(settings, self.holder, self.metrics, self.log)
         self.units = Units(settings, self.holder, self.database, self.relay, self.metrics, note=self.audit.try_note)
         self.tokens = Tokens(
@@ -279,6 +283,16 @@ class Gateway:
             return None
         secrets = Secrets(settings.config_path.parent, os.environ)
         return lambda: read_private_key(secrets.resolve(settings.audit_key, private=True), "CAREGATE_AUDIT_KEY")
+
+    def _patient_keys(self, settings: Settings) -> Callable[[], Keys] | None:
+        """How to come by what joins pseudonyms to patients; None: there are no pseudonyms."""
+        if not settings.audit_pseudonyms:
+            return None
+        path = settings.data_dir / FOLDER / PATIENTS_KEY
+        if not settings.audit_patient_key:
+            return lambda: Keys(load_or_make_patients_key(path))
+        secrets = Secrets(settings.config_path.parent, os.environ)
+        return lambda: Keys(secrets.resolve(settings.audit_patient_key, private=True).strip())
 
     def _admit(self, ready: bool) -> None:
         """While the trail has no room, or no configuration is in force, every request goes by way of the middleware,

@@ -119,6 +119,11 @@ class Settings:
     """The Ed25519 key that signs: `file:PATH` or `env:NAME` of a PEM; empty: audit/checkpoint.key of data_dir."""
     audit_checkpoint_copy: str = ""
     """A second folder for checkpoints, best on another machine; empty: none."""
+    audit_pseudonyms: bool = True
+    """Patients stand in the trail under pseudonyms, which can be erased."""
+    audit_patient_key: str = ""
+    """What joins pseudonyms to patients: `file:PATH` or `env:NAME`, 32 bytes or more, the same on all machines; empty:
+    audit/patients.key of data_dir."""
     audit_months_ahead: int = 3
     """How many months of the trail's table are made ahead, beside the one that runs; at most 24."""
     audit_retention_months: int = 72

@@ -74,7 +74,7 @@ def fill(dsn: str, events: int, tell: bool = True) -> float:
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("SET synchronous_commit = off")
         # PERF: indexes are made once the rows are there: a third of the time.
-        indexes = _drop_indexes(connection)
+        indexes = drop_indexes(connection)
         for month in range(1, 8):
             connection.execute("SELECT audit.make_month(make_date(2026, %s, 1))", (month,))
         step = 1_000_000
@@ -93,7 +93,7 @@ def fill(dsn: str, events: int, tell: bool = True) -> float:
     return time.monotonic() - began
 
 
-def _drop_indexes(connection: psycopg.Connection) -> list[str]:
+def drop_indexes(connection: psycopg.Connection) -> list[str]:
     """Drop all but the primary key; the statements that make them again."""
     rows = connection.execute(
         "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'audit' AND tablename = 'event' "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 
 import gevent
@@ -32,6 +33,8 @@ class Commit:
         self._news = Event()
         self._waiting: list[Waiter[bool]] = []
         self._stuck = False
+        self.beside: Callable[[], list[int]] = list
+        """Further files that the records need."""
         self.durable = spool.sequence
         """Every record up to this sequence survives the machine."""
         self._greenlet = gevent.spawn(self._run)
@@ -68,7 +71,7 @@ class Commit:
 
     def _sync(self, batch: list[Waiter[bool]]) -> bool:
         head, descriptors = self._spool.files_to_sync(time.time_ns() // 1_000_000)
-        began = self._threads.spawn(sync_files, descriptors)
+        began = self._threads.spawn(sync_files, [*self.beside(), *descriptors])
         try:
             began.get(timeout=SLOW_S)
         except gevent.Timeout:

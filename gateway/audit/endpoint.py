@@ -128,10 +128,13 @@ class SearchResource(_Reading):
 
     def _named(self, search: Search) -> Search:
         """The search under the names that the trail has for its patient."""
-        if "patient" not in search.where:
-            return search
-        names = self._patients.names_of(search.where["patient"][0])
-        return _with(search, patient=names)
+        if "patient" in search.where:
+            search = _with(search, patient=self._patients.names_of(search.where["patient"][0]))
+        keys = search.where.get("resource_id", ())
+        # NOTE: a resource that is the patient's own has the patient's name.
+        if len(keys) == 1 and search.where.get("resource_type", ("Patient",)) == ("Patient",):
+            search = _with(search, resource_id=self._patients.names_of(keys[0]))
+        return search
 
 
 class ReadResource(_Reading):

@@ -137,12 +137,16 @@ class Accesses:
     Holds: a piece of JSON for each route and method.
     """
 
-    def __init__(self, node: str) -> None:
-        """Shapes: `node` names this gateway."""
+    def __init__(
+        self, node: str, name_of: Callable[[str], str] | None = None, names: dict[str, str] | None = None
+    ) -> None:
+        """Shapes: `node` names this gateway; `name_of(patient)` is what stands in place of a patient's id, `names` what
+        it said before.
+        """
         self._node = _member("node", _text(node))
         self._routes: dict[tuple[str, str], tuple[Route, tuple[bytes, str | None, bool]]] = {}
         self.encode: Callable[[RequestContext, int, int, int], bytes] = AccessText(
-            _caller_member, _who, self._what, self._node, _ACTIONS
+            _caller_member, _who, self._what, self._node, _ACTIONS, name_of, names
         ).encode
         """The event of a request, its answer's status (0: the intent), ms since 1970, us since it began."""
 
@@ -170,9 +174,9 @@ class Accesses:
         return found[1]
 
 
-def _who(principal: Principal) -> tuple[bytes, bytes, bytes]:
+def _who(principal: Principal) -> tuple[bytes, str, bytes]:
     """A principal's members, the patient that its token names, the purpose that its token names."""
-    found: tuple[bytes, bytes, bytes] | None = principal.grants.get(_FRAGMENT)
+    found: tuple[bytes, str, bytes] | None = principal.grants.get(_FRAGMENT)
     if found is None:
         claims = principal.claims
         who = b"".join(
@@ -187,7 +191,7 @@ def _who(principal: Principal) -> tuple[bytes, bytes, bytes]:
                 ("token_id", principal.token_id),
             )
         )
-        found = who, _member("patient", _text(claims.get("patient"))), _member("purpose", _text(claims.get("purpose")))
+        found = who, _text(claims.get("patient")), _member("purpose", _text(claims.get("purpose")))
         principal.grants[_FRAGMENT] = found
     return found
 

@@ -170,7 +170,7 @@ def _entities(event: AuditEvent, patient: str) -> Iterable[dict[str, Any]]:
             "type": _coding(_ENTITY_TYPE, "1", "Person"), "role": _coding(_OBJECT_ROLE, "1", "Patient"),
         }  # fmt: skip
     yield {
-        "what": _what(event), "type": _coding(_ENTITY_TYPE, "2", "System Object"),
+        "what": _what(event, patient), "type": _coding(_ENTITY_TYPE, "2", "System Object"),
         "role": _coding(_OBJECT_ROLE, *(("4", "Domain Resource") if event.kind == ACCESS else ("20", "Job"))),
     }  # fmt: skip
     if event.request_id:
@@ -196,8 +196,10 @@ def _patient(patient: str) -> dict[str, Any]:
     return {"type": "Patient", "identifier": {"system": _OURS + "patient", "value": patient}}
 
 
-def _what(event: AuditEvent) -> dict[str, Any]:
+def _what(event: AuditEvent, patient: str) -> dict[str, Any]:
     kind, key = event.resource_type, event.resource_id
+    if key and key == event.patient:
+        key = patient  # as it is shown
     if _TYPE.match(kind) and _ID.match(key):
         return {"reference": f"{kind}/{key}"}
     name = key or event.route or event.unit or event.kind

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from gateway.audit.endpoint import (
     ACCESS_LOG_PATH,
     SEARCH_PATH,
@@ -9,6 +11,7 @@ from gateway.audit.endpoint import (
     ReadResource,
     SearchResource,
 )
+from gateway.audit.pseudonyms import Keys, NamesReader
 from gateway.audit.trail import AuditTrail
 from gateway.settings import Settings
 from gateway.store.pool import Database
@@ -18,7 +21,9 @@ from gateway.store.trail_search import AT_ONCE, SearchStore
 class AuditReading:
     """Holds: database connections as caregate_audit_reader, once somebody searches."""
 
-    def __init__(self, settings: Settings, trail: AuditTrail) -> None:
+    def __init__(self, settings: Settings, trail: AuditTrail, keys: Callable[[], Keys] | None = None) -> None:
+        """Shapes: `keys()` joins pseudonyms to patients; None: there are none."""
+        self._keys = keys
         self._trail = trail
         self._page_max = settings.audit_page_max
         self._database: Database | None = None
@@ -38,10 +43,11 @@ class AuditReading:
     def resources(self) -> dict[str, object]:
         """What callers find under which path."""
         parts = (self._store, self._trail.note)
+        patients = NamesReader(self._keys, self._store.names) if self._keys and self._store is not None else None
         return {
-            SEARCH_PATH: SearchResource(*parts, page_max=self._page_max),
-            f"{SEARCH_PATH}/{{event_id}}": ReadResource(*parts, page_max=self._page_max),
-            ACCESS_LOG_PATH: AccessLogResource(*parts, page_max=self._page_max),
+            SEARCH_PATH: SearchResource(*parts, page_max=self._page_max, patients=patients),
+            f"{SEARCH_PATH}/{{event_id}}": ReadResource(*parts, page_max=self._page_max, patients=patients),
+            ACCESS_LOG_PATH: AccessLogResource(*parts, page_max=self._page_max, patients=patients),
         }
 
     def stop(self) -> None:

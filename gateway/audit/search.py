@@ -106,8 +106,17 @@ class Search:
 
     @property
     def described(self) -> str:
-        """The parameters for the trail; who was searched for stands in a member of its own."""
-        return urlencode([(name, "*" if FIELDS.get(name) == "patient" else text) for name, text in self.parameters])
+        """The parameters for the trail, without ids of patients: whose they are stands in a member of its own."""
+        return urlencode([(name, _told(FIELDS.get(name, ""), text)) for name, text in self.parameters])
+
+
+def _told(column: str, text: str) -> str:
+    if column == "patient":
+        return "*"
+    kind = text.rpartition("/")[0]
+    if column == "resource_id" and kind in ("", "Patient"):
+        return f"{kind}/*" if kind else "*"
+    return text
 
 
 def parse(query: str, *, count: int, most: int, names: Iterable[str] = FIELDS, needs_dates: bool = True) -> Search:

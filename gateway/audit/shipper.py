@@ -14,6 +14,8 @@ from gevent.event import Event
 
 from gateway.audit.columns import values
 from gateway.audit.commit import Commit
+from gateway.audit.pseudonyms import FOLDER as PATIENTS
+from gateway.audit.pseudonyms import Pseudonyms, ship_left
 from gateway.audit.spool import Record, Spool, adopt
 from gateway.errors import GatewayError
 from gateway.store.audit import AlreadyThere, AuditStore, RowRefused
@@ -31,7 +33,10 @@ _BATCH = 1000
 PERF: `policy_rs256` of `make bench`, caregate-logged: a transaction costs the worker as much as some hundred rows.
 """
 _RETRY_S = 0.25
-_ORPHAN_SCAN_S = 30.0
+_ORPHAN_SCAN_S = 5.0
+"""Chains of killed workers and of commands: until they are shipped, verification misses what is signed already."""
+_ERASED_S = 5.0
+"""How soon a worker forgets the name of a patient that was erased."""
 _HEAD_S = 1.0
 """How far behind the durable part of a chain may be when nobody waits for it."""
 _COPY_TIMEOUT_S = 5.0
@@ -51,6 +56,7 @@ class Shipper:
         commit: Commit,
         count: Callable[[str, int], None],
         told: Callable[[], None],
+        pseudonyms: Pseudonyms | None = None,
     ) -> None:
         """Shapes: `count(outcome, number)` hears of records: written, refused; `told()` is called after each look."""
         self._store = store
@@ -58,6 +64,8 @@ class Shipper:
         self._commit = commit
         self._count = count
         self._told = told
+        self._pseudonyms = pseudonyms
+        self._erased_s = 0.0
         self._root = spool.folder.parent
         self._orphans: list[Spool] = []
         self._seen: dict[str, int] = {}
@@ -114,7 +122,12 @@ class Shipper:
         if now_s >= self._scan_s:
             self._scan_s = now_s + _ORPHAN_SCAN_S
             self._adopt()
+        if self._pseudonyms is not None and now_s >= self._erased_s:
+            self._erased_s = now_s + _ERASED_S
+            self._pseudonyms.follow(self._store, _COPY_TIMEOUT_S)
         for orphan in list(self._orphans):
+            if self._pseudonyms is not None:
+                ship_left(self._root / PATIENTS, orphan.chain, self._store, _COPY_TIMEOUT_S)
             while self._ship(orphan, orphan.sequence):
                 self._told()
             self._orphans.remove(orphan)
@@ -154,6 +167,9 @@ class Shipper:
         Raises: DatabaseUnavailable, DatabaseTimeout.
         """
         last, most = until, _BATCH
+        if self._pseudonyms is not None and spool is self._spool:
+            # NOTE: the names of all records up to `until` wait by now: a name is made before the event that uses it.
+            self._pseudonyms.ship(self._store, _COPY_TIMEOUT_S)
         try:
             rows, count, last = spool.rows(until, _BATCH)
             if not count:

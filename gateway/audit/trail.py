@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gateway.audit.commit import Commit
 from gateway.audit.event import Accesses, encode, other_event
 from gateway.audit.notary import KEY, Notary, load_or_make_key
+from gateway.audit.pseudonyms import FOLDER as PATIENTS
+from gateway.audit.pseudonyms import Keys, Pseudonyms
 from gateway.audit.shipper import Shipper
 from gateway.audit.spool import Spool, SpoolFull, open_spool
 from gateway.context import RequestContext
@@ -49,18 +51,24 @@ class AuditTrail:
         checkpoint_s: float = 60.0,
         checkpoint_copies: tuple[Path, ...] = (),
         months_ahead: int = 3,
+        patients: Callable[[], Keys] | None = None,
         measure: Callable[[int], None] = lambda pending: None,
         admit: Callable[[bool], None] = lambda ready: None,
         early: bool = False,
     ) -> None:
         """Shapes: `count(outcome, number)` hears of records: written, refused, damaged; `measure(pending)` of lag;
-        `admit(ready)` is told when `ready` changes. Checkpoints are signed with `key()`, by default a file's that is
-        made at its first use. `early` breaks the promise of `record`, so that tests can see what that does.
+        `admit(ready)` is told when `ready` changes. With `patients` their ids are replaced by pseudonyms. Checkpoints
+        are signed with `key()`, by default a file's that is made at its first use. `early` breaks the promise of
+        `record`, so that tests can see what that does.
         """
         self._store = AuditStore(database)
         self._root = data_dir / FOLDER
         self._node = node or os.uname().nodename
-        self._encode = (accesses := Accesses(self._node)).encode
+        self._patients = patients
+        self._pseudonyms: Pseudonyms | None = None
+        self._names: dict[str, str] = {}
+        accesses = Accesses(self._node, None if patients is None else self._name_of, self._names)
+        self._encode = accesses.encode
         self._completion = accesses.completion
         self._segment_bytes = segment_bytes
         self._spool_bytes = spool_bytes
@@ -87,7 +95,10 @@ class AuditTrail:
         spool = open_spool(self._root, self._segment_bytes, self._spool_bytes)
         self._spool = spool
         self._commit = Commit(spool)
-        self._shipper = Shipper(self._store, spool, self._commit, self._count, self._look)
+        if self._patients is not None:
+            self._pseudonyms = Pseudonyms(self._root / PATIENTS, spool.chain, self._patients(), self._names)
+            self._commit.beside = self._pseudonyms.to_sync
+        self._shipper = Shipper(self._store, spool, self._commit, self._count, self._look, self._pseudonyms)
         self._notary = Notary(
             self._store, self._root, node=self._node, key=self._key, interval_s=self._checkpoint_s,
             copies=self._checkpoint_copies, count=self._count, months_ahead=self._months_ahead,
@@ -118,6 +129,15 @@ class AuditTrail:
         try:
             spool.append(self._encode(ctx, status, now_ns // 1_000_000, took_us if took_us > 0 else 0))
         except SpoolFull:
+            raise self._no_room() from None
+
+    def _name_of(self, patient: str) -> str:
+        """What the trail has in place of a patient's id. Raises: AuditUnavailable."""
+        if self._pseudonyms is None:
+            raise AuditUnavailable()
+        try:
+            return self._pseudonyms.of(patient)
+        except OSError:
             raise self._no_room() from None
 
     def completed(self, ctx: RequestContext, status: int, whole: bool) -> None:
@@ -170,6 +190,9 @@ class AuditTrail:
             "token_id": token_id, "purpose": purpose, "client_address": client_address,
             "resource_type": resource_type, "resource_id": resource_id,
         }  # fmt: skip
+        about = members["patient"] or _patient_of(ctx)
+        if about and self._patients is not None:
+            members["patient"] = self._name_of(about)
         event = other_event(self._node, kind, outcome, time.time_ns() // 1_000_000, ctx, members, detail)
         try:
             self._spool.append(encode(event))
@@ -210,6 +233,9 @@ class AuditTrail:
         with contextlib.suppress(OSError):
             spool.settle(time.time_ns() // 1_000_000)
         spool.close()
+        if self._pseudonyms is not None:
+            self._pseudonyms.close()
+            self._pseudonyms = None
 
     def become(self, *, ready: bool) -> None:
         """Note whether there is room to spare."""
@@ -229,3 +255,9 @@ class AuditTrail:
         self.become(ready=False)
         self._count("unwritten", 1)
         return AuditUnavailable()
+
+
+def _patient_of(ctx: RequestContext | None) -> str:
+    """The patient that the caller's token names."""
+    claimed = ctx.principal.claims.get("patient") if ctx is not None and ctx.principal is not None else None
+    return claimed if isinstance(claimed, str) else ""

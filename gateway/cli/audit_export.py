@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gateway.cli.audit_source import (
     Unusable,
@@ -18,9 +19,13 @@ from gateway.cli.audit_source import (
     guarded,
     keys_of,
     note,
+    patients_of,
     private_key_of,
     who,
 )
+
+if TYPE_CHECKING:
+    from gateway.audit.pseudonyms import NamesReader
 
 _SUFFIX = ".manifest.json"
 _POLL_S = 1.0
@@ -38,6 +43,9 @@ def add_actions(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     export.add_argument("--format", choices=("trail", "fhir", "csv"), default="trail")
     export.add_argument("--out", type=Path, required=True, metavar="FILE", help="must not exist")
     export.add_argument("--signing-key", type=Path, metavar="FILE", help="default: audit/checkpoint.key")
+    export.add_argument(
+        "--with-ids", action="store_true", help="patients by their ids where they are known, not by their pseudonyms"
+    )
     export.set_defaults(run=guarded(_export))
     check = actions.add_parser("check", help="is an exported file what its manifest says?")
     check.add_argument("file", type=Path, metavar="FILE")
@@ -129,12 +137,13 @@ def _write_events(options: argparse.Namespace, file: _Digesting) -> Iterator[Non
     if options.format == "csv":
         file.write(line(EVENT_COLUMNS).encode())
     with TrailReader(dsn_of(options)) as reader:
+        shown = _Shown(patients_of(options, reader)) if options.with_ids else (lambda name: name)
         for chain, sequence, canonical in reader.events(options.from_ms, options.to_ms):
             event = decode(canonical)
             if options.format == "csv":
-                file.write(line(event_values(event, chain, sequence, event.patient)).encode())
+                file.write(line(event_values(event, chain, sequence, shown(event.patient))).encode())
             else:
-                file.write(orjson.dumps(audit_event(event, chain, sequence)) + b"\n")
+                file.write(orjson.dumps(audit_event(event, chain, sequence, shown)) + b"\n")
             yield
 
 
@@ -196,6 +205,19 @@ def _span(options: argparse.Namespace) -> str:
 def _write_new(path: Path, content: bytes) -> None:
     with _Digesting(path) as file:
         file.write(content)
+
+
+class _Shown:
+    """Patients' ids by their pseudonyms, each asked for once."""
+
+    def __init__(self, patients: NamesReader) -> None:
+        self._patients = patients
+        self._known: dict[str, str] = {}
+
+    def __call__(self, name: str) -> str:
+        if name not in self._known:
+            self._known[name] = self._patients.ids_of([name]).get(name, name)
+        return self._known[name]
 
 
 class _Digesting:

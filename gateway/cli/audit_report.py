@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TextIO
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from gateway.cli.audit_source import Unusable, add_source, dsn_of, guarded, iso, note
+from gateway.cli.audit_source import Unusable, add_source, dsn_of, guarded, iso, note, patients_of
 
 _TIMES = frozenset({"at", "first", "last"})
 _HELP = {
@@ -53,12 +53,20 @@ def add_actions(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _report(options: argparse.Namespace) -> int:
+    from gateway.store.trail import TrailReader
     from gateway.store.trail_report import ReportReader, columns_of
 
-    values = _values(options)
-    with ReportReader(dsn_of(options)) as reader:
-        names = columns_of(options.report)
+    values, dsn, names = _values(options), dsn_of(options), columns_of(options.report)
+    with TrailReader(dsn) as trail, ReportReader(dsn) as reader:
+        patients = patients_of(options, trail)
+        if options.report == "patient":
+            values["patients"] = list(patients.names_of(options.patient))
         rows = [_shown(names, row) for row in reader.rows(options.report, values)]
+        if "patient" in names:
+            at = names.index("patient")
+            ids = patients.ids_of([str(row[at]) for row in rows])
+            for row in rows:
+                row[at] = ids.get(str(row[at]), row[at])
     # NOTE: what is not in the trail is not shown: `note` refuses if it cannot be told.
     query = " ".join(
         f"{name}={getattr(options, name)}" for name in ("user", "unit", "role") if getattr(options, name, "")

@@ -8,7 +8,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gateway.cli.audit_source import Unusable, dsn_of, folder_of, guarded, note, private_key_of, time_of, who
+from gateway.cli.audit_source import (
+    Unusable,
+    dsn_of,
+    folder_of,
+    guarded,
+    note,
+    patients_of,
+    private_key_of,
+    time_of,
+    who,
+)
 
 clock: Callable[[], float] = time.time
 """Tests of retention set it to another time."""
@@ -21,9 +31,7 @@ def add_actions(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     hold = actions.add_parser("hold", help="legal hold: months with such events are not removed")
     _add_options(hold)
     hold.add_argument("name", help="of the hold")
-    hold.add_argument(
-        "--patient", action="append", default=[], help="as the events have it; may be given more than once"
-    )
+    hold.add_argument("--patient", action="append", default=[], help="may be given more than once")
     hold.add_argument("--unit", default="", help="events of this unit")
     hold.add_argument("--from", type=time_of, default=0, dest="from_ms", metavar="TIME", help="events from then on")
     hold.add_argument("--to", type=time_of, default=0, dest="to_ms", metavar="TIME", help="events until then")
@@ -48,6 +56,20 @@ def add_actions(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     remove.add_argument("--reason", default="retention", help="stands in the act")
     remove.add_argument("--dry-run", action="store_true", help="say what would be removed")
     remove.set_defaults(run=guarded(_remove))
+    _add_erase(actions)
+
+
+def _add_erase(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    erase = actions.add_parser(
+        "erase",
+        help="erase a person from the trail",
+        description="What joins the person's pseudonyms to the person is erased; records and hashes stay as they are.",
+    )
+    _add_options(erase)
+    erase.add_argument("--patient", required=True, metavar="ID")
+    erase.add_argument("--patient-key", type=Path, metavar="FILE", help="default: audit/patients.key")
+    erase.add_argument("--reason", required=True)
+    erase.set_defaults(run=guarded(_erase))
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -58,10 +80,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _hold(options: argparse.Namespace) -> int:
     from gateway.audit.timestamp import instant
     from gateway.store.retention import RetentionStore
+    from gateway.store.trail import TrailReader
 
+    with TrailReader(dsn_of(options)) as trail:
+        known = patients_of(options, trail)
+        patients = sorted({name for patient in options.patient for name in known.names_of(patient)})
     times = tuple(instant(at_ms) if at_ms else "" for at_ms in (options.from_ms, options.to_ms))
     with RetentionStore(dsn_of(options)) as store:
-        made = store.hold(options.name, options.patient, options.unit, (times[0], times[1]), options.reason)
+        made = store.hold(options.name, patients, options.unit, (times[0], times[1]), options.reason)
     if not made:
         raise Unusable(f"there is a hold {options.name} already, in force or ended: take another name")
     note(options, "audit.held", hold=options.name, reason=options.reason)
@@ -120,6 +146,21 @@ def _remove(options: argparse.Namespace) -> int:
     about = {"act": str(act.number), "months": " ".join(act.months), "records": str(act.records)}
     note(options, "audit.removed", reason=act.reason, **about)
     print(f"removed by act {act.number}")
+    return 0
+
+
+def _erase(options: argparse.Namespace) -> int:
+    from gateway.audit.pseudonyms import KEY, Keys, load_or_make_key
+    from gateway.store.retention import RetentionStore
+
+    path = options.patient_key or folder_of(options) / KEY
+    if not path.exists():
+        raise Unusable(f"{path}: does not exist; give --patient-key FILE, or --data-dir for the gateway's own")
+    lookup = Keys(load_or_make_key(path)).lookup(options.patient)
+    note(options, "audit.erased", reason=options.reason)
+    with RetentionStore(dsn_of(options)) as store:
+        count = store.erase(lookup)
+    print(f"{count} names of the patient are erased")
     return 0
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
     from gateway.audit.checkpoint import Sealed
+    from gateway.audit.pseudonyms import NamesReader
+    from gateway.store.trail import TrailReader
 
 DSN_VARIABLE = "CAREGATE_SECRET_AUDIT_DSN"
 _SEGMENT_BYTES = 262_144
@@ -141,6 +143,14 @@ def private_key_of(options: argparse.Namespace) -> Ed25519PrivateKey:
         return read_private_key(path.read_bytes(), str(path))
     except KeyUnusable as error:
         raise Unusable(str(error)) from None
+
+
+def patients_of(options: argparse.Namespace, reader: TrailReader) -> NamesReader:
+    """Names and ids of patients; ids alone where the key of patients is not on this machine."""
+    from gateway.audit.pseudonyms import KEY, Keys, NamesReader, load_or_make_key
+
+    path: Path = getattr(options, "patient_key", None) or folder_of(options) / KEY
+    return NamesReader(lambda: Keys(load_or_make_key(path)) if path.exists() else None, reader.names)
 
 
 def who() -> str:

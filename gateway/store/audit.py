@@ -11,6 +11,7 @@ import psycopg
 from psycopg import sql
 
 from gateway.audit.columns import COLUMNS
+from gateway.audit.pseudonyms import Name
 from gateway.errors import DatabaseUnavailable
 from gateway.store.pool import Database
 
@@ -26,6 +27,19 @@ _CHECKPOINT = sql.SQL(
     "INSERT INTO audit.checkpoint (source, number, checkpoint, signature) VALUES (%s, %s, %s, %s) "
     "ON CONFLICT DO NOTHING"
 )
+
+
+_NAMES_OF_PATIENTS = """
+INSERT INTO audit.patient (name, lookup, sealed)
+SELECT name, decode(lookup, 'hex'), decode(sealed, 'hex') FROM unnest(%s::text[], %s::text[], %s::text[])
+    AS made (name, lookup, sealed)
+WHERE NOT EXISTS (SELECT FROM audit.erased_patient e WHERE e.name = made.name)
+ON CONFLICT DO NOTHING
+"""
+_OLDEST_NAMES = """
+SELECT DISTINCT ON (lookup) encode(lookup, 'hex'), name FROM audit.patient
+WHERE lookup = ANY (SELECT decode(one, 'hex') FROM unnest(%s::text[]) one) ORDER BY lookup, made_at, name
+"""
 
 
 class AlreadyThere(Exception):
@@ -74,6 +88,32 @@ class AuditStore:
         """
         with self._asking(timeout_s) as connection:
             connection.execute(_CHECKPOINT, (source, number, checkpoint, signature))
+
+    def insert_names(self, names: Sequence[Name], timeout_s: float) -> dict[str, str]:
+        """Write names of patients unless they are there, or erased; for each lookup the oldest name there is.
+
+        Raises: RowRefused, DatabaseUnavailable, DatabaseTimeout.
+        Yields to the hub: until the database has them.
+        """
+        lookups = list({one.lookup for one in names})
+        with self._asking(timeout_s) as connection, connection.transaction():
+            values = [[one.name for one in names], [one.lookup for one in names], [one.sealed for one in names]]
+            connection.execute(_NAMES_OF_PATIENTS, values)
+            rows = connection.execute(_OLDEST_NAMES, (lookups,)).fetchall()
+        return dict(rows)
+
+    def erased_names(self, after: int, timeout_s: float) -> tuple[int, list[str]]:
+        """The names erased behind a number, and the last number; with -1 the last number alone.
+
+        Raises: DatabaseUnavailable, DatabaseTimeout. Yields to the hub: until the database answered.
+        """
+        with self._asking(timeout_s) as connection:
+            if after < 0:
+                found = connection.execute("SELECT coalesce(max(number), 0) FROM audit.erased_patient").fetchone()
+                return (int(found[0]) if found is not None else 0), []
+            query = "SELECT number, name FROM audit.erased_patient WHERE number > %s ORDER BY number"
+            rows = connection.execute(query, (after,)).fetchall()
+        return (rows[-1][0] if rows else after), [name for _, name in rows]
 
     def make_months(self, ahead: int, timeout_s: float) -> int:
         """Have the months of now and of so many to come made; how many were.

@@ -98,6 +98,18 @@ class RetentionStore:
             for month in months:
                 self._connection.execute(sql.SQL("DROP TABLE {}").format(_table(month)))
 
+    def erase(self, lookup: str) -> int:
+        """Erase what joins a patient to its names; how many there were."""
+        with self._connection.transaction():
+            self._connection.execute(
+                "INSERT INTO audit.erased_patient (name) SELECT name FROM audit.patient "
+                "WHERE lookup = decode(%s, 'hex') ON CONFLICT DO NOTHING",
+                (lookup,),
+            )
+            return self._connection.execute(
+                "DELETE FROM audit.patient WHERE lookup = decode(%s, 'hex')", (lookup,)
+            ).rowcount
+
     # --- holds
 
     def hold(self, name: str, patients: Sequence[str], unit: str, times: tuple[str, str], reason: str) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import LiteralString
 
 import psycopg
 from psycopg import sql
@@ -23,6 +24,11 @@ SELECT chain FROM found WHERE chain IS NOT NULL
 """
 
 
+_PATIENTS: dict[str, LiteralString] = {
+    "lookup": "SELECT name, sealed FROM audit.patient WHERE lookup = ANY "
+    "(SELECT decode(one, 'hex') FROM unnest(%s::text[]) one)",
+    "name": "SELECT name, sealed FROM audit.patient WHERE name = ANY (%s)",
+}
 _FOREVER_MS = 253_402_300_799_999
 
 
@@ -85,6 +91,11 @@ class TrailReader:
         with self._connection.cursor("checkpoints") as cursor:
             for source, number, checkpoint, signature in cursor.execute(query):
                 yield source, number, Sealed(checkpoint, signature)
+
+    def names(self, column: str, values: Sequence[str]) -> list[tuple[str, bytes]]:
+        """Pseudonyms of patients by their `lookup` (in hex) or `name`. Shapes: (name, sealed id)."""
+        rows = self._connection.execute(_PATIENTS[column], (list(values),))
+        return [(name, bytes(sealed)) for name, sealed in rows]
 
     def acts(self) -> list[SealedAct]:
         """What was removed by right, in order."""

@@ -47,6 +47,15 @@ _PARTIAL: dict[str, LiteralString] = {
 _COMMON = {"action": {"R", ""}, "outcome": {"allowed", "pending", "complete"}, "kind": {"access"}}
 
 
+_NAMES: dict[str, LiteralString] = {
+    "lookup": (
+        "SELECT name, sealed FROM audit.patient "
+        "WHERE lookup = ANY (SELECT decode(one, 'hex') FROM unnest(%s::text[]) one)"
+    ),
+    "name": "SELECT name, sealed FROM audit.patient WHERE name = ANY (%s)",
+}
+
+
 class SearchStore:
     """Asks over ordinary connections of a pool of its own.
 
@@ -73,6 +82,14 @@ class SearchStore:
         query = sql.SQL("SELECT canonical FROM audit.visible WHERE chain = %s AND sequence = %s")
         rows = self._ask(query, [chain, sequence], scope)
         return rows[0][0].encode() if rows else None
+
+    def names(self, column: str, values: Sequence[str]) -> list[tuple[str, bytes]]:
+        """Pseudonyms of patients by their `lookup` (in hex) or `name`. Shapes: (name, sealed id).
+
+        Yields to the hub: until the database answered.
+        """
+        query = sql.SQL(_NAMES[column])
+        return [(name, bytes(sealed)) for name, sealed in self._ask(query, [list(values)], Scope())]
 
     def _ask(self, query: Query, values: Sequence[object], scope: Scope) -> list[tuple[Any, ...]]:
         if not self._turns.acquire(timeout=_WAIT_S):

@@ -126,6 +126,9 @@ def test_pages():
 
 def test_the_trail_is_not_told_the_patients_name_twice():
     assert "p-1" not in search(RANGE + "&patient=Patient/p-1&user=u").described
+    for entity in ("p-1", "Patient/p-1"):
+        assert "p-1" not in search(f"{RANGE}&entity={entity}").described
+    assert "o-1" in search(RANGE + "&entity=Observation/o-1").described
     assert "user=u" in search(RANGE + "&patient=p-1&user=u").described
 
 

@@ -1,7 +1,10 @@
 """The load run of searches, small: it fills, asks and reports."""
 
+import sys
+
 import psycopg
 
+from loadtests import audit_verify
 from loadtests.audit_search import fill, measure, report
 
 
@@ -23,3 +26,12 @@ def test_a_small_run(postgres, capsys):
     assert "patient, all time" in out
     assert out.splitlines()[-1].startswith('RESULT {"events":3000,')
     assert report({"slow": [500.0]}, 1, 0.0, 0) == 1
+
+
+def test_a_small_verification(capsys, tmp_path, server_folder, monkeypatch):
+    folder = server_folder / "verify"
+    monkeypatch.setattr(sys, "argv", ["audit_verify", "--events", "2000", "--rounds", "1", "--directory", str(folder)])
+    assert audit_verify.main() == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[-2].endswith("record 250: changed: subject differ from the canonical bytes")
+    assert out[-1].startswith('RESULT {"events":2000,')
