@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -23,15 +24,19 @@ _MAX_BYTES = 4096
 def main() -> None:
     arguments = read_arguments()
     environ = instrumented() or os.environ | {"PYTHONPATH": str(ROOT)}
-    for name in arguments.targets or sorted(path.stem.removeprefix("fuzz_") for path in HERE.glob("fuzz_*.py")):
-        fuzz(name, arguments.seconds, environ)
-        if arguments.keep:
+    names = arguments.targets or sorted(path.stem.removeprefix("fuzz_") for path in HERE.glob("fuzz_*.py"))
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for done in [pool.submit(fuzz, name, arguments.seconds, environ) for name in names]:
+            done.result()
+    if arguments.keep:
+        for name in names:
             keep(name, environ)
 
 
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=int, default=60, help="for each target")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="targets at a time")
     parser.add_argument("--keep", action="store_true", help="minimise what was found into the corpus")
     parser.add_argument("targets", nargs="*", help="such as http; all if none is named")
     return parser.parse_args()
