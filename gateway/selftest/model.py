@@ -99,7 +99,10 @@ def verdict(document: Document, cell: Cell) -> str:
 
 def _bound(controller: Mapping[str, Any], cell: Cell) -> str:
     """What the bindings say: the first that refuses decides."""
-    covered = cell.role in controller.get("unbound_roles", ())
+    target = (controller.get("unit") or controller.get("upstream") or {}).get("target") or ""
+    # Below /me the patient is the token's, whatever the caller writes.
+    own = "/me/" in f"{controller['path']}/" and "{patient}" in target and "{patient}" not in controller["path"]
+    covered = own or cell.role in controller.get("unbound_roles", ())
     judged = True
     for bind in controller.get("bind", ()):
         if bind.get("shadow") or (bind.get("roles") and cell.role not in bind["roles"]):

@@ -18,6 +18,8 @@ ABSTRACT = {e.GatewayError, e.ClientError, e.RelayError, e.UpstreamError}
 def make(cls: type[e.GatewayError], **members: object) -> e.GatewayError:
     if issubclass(cls, e.RelayError):
         return cls("unit-a", **members)
+    if cls is e.LoginTooOld:
+        return cls(300, **members)
     return cls(["a: b"]) if cls is e.ConfigRefused else cls(**members)
 
 

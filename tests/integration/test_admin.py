@@ -348,8 +348,7 @@ def test_sessions_are_seen_and_ended_with_their_tokens(
 ) -> None:
     account, sessions = "a" * 22, [f"{number:022d}" for number in range(3)]
     hashed = "$argon2id$v=19$m=65536,t=3,p=1$" + "A" * 22 + "$" + "A" * 43
-    token = site.token("patient", "patient=p-9", subject="p-9")
-    jti = jwt.decode(token, options={"verify_signature": False})["jti"]
+    token = site.token("patient", "patient=p-9", f"sid={sessions[1]}", subject="p-9")
     assert site._postgres is not None
     with psycopg.connect(site._postgres.admin_dsn, autocommit=True) as admin:
         admin.execute(
@@ -358,13 +357,10 @@ def test_sessions_are_seen_and_ended_with_their_tokens(
         )
         for session in sessions:
             admin.execute(
-                "INSERT INTO caregate.session (id, account, client, role, methods, ends_at)"
-                " VALUES (%s, %s, 'app', 'patient', '{pwd}', now() + interval '1 day')", (session, account),
+                "INSERT INTO caregate.session (id, account, client, role, issuer, audience, methods, ends_at) VALUES"
+                " (%s, %s, 'app', 'patient', 'https://id', 'patient-app', '{pwd}', now() + interval '1 day')",
+                (session, account),
             )  # fmt: skip
-        admin.execute(
-            "INSERT INTO caregate.session_token (jti, session, until_at) VALUES (%s, %s, now() + interval '1 hour')",
-            (jti, sessions[1]),
-        )
     listed, cursor = [], ""
     while True:
         page = ask("GET", f"/sessions?subject=p-9&limit=2{cursor}").json
@@ -416,11 +412,11 @@ def test_a_role_gets_a_new_key_and_an_old_one_is_retired(
 def test_a_past_request_is_explained_by_its_id(
     site: Site, ask: Callable[..., Answer], wait: Callable[..., Any]
 ) -> None:
-    answer = site.ask("GET", "/portal/v1/me", site.token("auditor"), ops=False)
+    answer = site.ask("GET", "/portal/v1/me", site.token("hcu_clerk"), ops=False)
     assert answer.status == 401
     rid = answer.headers["x-request-id"]
     found = wait(lambda: (a := ask("GET", f"/explain/requests/{rid}")).status == 200 and a).json
-    assert (found["rule"], found["status"], found["role"]) == ("audience", 401, "auditor")
+    assert (found["rule"], found["status"], found["role"]) == ("audience", 401, "hcu_clerk")
     assert "patient" not in found
     assert "client_address" not in found
     run = command(site, "--request", rid, "--json", "--data-dir", str(site.directory))

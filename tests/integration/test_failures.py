@@ -106,7 +106,9 @@ def test_refused_reload_changes_nothing(platform, call):
     good = path.read_text()
     before = call.ops("/status")["config"]
     try:
-        path.write_text(good.replace("roles: [patient]", "roles: [nobody]", 1))
+        # Of a controller: apps name roles too.
+        of_a_route = "audiences: [patient-app]\n    roles: [patient]"
+        path.write_text(good.replace(of_a_route, of_a_route.replace("[patient]", "[nobody]"), 1))
         result = reload_configuration(platform)
         assert result.returncode == 1
         assert "nobody" in result.stdout + result.stderr

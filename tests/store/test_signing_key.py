@@ -111,8 +111,10 @@ def sessions(postgres, store):
                  "$argon2id$v=19$m=65536,t=3,p=1$" + "A" * 22 + "$" + "A" * 43),
             )  # fmt: skip
             admin.execute(
-                "INSERT INTO caregate.session (id, account, client, role, methods, ends_at, started_at)"
-                " VALUES (%s, %s, 'app', %s, '{pwd}', now() + interval '1 day', now() - interval '1 hour')",
+                "INSERT INTO caregate.session"
+                " (id, account, client, role, issuer, audience, methods, ends_at, started_at) VALUES"
+                " (%s, %s, 'app', %s, 'https://id', 'app', '{pwd}', now() + interval '1 day',"
+                " now() - interval '1 hour')",
                 (f"{name}s" * 11, name * 22, role),
             )
         yield lambda: [
