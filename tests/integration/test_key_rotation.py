@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from gateway.cli.main import main
-from gateway.config.reload import ReloadFailed, ask, status
+from gateway.config.reload import ReloadFailed, ask
 from gateway.demo.platform import Platform
 from loadtests.demo import free_base_port
 
@@ -81,7 +81,7 @@ def sql(platform, query):
 
 
 def test_a_rotation_from_its_beginning_to_its_end(platform, call, keys, grant, wait, worker_pids, kill, monkeypatch):
-    wait(lambda: len(worker_pids()) == WORKERS and len(status(platform.directory / "run")) == WORKERS, 30)
+    wait(lambda: all_are_up(platform), 60)
     before = grant()
     code, said = keys("rotate", "partner")
     assert (code, f"in force in {WORKERS} workers" in said) == (0, True), said
