@@ -34,7 +34,7 @@ def look(sink: str, data: bytes, marks: Marks) -> Iterator[Leak]:
 def look_in_files(paths: Iterable[Path], marks: Marks) -> Iterator[Leak]:
     """Leaks in files and in all files of folders. Raises: OSError."""
     for path in sorted(files_of(paths)):
-        yield from look(str(path), path.read_bytes(), marks)
+        yield from look(str(path), _content(path), marks)
 
 
 def look_in_spool(folder: Path, marks: Marks) -> Iterator[Leak]:
@@ -43,7 +43,7 @@ def look_in_spool(folder: Path, marks: Marks) -> Iterator[Leak]:
     Raises: OSError.
     """
     for path in sorted(files_of([folder])):
-        yield from look(str(path), b"\n".join(without_personal_fields(path.read_bytes())), marks)
+        yield from look(str(path), b"\n".join(without_personal_fields(_content(path))), marks)
 
 
 def look_in_rows(sink: str, rows: Iterable[Mapping[str, object]], marks: Marks) -> Iterator[Leak]:
@@ -73,6 +73,14 @@ def without_personal_fields(data: bytes) -> Iterator[bytes]:
             continue
         yield json.dumps({name: value for name, value in event.items() if name not in PERSONAL_FIELDS}).encode()
         yield text[end:].encode()
+
+
+def _content(path: Path) -> bytes:
+    """A file's bytes; none of one that went away since it was seen, as a spool's files do when they are shipped."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def files_of(paths: Iterable[Path]) -> set[Path]:

@@ -98,7 +98,9 @@ def test_a_rotation_from_its_beginning_to_its_end(platform, call, keys, grant, w
 
     ((sealed,),) = sql(platform, f"SELECT sealed FROM caregate.signing_key WHERE kid = '{made}'")
     assert bytes(sealed).startswith(b"CGK\x01")
-    for kept in (bytes(sealed), (platform.directory / "tokens-last-known.json").read_bytes()):
+    copy = platform.directory / "tokens-last-known.json"
+    wait(copy.exists)
+    for kept in (bytes(sealed), copy.read_bytes()):
         assert b"PRIVATE" not in kept
 
     rewrapped(platform, keys, monkeypatch, made, bytes(sealed))

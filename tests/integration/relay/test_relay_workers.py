@@ -93,7 +93,7 @@ def test_two_connections_survive_one_killed_worker(rig, wait):
         states = rig.states().items()
         return {pid for pid, state in states for unit in state["units"] if unit["connections"]}
 
-    wait(lambda: len(holders()) == 2)
+    wait(lambda: len(holders()) == 2, 30)
     victim = min(holders())
     caller = rig.caller(next(pid for pid in rig.pids() if pid not in holders()))
     os.kill(victim, signal.SIGKILL)
