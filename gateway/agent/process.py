@@ -11,6 +11,7 @@ from gevent.event import Event
 
 from gateway.agent.health import Health
 from gateway.agent.log import Log
+from gateway.agent.memory import let_go
 from gateway.agent.notify import Notifier
 from gateway.agent.rotate import Rotation
 from gateway.agent.service import Agent
@@ -26,7 +27,7 @@ def serve(settings: AgentSettings) -> int:
     stream = None if settings.log_file is None else settings.log_file.open("ab", buffering=0)
     log = Log(settings.log_level, stream).bind(unit=settings.identity.unit)
     health = Health(settings.health_file, Notifier.from_environment(os.environ))
-    agent = Agent(settings, log, health=health)
+    agent = Agent(settings, log, health=health, on_connected=let_go)
     second = Event()
 
     def on_signal() -> None:

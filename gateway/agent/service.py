@@ -42,12 +42,15 @@ class Agent:
         pause: Callable[[float], object] | None = None,
         health: Health | None = None,
         now: Callable[[], float] = time.time,
+        on_connected: Callable[[], object] = lambda: None,
     ) -> None:
+        """`on_connected` is called whenever the last of the wanted connections has become active."""
         self._settings = settings
         self._log = log
         self._draw = draw
         self._stopping = Event()
         self._pause = pause or self._stopping.wait
+        self._on_connected = on_connected
         self._instance = os.urandom(8).hex()
         self._links: dict[Link, gevent.Greenlet] = {}
         self._active: set[Link] = set()
@@ -155,6 +158,8 @@ class Agent:
             self._tell_health()
             if previous is not None:
                 previous.leave("replaced")
+            if len(self._active) >= self._settings.connections:
+                self._on_connected()
 
         link = Link(self._settings, self.services, log, hello, on_active)
         greenlet = gevent.spawn(link.run, sock, unread)

@@ -15,9 +15,7 @@ import pytest
 from gevent.subprocess import Popen
 
 ROOT = Path(__file__).resolve().parents[2]
-MAX_RESIDENT_KB = 40 * 1024
-LEDGER_KB = 2 * 1024
-"""What SQLite may add where a ledger is kept."""
+MAX_RESIDENT_KB = 40_000_000 // 1024
 MAX_IDLE_PERCENT = 0.2
 IDLE_S = float(os.environ.get("CAREGATE_IDLE_SECONDS", "1"))
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -86,7 +84,7 @@ def test_memory(start, scheme, ledger, capsys):
     used_kb = resident_kb(process)
     with capsys.disabled():
         print(f"\nagent over {scheme}, two connections, ledger {ledger}: {used_kb / 1024:.1f} MiB resident")
-    assert used_kb <= MAX_RESIDENT_KB + ledger * LEDGER_KB
+    assert used_kb <= MAX_RESIDENT_KB
 
 
 def test_idle_cpu(start, capsys):
