@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,13 +47,17 @@ class Caregate:
         cpu: str = SERVER_CPU,
         bare: bool = False,
         cache: int = 65_536,
+        phi: bool = False,
+        environment: Mapping[str, str] | None = None,
     ) -> Server:
-        """A gateway on a port of its own. `routes` more controllers; `bare` without access log, metrics and audit."""
+        """A gateway on a port of its own. `routes` more controllers; `bare` without access log, metrics and audit but
+        that of `phi` routes; `phi`: the policy's route and the relay's are; `environment` has more settings.
+        """
         directory = self.run / name
         directory.mkdir()
         port = free_port()
         config = directory / "caregate.yaml"
-        config.write_text(json.dumps(self._document(directory, routes), indent=1))  # JSON is YAML
+        config.write_text(json.dumps(self._document(directory, routes, phi), indent=1))  # JSON is YAML
         env = {
             "CAREGATE_CONFIG_PATH": str(config),
             "CAREGATE_DSN": self.portal.gateway_dsn,
@@ -64,13 +69,14 @@ class Caregate:
             "CAREGATE_TOKEN_CACHE_SIZE": str(cache),
             "CAREGATE_TEST_BARE": "1" if bare else "0",
             "CAREGATE_LOG_LEVEL": "warning",
+            **(environment or {}),
         }
         argv = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")]
         server = start(name, argv, self.run, port, env=env, cpu=cpu)
         server.database = self.portal.pid
         return server
 
-    def _document(self, directory: Path, routes: int) -> dict[str, object]:
+    def _document(self, directory: Path, routes: int, phi: bool) -> dict[str, object]:
         _private(directory / "hmac.secret", self.keys.secret)
         _private(directory / "rsa.pub", self.keys.public_pem.encode())
         _unit_key(directory)
@@ -80,6 +86,7 @@ class Caregate:
         controllers: dict[str, dict[str, object]] = {
             "policy": {
                 "path": "/policy", "methods": ["GET"], "roles": [patient, guest], "resource": "ping", **common,
+                "phi": phi,
             },
             "upstream": {
                 "path": "/up/{rest:path}", "methods": ["GET"], "roles": [patient], **common,
@@ -87,7 +94,7 @@ class Caregate:
             },
             "relay": {
                 "path": "/units/{unit}/{rest:path}", "methods": ["GET"], "roles": [patient], **common,
-                "unbound_roles": [patient],
+                "unbound_roles": [patient], "phi": phi,
                 "unit": {"unit": "path:unit", "target": "/{rest}"},
             },
             "upload": {

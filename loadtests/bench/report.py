@@ -27,7 +27,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A ratio of ours to a peer's in the same run, and its limit; where the bar says so, milliseconds more."""
+    """A ratio of ours to a peer's in the same run, and its limit; where the bar says `-`, the difference."""
 
     bar: str
     ratio: float
@@ -57,10 +57,13 @@ LARGE_MIB = {"relay_64m_down": 64, "relay_64m_up": 16}
 """Rows of large bodies: how many MiB one request moves."""
 
 OVERHEADS: tuple[tuple[str, str, str, str, float], ...] = (
-    # row, ours, what it is compared with, figure, at most so many milliseconds more
+    # row, ours, what it is compared with, figure, at most so much more, in the figure's unit
     ("relay_open", "caregate", "direct", "p50_ms", 1.0),
     ("relay_open", "caregate", "direct", "p99_ms", 8.0),
     ("relay_open", "caregate-hop", "caregate", "p50_ms", 0.5),
+    ("audit_durable", "caregate-durable", "caregate", "cpu_us", 8.0),
+    ("audit_durable", "caregate-durable", "caregate", "p99_ms", 3.0),
+    ("audit_durable", "caregate-relay-durable", "caregate-relay", "p99_ms", 6.0),
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from loadtests.bench.audit_rows import audit_rows
 from loadtests.bench.ours import Caregate
 from loadtests.bench.policy import PATIENT, Keys, Portal, TokenKind, make_keys, write_tokens, wrong_role_token
 from loadtests.bench.relay_rows import relay_rows
@@ -46,6 +47,7 @@ class Rows:
             self._policy_hs256(),
             *(self._upstream(size, body) for size, body in UPSTREAM_BODIES.items()),
             *relay_rows(self.ours, self.peers, lambda: self.tokens("rs256"), _CACHE),
+            *audit_rows(self.ours),
             self._portal(),
             self._scale(),
             self._workers(),

@@ -37,7 +37,8 @@ class Missing(RuntimeError):
 class Server:
     """A running server.
 
-    Shapes: `helpers` end with it; `database` is the postmaster's process id, 0 for none. Their CPU is not its own.
+    Shapes: `helpers` end with it, `folders` are removed then; `database` is the postmaster's process id, 0 for none.
+    Their CPU is not its own.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Server:
     log: Path
     helpers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     database: int = 0
+    folders: list[Path] = field(default_factory=list)
 
     def pids(self) -> list[int]:
         return tree(self.process.pid)
@@ -64,6 +66,8 @@ class Server:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        for folder in self.folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def free_port() -> int:

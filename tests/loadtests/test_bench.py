@@ -68,6 +68,20 @@ def test_every_bar_has_its_contenders(rows):
     assert missing == []
 
 
+def test_the_trail_is_all_that_the_durable_route_has_more(rows, tmp_path):
+    plain, durable = (rows.ours._document(tmp_path, 0, phi) for phi in (False, True))
+    assert {name for name in ("policy", "relay") if durable["controllers"][name].pop("phi")} == {"policy", "relay"}
+    assert {name for name in ("policy", "relay") if plain["controllers"][name].pop("phi")} == set()
+    assert durable == plain
+
+
+def test_what_a_durable_event_costs_is_a_difference():
+    none, durable = _figure("audit_durable", "caregate", 20.0), _figure("audit_durable", "caregate-durable", 28.5)
+    cpu, p99 = judge([none, durable])
+    assert (cpu.ratio, cpu.limit, cpu.met) == (8.5, 8.0, False)
+    assert (p99.ratio, p99.limit, p99.met) == (0.0, 3.0, True)
+
+
 def test_the_document_is_a_flat_list_and_the_plot_well_formed():
     figures = [_figure("scale", "caregate"), _figure("scale", "caregate-10k-100k"), _figure("workers_2", "caregate-2")]
     document = json.loads(json.dumps(as_document(figures, judge(figures))))
@@ -105,7 +119,12 @@ def test_a_short_run(tmp_path, wrong):
         return
     assert result.returncode == 0, result.stderr
     figures = json.loads(result.stdout)
-    assert [figure["server"] for figure in figures] == ["caregate", "caregate-logged", "stock-gunicorn"]
+    assert [figure["server"] for figure in figures] == [
+        "caregate",
+        "caregate-logged",
+        "caregate-durable",
+        "stock-gunicorn",
+    ]
     assert all(figure["cpu_us"] > 0 and figure["rps"] > 0 and figure["p50_ms"] > 0 for figure in figures)
 
 
@@ -121,14 +140,16 @@ run = Path(sys.argv[1])
 with portal_database(run / "postgres") as portal:
     rows = Rows(run, portal)
     path = "/policy"
+    durable = next(row for row in rows.all() if row.name == "audit_durable").contenders[1]
     row = Row("policy", "rs256", (
         Contender("caregate", lambda: rows.ours.start("caregate", bare=True), path),
         Contender("caregate-logged", lambda: rows.ours.start("caregate-logged"), path),
+        durable,
         Contender("stock-gunicorn", lambda: rows.peers.stock("RS256", "stock-gunicorn"), path),
     ))
     if WRONG:
         rows.wrong_role = lambda contender, kind: rows.tokens(kind).open().readline().strip()
-        row = dataclasses.replace(row, contenders=row.contenders[2:])
+        row = dataclasses.replace(row, contenders=row.contenders[3:])
     print(json.dumps(as_document(measure(rows, row, 1, 1), [])))
 """
 
