@@ -74,6 +74,8 @@ def context(**more) -> RequestContext:
                      {"gateway_ms": 2.0, "queue_ms": 3.0, "upstream_ms": 5.0}, id="upstream, after a wait"),
         pytest.param({"upstream_ns": 8_000_000, "unit_ns": 7_000_000, "unit": "u"},
                      {"gateway_ms": 2.0, "relay_ms": 1.0, "unit_ms": 7.0}, id="unit"),
+        pytest.param({"upstream_ns": 8_000_000, "queue_ns": 3_000_000, "unit_ns": 4_000_000, "unit": "u"},
+                     {"gateway_ms": 2.0, "queue_ms": 3.0, "relay_ms": 1.0, "unit_ms": 4.0}, id="unit, after a wait"),
         pytest.param({"upstream_ns": 8_000_000, "unit_ns": 9_000_000, "unit": "u"},
                      {"gateway_ms": 2.0, "relay_ms": 0.0, "unit_ms": 9.0}, id="a unit whose clock is coarse"),
     ],

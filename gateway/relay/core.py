@@ -54,7 +54,10 @@ class Limits:
 
 
 class Stream:
-    """One relayed request. `receive_credit` and the like are of the direction that this side receives."""
+    """One relayed request. `receive_credit` and the like are of the direction that this side receives.
+
+    Units: `sent_s` when the request's head left this side, 0 before.
+    """
 
     __slots__ = (
         "bodyless",
@@ -69,6 +72,7 @@ class Stream:
         "received_end",
         "response_ended",
         "sent_end",
+        "sent_s",
         "state",
         "unconsumed",
     )
@@ -84,6 +88,7 @@ class Stream:
         self.bodyless = False
         self.received_end = False
         self.sent_end = False
+        self.sent_s = 0.0
         self.response_ended = False
         self.held = False
         self.go_due = False
@@ -193,14 +198,14 @@ class Session:
         if outbox.heads:
             heads, outbox.heads = outbox.heads, []
             for stream in heads:
-                self._head_sent(stream)
+                self._head_sent(stream, now_s)
         if outbox.ends:
             ends, outbox.ends = outbox.ends, []
             for stream in ends:
                 self._end_sent(stream)
         return messages
 
-    def _head_sent(self, stream: int) -> None:
+    def _head_sent(self, stream: int, now_s: float) -> None:
         raise NotImplementedError
 
     def _end_sent(self, stream: int) -> None:

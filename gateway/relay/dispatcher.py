@@ -18,7 +18,7 @@ from gateway.errors import (
     UnitOverloaded,
     UnitQueueTimeout,
 )
-from gateway.relay.core import NotSendable
+from gateway.relay.core import NotSendable, Stream
 from gateway.relay.exchange import Bell, Exchange, Watch
 from gateway.relay.failures import NOT_CONNECTED, error_of, may_go_elsewhere
 from gateway.relay.frames import MAX_DEADLINE_MS, Oversize, Request, ResetCode
@@ -54,7 +54,8 @@ class Body(Protocol):
 class Call:
     """What a caller wants of a unit.
 
-    Units: `deadline_s` a point of time.monotonic. Shapes: `watch` tells when the caller goes away.
+    Units: `deadline_s` a point of time.monotonic. Shapes: `watch` tells when the caller goes away; `stream` is the last
+    one that was started for it.
     """
 
     unit: str
@@ -62,6 +63,12 @@ class Call:
     body: Body
     deadline_s: float
     watch: Watch | None = None
+    stream: Stream | None = None
+
+    def queued_ns(self, begun_ns: int, now_ns: int) -> int:
+        """How long it waited for its head to leave this worker; until now if it did not. Units: monotonic ns."""
+        sent_s = 0.0 if self.stream is None else self.stream.sent_s
+        return (int(sent_s * 1e9) if sent_s else now_ns) - begun_ns
 
 
 class Dispatcher:
@@ -144,12 +151,13 @@ class Dispatcher:
         request.deadline_ms = self._left_ms(call)
         request.unit = None
         try:
-            exchange.stream = link.start(request, call.deadline_s, exchange, piece, end)
+            exchange.stream = stream = link.start(request, call.deadline_s, exchange, piece, end)
         except NotSendable:
             return None
         except Oversize:
             raise HeadersTooLarge from None
         exchange.link = link
+        call.stream = link.session.streams[stream]
         return link
 
     def _left_ms(self, call: Call) -> int:
@@ -185,10 +193,11 @@ class Dispatcher:
     def _start_on(self, link: Link, call: Call, exchange: Exchange, piece: bytes, end: bool) -> Link:
         """Raises: NotSendable, HeadersTooLarge."""
         try:
-            exchange.stream = link.start(call.request, call.deadline_s, exchange, piece, end)
+            exchange.stream = stream = link.start(call.request, call.deadline_s, exchange, piece, end)
         except Oversize:
             raise HeadersTooLarge from None
         exchange.link = link
+        call.stream = link.session.streams[stream]
         return link
 
     def _candidates(self, unit: str, avoid: Link | None) -> list[tuple[Link, bool]]:

@@ -72,15 +72,18 @@ class UnitResource:
         body: Body = NO_BODY if length == 0 else RequestBody(env["wsgi.input"], length, route.body_max_bytes)
         begun_ns = time.monotonic_ns()
         call = Call(unit.id, request, body, _deadline_s(ctx, route), env.get("caregate.watch"))
-        exchange = self._dispatcher.dispatch(call)
-        ctx.agent = getattr(exchange.link, "agent", "")
         try:
-            self._answer(ctx, route, route.action, unit.id, exchange, resp)
-        except BaseException:
-            exchange.abandon()
-            raise
+            exchange = self._dispatcher.dispatch(call)
+            ctx.agent = getattr(exchange.link, "agent", "")
+            try:
+                self._answer(ctx, route, route.action, unit.id, exchange, resp)
+            except BaseException:
+                exchange.abandon()
+                raise
         finally:
-            ctx.upstream_ns = time.monotonic_ns() - begun_ns
+            now_ns = time.monotonic_ns()
+            ctx.upstream_ns = now_ns - begun_ns
+            ctx.queue_ns = call.queued_ns(begun_ns, now_ns)
 
     def _unit(self, ctx: RequestContext, action: UnitAction) -> CompiledUnit:
         name = action.unit if action.unit is not None else ctx.params[action.unit_param or ""]

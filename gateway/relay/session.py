@@ -156,10 +156,11 @@ class GatewaySession(Session):
         self._finish(record, StreamState.DONE)
         return stream, fr.Response(status, fields, length, upstream_ms), body
 
-    def _head_sent(self, stream: int) -> None:
+    def _head_sent(self, stream: int, now_s: float) -> None:
         record = self.streams.get(stream)
         if record is not None and record.state is StreamState.QUEUED:
             record.state = StreamState.SENT
+            record.sent_s = now_s
             if record.go_due:
                 self._control(fr.Go(stream))
 
@@ -287,7 +288,7 @@ class UnitSession(Session):
         """How many streams this unit takes at once from now on."""
         self._control(fr.Lease(max_streams))
 
-    def _head_sent(self, stream: int) -> None:
+    def _head_sent(self, stream: int, now_s: float) -> None:
         return
 
     def _end_sent(self, stream: int) -> None:

@@ -29,7 +29,7 @@ def line_of(platform, request_id: str) -> dict[str, object] | None:
     [
         pytest.param(PORTAL, {"gateway_ms", "upstream_ms"}, id="portal"),
         pytest.param(CLOUD, {"gateway_ms", "upstream_ms"}, id="cloud service"),
-        pytest.param(RELAYED, {"gateway_ms", "relay_ms", "unit_ms"}, id="unit"),
+        pytest.param(RELAYED, {"gateway_ms", "queue_ms", "relay_ms", "unit_ms"}, id="unit"),
     ],
 )
 def test_a_request_s_time_is_split(platform, call, wait, path, parts):

@@ -361,3 +361,33 @@ def test_no_new_large_body_when_the_buffers_are_full(rig, monkeypatch):
     answer = rig.fetch(worker.port, "POST", "/units/hospital/a", bytes(65_537))
     assert (answer.status, answer.problem["type"].rpartition(":")[2]) == (503, "overloaded")
     assert rig.fetch(worker.port, "POST", "/units/hospital/a", bytes(65_536)).status == 200
+
+
+def test_waiting_for_the_writer_is_the_queue_s_time(rig):
+    worker = rig.worker()
+    rig.unit(worker)
+    link = blocked(worker)
+    caller = gevent.spawn(rig.fetch, worker.port, "GET", "/units/hospital/a")
+    rig.until(lambda: link.session.streams)
+    gevent.sleep(0.01)
+    link._writing = False
+    link._send_soon()
+    assert caller.get(timeout=3).status == 200
+    ctx = worker.seen[-1]
+    assert 10_000_000 <= ctx.queue_ns < ctx.upstream_ns
+
+
+def test_what_never_left_was_in_the_queue_all_the_time(rig):
+    worker = rig.worker(route={"deadline_ms": 50})
+    rig.unit(worker)
+    blocked(worker)
+    answer = rig.fetch(worker.port, "GET", "/units/hospital/a")
+    assert (answer.status, worker.seen[-1].error.code) == (504, "unit-queue-timeout")
+    assert worker.seen[-1].queue_ns == worker.seen[-1].upstream_ns > 0
+
+
+def blocked(worker):
+    """The unit's connection, which writes nothing until it is told to."""
+    (link,) = worker.relay.registry.local("hospital")
+    link._writing = True
+    return link
