@@ -474,6 +474,8 @@ cdef class AnswerReader:
         if self.chunked and (self.length >= 0 or self.http10):
             raise AnswerError("The upstream framed its answer in a way that is not served")
         if status < 200:
+            if self.http10:
+                raise AnswerError("The upstream's interim answer is of a version that has none")
             self._begin()
             return 0
         self.status = status

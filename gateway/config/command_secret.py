@@ -1,7 +1,7 @@
 """A secret that a command prints: no shell, a bounded time, a bounded size.
 
 NOTE: it runs where a configuration is loaded: in a thread of gevent's pool, in the arbiter, in a command. So it waits
-with the system's own poll and not with gevent's, and reaps its child itself.
+with the system's own poll and not with gevent's.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import stat
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,6 +23,8 @@ COMMANDS_VARIABLE: Final = "CAREGATE_EXEC_COMMANDS"
 DEFAULT_TIMEOUT_MS: Final = 5_000
 MAX_ARGUMENTS: Final = 64
 _KEPT_FROM_IT: Final = "CAREGATE_SECRET_"
+_SAID_FD: Final = 3
+_MAX_STATUS_BYTES: Final = 256
 _poll: Any = get_original("select", "poll")
 _POLLIN: Final = 1
 
@@ -58,51 +61,67 @@ def run_command(argv: list[str], environ: Mapping[str, str], max_bytes: int) -> 
     """
     name = argv[0]
     _check_program(name)
-    timeout_s = _timeout_ms(environ) / 1000
-    readable, writable = os.pipe2(os.O_CLOEXEC)
-    # NOTE: the arbiter's handler of SIGCHLD would take the child's end away from us.
+    until_s = time.monotonic() + _timeout_ms(environ) / 1000
+    output, output_end = os.pipe2(os.O_CLOEXEC)
+    said, said_end = os.pipe2(os.O_CLOEXEC)
+    # NOTE: the arbiter's handler of SIGCHLD would count the child among its workers.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     try:
         try:
-            pid = _spawn(argv, environ, writable, before)
-        except OSError as error:
-            raise CommandFailed(f"{name}: {os.strerror(error.errno or 0).lower()}") from None
+            pid = _spawn(argv, environ, output_end, said_end, before)
         finally:
-            os.close(writable)
-        return _collect(pid, readable, name, time.monotonic() + timeout_s, max_bytes)
+            os.close(output_end)
+            os.close(said_end)
+        try:
+            content = _read(output, name, until_s, max_bytes)
+            ended = _read(said, name, until_s, _MAX_STATUS_BYTES).decode()
+        except CommandFailed:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+            raise
+        finally:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
     finally:
-        os.close(readable)
+        os.close(output)
+        os.close(said)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if ended != "0":
+        raise CommandFailed(f"{name} {ended or 'was killed'}")
+    return content
 
 
-def _spawn(argv: list[str], environ: Mapping[str, str], output: int, mask: set[int]) -> int:
+_RUNNER: Final = """
+import os, sys
+said = int(sys.argv[1])
+try:
+    pid = os.posix_spawn(sys.argv[2], sys.argv[2:], os.environ, file_actions=[(os.POSIX_SPAWN_CLOSE, said)])
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    ended = f"ended with {code}" if code else "0"
+except OSError as error:
+    ended = f"could not be started: {os.strerror(error.errno).lower()}"
+os.write(said, ended.encode())
+"""
+
+
+def _spawn(argv: list[str], environ: Mapping[str, str], output: int, said: int, mask: set[int]) -> int:
+    """Start the command under a process that says how it ended.
+
+    NOTE: to wait for a child is not ours alone: an event loop that watches children, as gevent's does once anything in
+    the process used its subprocess, waits for whichever ends, and a command's status would be lost to it.
+    """
     # SEC: the configuration's other secrets are none of its business.
     env = {key: value for key, value in environ.items() if not key.startswith(_KEPT_FROM_IT)}
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
         actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, null, 2)]
-        return os.posix_spawn(argv[0], argv, env, file_actions=actions, setpgroup=0, setsigmask=mask)
+        actions.append((os.POSIX_SPAWN_DUP2, said, _SAID_FD))
+        return os.posix_spawn(
+            sys.executable, [sys.executable, "-I", "-S", "-c", _RUNNER, str(_SAID_FD), *argv], env,
+            file_actions=actions, setpgroup=0, setsigmask=mask, setsigdef=[signal.SIGCHLD],
+        )  # fmt: skip
     finally:
         os.close(null)
-
-
-def _collect(pid: int, readable: int, name: str, until_s: float, max_bytes: int) -> bytes:
-    """Its output and its end, whichever way it ends."""
-    ended = os.pidfd_open(pid)
-    try:
-        content = _read(readable, name, until_s, max_bytes)
-        _wait(ended, name, until_s)
-    except CommandFailed:
-        with suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise
-    finally:
-        os.close(ended)
-    _, status = os.waitpid(pid, 0)
-    if status != 0:
-        raise CommandFailed(f"{name} ended with {os.waitstatus_to_exitcode(status)}")
-    return content
 
 
 def _read(readable: int, name: str, until_s: float, max_bytes: int) -> bytes:

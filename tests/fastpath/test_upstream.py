@@ -103,6 +103,7 @@ def test_the_end_of_the_connection_may_delimit() -> None:
         pytest.param(OK + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", id="chunked twice"),
         pytest.param(b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", id="chunks in HTTP/1.0"),
         pytest.param(b"HTTP/1.1 102 P\r\n" + b"X: a\r\n" * 9 + b"\r\nX", id="garbage after an informational one"),
+        pytest.param(b"HTTP/1.0 100 Continue\r\n\r\n" + ONE, id="an informational one in HTTP/1.0"),
         pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="a request"),
         pytest.param(OK + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n", id="two lengths"),
         pytest.param(OK + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", id="length and coding"),
