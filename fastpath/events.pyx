@@ -103,6 +103,10 @@ cdef class AccessText(Text):
         if ctx.snapshot is not None and ctx.snapshot.version:
             self.put(b',"config_version":', 18)
             self.integer(ctx.snapshot.version)
+        if ctx.shadow:
+            self.put(b',"detail":{', 11)
+            self.bytes(self._member("shadow", ctx.shadow)[1:])
+            self.put(b"}", 1)
         self.put(b"}", 1)
         return self.taken()
 

@@ -34,7 +34,7 @@ class AuditEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defau
     Shapes: `kind` is access, or names another thing that happened; `phase` is intent, outcome or completion; `outcome`
     is pending (an intent), allowed, refused (the caller's fault), failed, and for a completion complete or cut;
     `action` is C, R, U, D or E as in FHIR's AuditEvent; `patient` is a pseudonym where pseudonyms are on; `detail` is
-    what only events of other kinds have.
+    what events of other kinds have, and of an access `shadow`: rules that only watch and would have refused it.
     Units: `at_ms` milliseconds since 1970, UTC.
     """
 

@@ -91,8 +91,10 @@ def _check_access(checking: Checking, path: str, controller: Controller) -> None
         known = role is not None and role.audience in checking.document.audiences
         if role is not None and known and role.audience not in controller.audiences:
             checking.add(below, f"{name} lives in the audience {role.audience}, which the route does not serve")
-    permission = controller.permission
-    if permission is not None and not any(role is None or permission in role.permissions for role in roles):
+    rule = controller.permission_rule
+    if rule is None or rule.shadow:
+        return
+    if not any(role is None or rule.name in role.permissions for role in roles):
         checking.add(step(path, "permission"), "none of the route's roles has it: nobody could call the route")
 
 

@@ -29,7 +29,8 @@ def check_ceiling(checking: Checking, path: str, role: Role) -> None:
 def check_scope(checking: Checking, path: str, controller: Controller, template: Template) -> None:
     """Note what is wrong with the scope a route needs, or that it is not known."""
     below = step(path, "scope")
-    text = controller.scope
+    rule = controller.scope_rule
+    text = rule.need
     if text is not None and (fault := _fault(text, template)) is not None:
         checking.add(below, fault)
         return
@@ -43,7 +44,7 @@ def check_scope(checking: Checking, path: str, controller: Controller, template:
             return
         ceiling = read_ceiling(role.scopes)
         most = Scopes(ceiling.patient, ceiling.user | ceiling.system, ceiling.contexts)
-        if need.param is None and not covers(most, need.mask, own=name in own_roles(controller)):
+        if need.param is None and not rule.shadow and not covers(most, need.mask, own=name in own_roles(controller)):
             checking.add(step(step(path, "roles"), index), f"{name} can never have the scope {need.text} here")
 
 
@@ -60,16 +61,18 @@ def _fault(text: str, template: Template) -> str | None:
 
 def need_of(controller: Controller) -> Need | None:
     """What scope a route needs: as declared, else of the audited type and all its methods; None if that is unknown."""
-    text = controller.scope
+    rule = controller.scope_rule
+    text = rule.need
     if text == NONE:
-        return Need(NONE, UNRESTRICTED)
+        return Need(NONE, UNRESTRICTED, shadow=rule.shadow)
     if text is not None:
         param = text.removeprefix("path:")
-        return Need(text, 0, param) if param != text else Need(text, read_need(text))
+        mask = 0 if param != text else read_need(text)
+        return Need(text, mask, param if param != text else None, rule.shadow)
     resource = controller.audit.resource
     if resource not in RESOURCE_TYPES:
         return None
     read = "r" if controller.audit.id is not None else "s"
     letters = {_LETTER_OF_METHOD.get(method, read) for method in controller.methods}
     text = f"{resource}." + "".join(letter for letter in INTERACTIONS if letter in letters)
-    return Need(text, mask) if (mask := read_need(text)) else None
+    return Need(text, mask, shadow=rule.shadow) if (mask := read_need(text)) else None

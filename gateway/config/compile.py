@@ -306,6 +306,8 @@ def _route(name: str, controller: Controller, limits: dict[str, Limit], bases: t
     kind, action = _action(controller)
     bindings = tuple(_binding(bind) for bind in controller.bind)
     purpose = controller.purpose
+    permission = controller.permission_rule
+    need = need_of(controller)
     consent = None if controller.consent is None else _consent(controller.consent)
     looked_at = bindings if consent is None else (*bindings, consent.patient)
     return Route(
@@ -316,10 +318,11 @@ def _route(name: str, controller: Controller, limits: dict[str, Limit], bases: t
         action=action,
         audiences=frozenset(controller.audiences),
         roles=frozenset(controller.roles),
-        permission=controller.permission,
+        permission=None if permission is None else permission.name,
+        permission_shadow=permission is not None and permission.shadow,
         bindings=bindings,
         unbound_roles=frozenset(controller.unbound_roles),
-        need=need_of(controller),
+        need=need,
         own_roles=own_roles(controller),
         own_patient=takes_own_patient(controller),
         searched=searched_roles(controller),
@@ -328,6 +331,8 @@ def _route(name: str, controller: Controller, limits: dict[str, Limit], bases: t
         consent=consent,
         careful=purpose is not None
         or consent is not None
+        or (permission is not None and permission.shadow)
+        or (need is not None and need.shadow)
         or any(binding.source != "path" or binding.shadow for binding in bindings),
         limits=tuple(limits[limit] for limit in controller.limits),
         query=None if controller.query == "any" else frozenset(controller.query).union(*map(_typed_names, looked_at)),

@@ -299,6 +299,22 @@ class Consent(_Strict, frozen=True, kw_only=True):
     shadow: bool = False
 
 
+class PermissionRule(_Strict, frozen=True, kw_only=True):
+    name: str
+    shadow: bool = False
+    """Only log what it would refuse."""
+
+
+class ScopeRule(_Strict, frozen=True, kw_only=True):
+    """`need`: `Observation.s`, `none`, or `path:PARAM` with a path below a FHIR base; else of `audit.resource` and
+    methods.
+    """
+
+    need: str | None = None
+    shadow: bool = False
+    """Only log what it would refuse."""
+
+
 class Controller(_Strict, frozen=True, kw_only=True):
     """One route: who may call it and what answers, exactly one of function, upstream, unit, resource."""
 
@@ -306,9 +322,10 @@ class Controller(_Strict, frozen=True, kw_only=True):
     methods: Annotated[tuple[Method, ...], Meta(min_length=1)]
     audiences: Annotated[tuple[Name, ...], Meta(min_length=1)]
     roles: Annotated[tuple[Name, ...], Meta(min_length=1)]
-    permission: str | None = None
-    scope: str | None = None
-    """`Observation.s`, `none`, or `path:PARAM` with a path below a FHIR base; else of `audit.resource` and methods."""
+    permission: str | PermissionRule | None = None
+    """Text is its name."""
+    scope: str | ScopeRule | None = None
+    """Text is what is needed."""
     bind: tuple[Bind, ...] = ()
     unbound_roles: tuple[Name, ...] = ()
     """Roles that no entry of `bind` restricts.
@@ -333,6 +350,16 @@ class Controller(_Strict, frozen=True, kw_only=True):
     unit: ToUnit | None = None
     resource: str | None = None
     """Name of an entry point in the group `caregate.resources`."""
+
+    @property
+    def permission_rule(self) -> PermissionRule | None:
+        """`permission`, however it is written."""
+        return PermissionRule(name=self.permission) if isinstance(self.permission, str) else self.permission
+
+    @property
+    def scope_rule(self) -> ScopeRule:
+        """`scope`, however it is written."""
+        return self.scope if isinstance(self.scope, ScopeRule) else ScopeRule(need=self.scope)
 
 
 class AuditReader(_Strict, frozen=True, kw_only=True):

@@ -136,7 +136,7 @@ def _convert(value: object, declared: Any, path: str, faults: list[Fault]) -> An
 def _descend(value: object, declared: Any, path: str, faults: list[Fault]) -> Any:
     """Look for the fault in what a container holds; UNSET unless it can stand without the faulty part."""
     cls = _bare(declared)
-    if isinstance(cls, type) and issubclass(cls, Struct) and is_mapping(value):
+    if _is_struct(cls) and is_mapping(value):
         values, stands = _fields(value, cls, path, faults)
         return cls(**values) if stands else UNSET
     if get_origin(cls) is dict and is_mapping(value):
@@ -160,11 +160,15 @@ def _entries(value: dict[str, object], declared: Any, path: str, faults: list[Fa
     return entries
 
 
+def _is_struct(declared: Any) -> bool:
+    return isinstance(declared, type) and issubclass(declared, Struct)
+
+
 def _is_scalar(declared: Any) -> bool:
     cls = _bare(declared)
     if get_origin(cls) is Literal:
         return True
-    return isinstance(cls, type) and not issubclass(cls, Struct) and get_origin(cls) is None
+    return isinstance(cls, type) and not _is_struct(cls) and get_origin(cls) is None
 
 
 def _alternatives(declared: Any) -> Iterator[Any]:
@@ -181,7 +185,7 @@ def _alternatives(declared: Any) -> Iterator[Any]:
 def _bare(declared: Any) -> Any:
     """The one type that can hold something: `Cors | None` is Cors, `tuple[str, ...] | Literal["any"]` the tuple."""
     alternatives = list(_alternatives(declared))
-    containers = [a for a in alternatives if get_origin(a) in (tuple, dict)]
+    containers = [a for a in alternatives if get_origin(a) in (tuple, dict) or _is_struct(a)]
     return containers[0] if containers else alternatives[0]
 
 

@@ -5,6 +5,7 @@ Only requests to routes that ask for any of it come here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import falcon
@@ -21,11 +22,11 @@ from gateway.errors import (
 from gateway.http.consents import Consents
 from gateway.portal.resource import read_body
 from gateway.rbac.consent import CONSENT_REFUSED, CONSENT_REFUSED_HIDDEN, Question
-from gateway.rbac.decide import NOT_BOUND, SEARCH_ABSENT, SEARCH_REFUSED, Decision, is_satisfied
+from gateway.rbac.decide import NOT_BOUND, SCOPE, SEARCH_ABSENT, SEARCH_REFUSED, Decision, watched_refusals
 from gateway.rbac.document import decide_document, patients_written, read_document
 from gateway.rbac.purpose import FIELD, decide_purpose
 from gateway.rbac.reference import applies, bases_of
-from gateway.rbac.search import decide_search, patients_searched, read_search
+from gateway.rbac.search import decide_search, is_strict, patients_searched, read_search
 from gateway.routing.model import Binding, Consent, Purpose, Route, UnitAction
 from gateway.routing.query import check_query
 
@@ -68,9 +69,7 @@ class _Request:
             self._take_purpose(route.purpose)
         if ctx.query:
             check_query(ctx.query, route.query)
-        for binding in self._bindings("path"):
-            if binding.shadow and not is_satisfied(binding, self._principal, ctx.params):
-                note_shadow(ctx, binding.rule)
+        self._note(watched_refusals(self._principal, route, ctx.params, ctx.method))
         consent = route.consent if route.consent is not None and self._is_asked(route.consent) else None
         self._search(consent)
         if self._role in route.searched and any(name in self._req.env for name in _CONDITIONAL):
@@ -114,9 +113,9 @@ class _Request:
         """Raises: QueryRefused, and what a binding refuses."""
         ctx, route = self._ctx, self._route
         watched = self._bindings("query")
-        strict = self._role in route.searched or self._principal.scopes is not None
+        strict, scoped = is_strict(self._principal, route), self._principal.scopes is not None
         asked = consent is not None and consent.patient.source == "query"
-        if not watched and not asked and not (ctx.query and strict):
+        if not watched and not asked and not (ctx.query and (strict or scoped)):
             return
         try:
             self._pairs = read_search(ctx.query)
@@ -124,8 +123,8 @@ class _Request:
             if strict or not all(b.shadow for b in watched) or (consent is not None and asked and not consent.shadow):
                 ctx.rule = "search"
                 raise
-            for binding in watched:
-                note_shadow(ctx, binding.rule)
+            self._note([SCOPE] if scoped else [])
+            self._note(binding.rule for binding in watched)
             return
         shadows: list[str] = []
         decision = decide_search(self._principal, route, self._pairs, self._bases, shadows)
@@ -160,7 +159,7 @@ class _Request:
         self._note(shadows)
         self._stop(decision)
 
-    def _note(self, rules: list[str]) -> None:
+    def _note(self, rules: Iterable[str]) -> None:
         for rule in rules:
             note_shadow(self._ctx, rule)
 

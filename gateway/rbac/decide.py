@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from gateway.context import Principal
@@ -45,6 +45,7 @@ class Decision:
         return (self.error or Forbidden)(self.detail)
 
 
+SCOPE = "scope"
 ALLOWED = Decision(True, "allowed")
 WRONG_AUDIENCE = Decision(False, "audience", error=TokenInvalid)
 WRONG_AUDIENCE_HIDDEN = Decision(False, "audience", hidden=True, error=NotFound)
@@ -71,18 +72,32 @@ def decide(principal: Principal, route: Route, params: Mapping[str, str], method
         return WRONG_AUDIENCE
     if principal.role not in route.roles:
         return WRONG_ROLE
-    if route.permission is not None and route.permission not in principal.permissions:
+    if not route.permission_shadow and _lacks_permission(principal, route):
         return NO_PERMISSION
-    scopes = principal.scopes
-    if scopes is not None:
-        need = _need(route.need, params, method)
-        if need is None or not covers(scopes, need.mask, own=principal.role in route.own_roles):
-            return _out_of_scope(scopes, need, route, principal.role)
+    if not is_scope_watched(route) and (refused := _scope_refusal(principal, route, params, method)) is not None:
+        return refused
     if route.own_patient and not isinstance(principal.claims.get("patient"), str):
         return NOT_BOUND
     if route.bindings:
         return _bound(principal, route, params)
     return ALLOWED
+
+
+def watched_refusals(principal: Principal, route: Route, params: Mapping[str, str], method: str) -> Iterator[str]:
+    """The rules that only watch and would have refused a request that `decide` allows: permission, scope, path."""
+    if route.permission_shadow and _lacks_permission(principal, route):
+        yield NO_PERMISSION.rule
+    if is_scope_watched(route) and _scope_refusal(principal, route, params, method) is not None:
+        yield SCOPE
+    for binding in route.bindings:
+        watches = binding.shadow and binding.source == "path" and applies(binding, principal.role)
+        if watches and not is_satisfied(binding, principal, params):
+            yield binding.rule
+
+
+def is_scope_watched(route: Route) -> bool:
+    """Do scopes refuse nothing on this route?"""
+    return route.need is not None and route.need.shadow
 
 
 def varies(route: Route) -> bool:
@@ -95,6 +110,20 @@ def varies(route: Route) -> bool:
 def is_hidden_from(principal: Principal | None, route: Route) -> bool:
     """Is this a principal to whom the route must look as if it did not exist?"""
     return route.hidden and principal is not None and principal.audience not in route.audiences
+
+
+def _lacks_permission(principal: Principal, route: Route) -> bool:
+    return route.permission is not None and route.permission not in principal.permissions
+
+
+def _scope_refusal(principal: Principal, route: Route, params: Mapping[str, str], method: str) -> Decision | None:
+    scopes = principal.scopes
+    if scopes is None:
+        return None
+    need = _need(route.need, params, method)
+    if need is not None and covers(scopes, need.mask, own=principal.role in route.own_roles):
+        return None
+    return _out_of_scope(scopes, need, route, principal.role)
 
 
 def _need(need: Need | None, params: Mapping[str, str], method: str) -> Need | None:
@@ -110,7 +139,7 @@ def _need(need: Need | None, params: Mapping[str, str], method: str) -> Need | N
 
 def _out_of_scope(scopes: Scopes, need: Need | None, route: Route, role: str) -> Decision:
     text = "" if need is None or not need.mask else named(scopes, need.text, own=role in route.own_roles)
-    return Decision(False, "scope", error=ScopeRefused, scope=text)
+    return Decision(False, SCOPE, error=ScopeRefused, scope=text)
 
 
 def _bound(principal: Principal, route: Route, params: Mapping[str, str]) -> Decision:

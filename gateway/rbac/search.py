@@ -11,7 +11,16 @@ from urllib.parse import unquote_plus
 
 from gateway.context import Principal
 from gateway.errors import QueryRefused
-from gateway.rbac.decide import ALLOWED, NOT_BOUND, NOT_BOUND_HIDDEN, SEARCH_ABSENT, SEARCH_REFUSED, Decision
+from gateway.rbac.decide import (
+    ALLOWED,
+    NOT_BOUND,
+    NOT_BOUND_HIDDEN,
+    SCOPE,
+    SEARCH_ABSENT,
+    SEARCH_REFUSED,
+    Decision,
+    is_scope_watched,
+)
 from gateway.rbac.reference import applies, id_of, is_claimed
 from gateway.rbac.scopes import covers, mask_of
 from gateway.routing.model import Binding, Route
@@ -63,7 +72,9 @@ def decide_search(
     """
     role = principal.role
     if any(is_wide(name) for name, _ in pairs) and not _may_widen(principal, route):
-        return SEARCH_REFUSED
+        if is_strict(principal, route):
+            return SEARCH_REFUSED
+        shadows.append(SCOPE)
     for binding in route.bindings:
         if binding.source != "query" or not applies(binding, role):
             continue
@@ -73,6 +84,11 @@ def decide_search(
                 return decision
             shadows.append(binding.rule)
     return ALLOWED
+
+
+def is_strict(principal: Principal, route: Route) -> bool:
+    """Does a rule in force care how a query is read, whether anything of it is bound or not?"""
+    return principal.role in route.searched or (principal.scopes is not None and not is_scope_watched(route))
 
 
 def _may_widen(principal: Principal, route: Route) -> bool:

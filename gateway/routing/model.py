@@ -83,6 +83,7 @@ class Need:
     text: str
     mask: int
     param: str | None = None
+    shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +189,8 @@ class Route:
     """Roles that pass although no binding names them; a route with bindings refuses every other uncovered role."""
     need: Need | None = None
     """None: a role that has scopes may not."""
+    permission_shadow: bool = False
+    """A lack of the permission is noted, and nothing else; so of the scope with `need.shadow`."""
     own_roles: frozenset[str] = frozenset()
     """Roles that a binding ties to the patient of their token: what scopes `patient/…` count for."""
     own_patient: bool = False

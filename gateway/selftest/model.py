@@ -89,12 +89,18 @@ def verdict(document: Document, cell: Cell) -> str:
         return "404" if hidden else "401"
     if cell.role not in controller["roles"]:
         return "403"
-    permission = controller.get("permission")
-    if permission is not None and permission not in role.get("permissions", ()):
+    permission, watched = _rule(controller.get("permission"), "name")
+    if permission is not None and not watched and permission not in role.get("permissions", ()):
         return "403"
-    if role.get("scopes") is not None and not _covered(controller, cell, role["scopes"]):
+    watched = _rule(controller.get("scope"), "need")[1]
+    if role.get("scopes") is not None and not watched and not _covered(controller, cell, role["scopes"]):
         return "403"
     return _bound(controller, cell)
+
+
+def _rule(rule: object, name: str) -> tuple[Any, bool]:
+    """What a rule that is text or a mapping says, and whether it only watches."""
+    return (rule.get(name), bool(rule.get("shadow"))) if isinstance(rule, Mapping) else (rule, False)
 
 
 def _bound(controller: Mapping[str, Any], cell: Cell) -> str:
@@ -120,7 +126,7 @@ def _bound(controller: Mapping[str, Any], cell: Cell) -> str:
 
 def _covered(controller: Mapping[str, Any], cell: Cell, scopes: list[str]) -> bool:
     """Does one of the role's scopes allow what the route needs?"""
-    need = controller.get("scope")
+    need = _rule(controller.get("scope"), "need")[0]
     about = controller.get("audit", {})
     if need == "none":
         return True

@@ -21,7 +21,7 @@ STRUCTS = [
     (model.Controller, ""), (model.Bind, "bind[]."), (model.Function, "function."), (model.ToUpstream, "upstream."),
     (model.ToUnit, "unit."), (model.Audited, "audit."), (model.Logged, "log."),
     (model.ToUnit, "unit."), (model.Audited, "audit."), (model.Purpose, "purpose."),
-    (model.Consent, "consent."),
+    (model.Consent, "consent."), (model.PermissionRule, "permission."), (model.ScopeRule, "scope."),
     (model.TokenService, ""), (model.Client, ""), (model.ClientKey, "keys[]."), (model.App, ""),
     (model.AuditAccess, ""), (model.AuditReader, "readers.*."),
     (model.BreakGlass, ""), (model.Notify, "notify."),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.audit.event import Accesses, decode
+
 
 @pytest.fixture
 def scoped(base):
@@ -88,6 +90,79 @@ def test_scope(ask, path, method, scope, status, needed):
         assert answer.json["type"] == "urn:caregate:problem:scope-refused"
         told = 'Bearer realm="test", error="insufficient_scope"'
         assert answer.headers["WWW-Authenticate"] == (told if needed is None else f'{told}, scope="{needed}"')
+
+
+@pytest.fixture
+def watched(scoped):
+    """The same routes, with scopes that only watch."""
+    for name, need in (("ward", "Observation.s"), ("who", "none"), ("fhir", "path:path")):
+        scoped["controllers"][name]["scope"] = {"need": need, "shadow": True}
+    scoped["controllers"]["derived"]["scope"] = {"shadow": True}
+    scoped["upstreams"] = {"fhir": {"endpoints": ["http://127.0.0.1:9"]}}
+    scoped["controllers"]["wide"] = {
+        "path": "/v1/wide", "methods": ["GET"], "audiences": ["staff"], "roles": ["nurse"], "resource": "ping",
+        "scope": {"need": "Observation.s", "shadow": True}, "query": ["_include", "code"],
+    }  # fmt: skip
+    scoped["controllers"]["granted"] = {
+        "path": "/v1/granted", "methods": ["GET"], "audiences": ["staff"], "roles": ["nurse", "ward_admin"],
+        "resource": "ping", "scope": "none", "permission": {"name": "ward.write", "shadow": True},
+    }  # fmt: skip
+    scoped["controllers"]["nobody"] = {
+        "path": "/v1/nobody", "methods": ["GET"], "audiences": ["staff"], "roles": ["nurse"], "resource": "ping",
+        "scope": {"need": "Patient.d", "shadow": True}, "permission": {"name": "not.given.yet", "shadow": True},
+    }  # fmt: skip
+    return scoped
+
+
+@pytest.mark.parametrize(
+    ("path", "role", "scope", "shadow"),
+    [
+        pytest.param(WARD, "nurse", "user/Observation.s", "", id="its scope"),
+        pytest.param(WARD, "nurse", "user/Patient.s", "scope", id="another scope"),
+        pytest.param(WARD, "nurse", None, "scope", id="no scope"),
+        pytest.param(WARD, "ward_admin", None, "", id="a role without scopes"),
+        pytest.param("/v1/who", "nurse", "openid", "scope", id="no scope on resources"),
+        pytest.param("/v1/tasks/7", "nurse", "user/Task.s", "scope", id="derived, another letter"),
+        pytest.param("/v1/tasks/7", "nurse", "user/Task.r", "", id="derived"),
+        pytest.param("/v1/fhir/Patient/7/$everything", "nurse", "user/*.rs", "scope", id="an operation"),
+        pytest.param("/v1/wide?_include=Observation:subject", "nurse", "user/Observation.s", "scope", id="wide"),
+        pytest.param("/v1/wide?_include=Observation:subject", "nurse", "user/*.rs", "", id="wide, of all types"),
+        pytest.param("/v1/wide?code=a;b", "nurse", "user/Observation.s", "scope", id="broken"),
+        pytest.param("/v1/granted", "nurse", "user/Patient.r", "permission", id="no permission"),
+        pytest.param("/v1/granted", "ward_admin", None, "", id="its permission"),
+        pytest.param("/v1/nobody", "nurse", "user/*.rs", "permission,scope", id="both"),
+    ],
+)
+def test_a_rule_that_only_watches_is_told_of_and_lets_pass(
+    gateway_of, ways, watched, token, monkeypatch, path, role, scope, shadow
+):
+    gateway = gateway_of(watched)
+    noted, events = [], []
+    monkeypatch.setattr(gateway.access_log, "write", lambda ctx, status, took: noted.append(ctx))
+    encode = Accesses("n").encode
+    monkeypatch.setattr(
+        gateway.audit, "enqueue_finished", lambda ctx, s: events.append(decode(encode(ctx, s, 1, 1)).detail)
+    )
+    claims = {"wards": ["w1"]} | ({} if scope is None else {"scope": scope})
+    fields = {"Authorization": f"Bearer {token(role, **claims)}"}
+    base, _, query = path.partition("?")
+    for way in "mlml":
+        answer = ways(gateway)[way].simulate_get(base, query_string=query, headers=fields)
+        assert answer.status_code == 200
+    assert [(ctx.shadow, ctx.rule) for ctx in noted] == [(shadow, "allowed")] * 4
+    assert events == [{"shadow": shadow} if shadow else {}] * 4
+    text = gateway.metrics.render().decode()
+    for rule in filter(None, shadow.split(",")):
+        assert f'caregate_shadow_refusals_total{{route="{noted[0].route.name}",rule="{rule}"}} 4.0' in text
+    assert bool(shadow) == ("caregate_shadow_refusals_total{" in text)
+
+
+def test_a_rule_in_force_beside_one_that_watches_refuses(gateway_of, ways, watched, token):
+    gateway = gateway_of(watched)
+    fields = {"Authorization": f"Bearer {token('nurse', wards=['w2'])}"}
+    for way in "mlml":
+        answer = ways(gateway)[way].simulate_get(WARD, headers=fields)
+        assert answer.json["type"] == "urn:caregate:problem:binding-refused"
 
 
 def test_scp_where_there_is_no_scope(ask):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
 from gateway.auth.keys import load_secret
@@ -53,6 +55,16 @@ def cell(role: str, route: str = "record", *, patient: bool = True, unit: bool =
 )
 def test_verdicts(asked, wanted):
     assert verdict(DOCUMENT, asked) == wanted
+
+
+def test_what_only_watches_refuses_nothing():
+    watching = copy.deepcopy(DOCUMENT)
+    watching["controllers"]["list"]["permission"] = {"name": "read", "shadow": True}
+    watching["controllers"]["record"]["scope"] = {"need": "Observation.d", "shadow": True}
+    assert verdict(watching, cell("clerk", "list")) == "passes"
+    assert verdict(watching, cell("scoped")) == "passes"
+    watching["controllers"]["record"]["scope"]["shadow"] = False
+    assert verdict(watching, cell("scoped")) == "403"
 
 
 def test_the_matrix_is_whole():
