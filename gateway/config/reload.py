@@ -57,8 +57,9 @@ class Outcome:
 class _Worker:
     """A connection to one worker's control socket."""
 
-    def __init__(self, pid: int, connection: socket.socket) -> None:
+    def __init__(self, pid: int, path: Path, connection: socket.socket) -> None:
         self.pid = pid
+        self._path = path
         self._connection = connection
         self._file = connection.makefile("rb")
 
@@ -78,6 +79,14 @@ class _Worker:
     def ask(self, **command: Any) -> dict[str, Any]:
         self.send(**command)
         return self.receive()
+
+    def has_left(self) -> bool:
+        """Has it ended, or closed its socket for good, as it does a little before? Waits for it a moment."""
+        for _ in range(DIAL_ATTEMPTS):
+            if not _is_alive(self.pid) or not self._path.exists():
+                return True
+            time.sleep(DIAL_PAUSE_S)
+        return False
 
     def close(self) -> None:
         self._file.close()
@@ -250,16 +259,16 @@ def _statuses(workers: list[_Worker]) -> list[WorkerStatus]:
 
 
 def _receive(worker: _Worker) -> dict[str, Any] | None:
-    """The worker's answer; None if its process has ended: its successor starts with what is in force.
+    """The worker's answer; None if it has left: its successor starts with what is in force.
 
     Raises: ReloadFailed if it is alive and silent.
     """
     try:
         return worker.receive()
     except (OSError, ValueError):
-        if _is_alive(worker.pid):
-            raise ReloadFailed(f"worker {worker.pid} does not answer") from None
-        return None
+        if worker.has_left():
+            return None
+        raise ReloadFailed(f"worker {worker.pid} does not answer") from None
 
 
 @contextmanager
@@ -301,7 +310,7 @@ def _connect(run_dir: Path, timeout_s: float, stack: ExitStack) -> list[_Worker]
         if not _dial(connection, pid, path):
             path.unlink(missing_ok=True)
             continue
-        worker = _Worker(pid, connection)
+        worker = _Worker(pid, path, connection)
         stack.callback(worker.close)
         workers.append(worker)
     return workers

@@ -177,16 +177,23 @@ def test_sockets_of_dead_workers_are_removed(settings: Settings, start: Callable
 
 @pytest.fixture
 def deserter(settings: Settings) -> Iterator[Callable[[int], None]]:
-    """A worker, by its process id, that takes a connection and ends it without an answer."""
+    """A worker, by its process id, that takes a connection and ends it unanswered; its file goes too if it `leaves`."""
     servers: list[StreamServer] = []
 
-    def desert(pid: int) -> None:
+    def desert(pid: int, leaves: bool = False) -> None:
         listener = gevent.socket.socket(socket.AF_UNIX)
         directory = os.open(settings.run_dir, os.O_PATH)
         listener.bind(f"/proc/self/fd/{directory}/control-{pid}.sock")
         os.close(directory)
         listener.listen()
-        servers.append(StreamServer(listener, lambda connection, address: connection.close()))
+
+        def end(connection: gevent.socket.socket, address: object) -> None:
+            connection.close()
+            if leaves:
+                gevent.sleep(0.01)
+                (settings.run_dir / f"control-{pid}.sock").unlink()
+
+        servers.append(StreamServer(listener, end))
         servers[-1].start()
 
     yield desert
@@ -211,6 +218,14 @@ def test_a_worker_that_lives_and_is_silent_stops_it(
     with pytest.raises(ReloadFailed, match=f"worker {os.getpid()} does not answer"):
         in_thread(reload, settings.run_dir)
     assert version(server)[0] == 1
+
+
+def test_a_worker_that_leaves_closes_its_socket_before_it_ends(
+    settings: Settings, start: Callable[..., ControlServer], deserter: Callable[..., None]
+) -> None:
+    start(0)
+    deserter(os.getpid(), leaves=True)
+    assert [w.pid for w in in_thread(status, settings.run_dir)] == [DEAD]
 
 
 def test_a_process_that_was_not_waited_for_is_not_alive() -> None:
