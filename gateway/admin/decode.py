@@ -78,12 +78,24 @@ def _members(document: dict[str, Any], kind: type[Body], faults: list[Fault]) ->
             if info.required:
                 faults.append({"pointer": f"/{name}", "detail": "is required"})
             continue
+        if not _is_encodable(document[name]):
+            faults.append({"pointer": f"/{name}", "detail": "must not contain unpaired surrogates"})
+            continue
         try:
             values[name] = msgspec.convert(document[name], info.type, strict=True)
         except msgspec.ValidationError as error:
             pointer, detail = _split(str(error), f"/{name}")
             faults.append({"pointer": pointer, "detail": detail})
     return values
+
+
+def _is_encodable(value: Any) -> bool:
+    """Could it be written in UTF-8? JSON's escapes can name halves of characters, which neither file nor database takes."""
+    try:
+        msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _split(message: str, prefix: str) -> tuple[str, str]:

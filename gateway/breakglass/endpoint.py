@@ -44,6 +44,10 @@ MAX_BODY_BYTES: Final = 8_192
 PAGE: Final = 50
 _AT: Final = re.compile(r" - at `\$?(.*)`\Z")
 _CASE: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
+_NAME: Final = r"^[^\x00-\x1f\x7f]+$"
+_PROSE: Final = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"
+"""What people write: line breaks and tabs, no other control character; PostgreSQL keeps no NUL."""
+MIN_REASON_CHARS: Final = 10
 T = TypeVar("T")
 
 Note = Callable[..., None]
@@ -66,14 +70,14 @@ class StartRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Units: `for_s` seconds."""
 
     unit: Annotated[str, Meta(min_length=1, max_length=63)]
-    patient: Annotated[str, Meta(min_length=1, max_length=256)]
-    reason: Annotated[str, Meta(min_length=10, max_length=500)]
+    patient: Annotated[str, Meta(min_length=1, max_length=256, pattern=_NAME)]
+    reason: Annotated[str, Meta(min_length=MIN_REASON_CHARS, max_length=500, pattern=_PROSE)]
     for_s: Annotated[int, Meta(ge=60)] | None = None
 
 
 class ReviewRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verdict: Literal["justified", "unjustified"]
-    comment: Annotated[str, Meta(min_length=1, max_length=500)]
+    comment: Annotated[str, Meta(min_length=1, max_length=500, pattern=_PROSE)]
 
 
 class _Part:
@@ -108,6 +112,8 @@ class CasesResource(_Part):
         ctx, principal, rules = self._holder(req)
         self._check_login(principal, rules)
         asked = decoded(read_body(req.env, MAX_BODY_BYTES), StartRequest)
+        if _written(asked.reason) < MIN_REASON_CHARS:
+            raise refused("/reason", f"At least {MIN_REASON_CHARS} characters beside blanks")
         unit = ctx.snapshot.units.get(asked.unit)
         if unit is None or not unit.enabled:
             raise refused("/unit", "There is no such unit")
@@ -192,6 +198,8 @@ class ReviewResource(_Part):
         ctx, principal, rules = _asked(req)
         units = units_of(principal, rules)
         asked = decoded(read_body(req.env, MAX_BODY_BYTES), ReviewRequest)
+        if not _written(asked.comment):
+            raise refused("/comment", "Say something beside blanks")
 
         def may(found: Case) -> None:
             if units is not None and found.unit not in units:
@@ -238,6 +246,11 @@ def decoded(body: bytes, kind: type[T]) -> T:
         raise refused(pointer, _AT.sub("", text).replace("`", "")) from None
     except msgspec.DecodeError:
         raise BadJson("The body is not JSON") from None
+
+
+def _written(text: str) -> int:
+    """How many characters somebody wrote; blanks are none."""
+    return sum(map(len, text.split()))
 
 
 def refused(pointer: str, detail: str) -> Unprocessable:

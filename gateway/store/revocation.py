@@ -81,6 +81,8 @@ class NewRevocation:
             raise RevocationRefused(f"{self.kind} takes {'no' if self.kind == 'before' else 'a'} value")
         if self.kind in ("jti", "session") and (self.issuer or self.audience or self.role or self.before_s is not None):
             raise RevocationRefused(f"a {self.kind} is revoked whole")
+        if self.before_s is not None and self.before_s < 0:
+            raise RevocationRefused("no token was issued before 1970")
         if not self.author or len(self.author) > 128 or len(self.reason) > 500 or len(self.value) > 4096:
             raise RevocationRefused(
                 "the author has 1 to 128 characters, the reason at most 500, the value at most 4096"

@@ -40,6 +40,7 @@ def test_a_body_as_declared() -> None:
         pytest.param({"name": "a", "count": 0}, ["/count"], id="too small"),
         pytest.param({"name": "a", "tags": ["b", 2]}, ["/tags/1"], id="in a list"),
         pytest.param({"name": "a", "invented": 1}, [""], id="not declared"),
+        pytest.param({"name": "\ud800", "tags": ["\udc00"]}, ["/name", "/tags"], id="half a character"),
         pytest.param([], [""], id="no object"),
         pytest.param(None, [""], id="null"),
     ],

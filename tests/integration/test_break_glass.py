@@ -106,6 +106,8 @@ def test_a_unit_s_own_reviewer_sees_its_own_cases(platform, call, doctor, issue)
     assert case not in [one["case"] for one in call("GET", REVIEWS, other).json["cases"]]
     review = {"verdict": "unjustified", "comment": "nobody was brought in"}
     assert call("POST", f"{CASES}/{case}/review", other, review).status == 404
+    for comment in (" ", "seen\0"):
+        assert call("POST", f"{CASES}/{case}/review", own, {**review, "comment": comment}).status == 422
     assert call("POST", f"{CASES}/{case}/review", own, review).status == 200
 
 
@@ -122,6 +124,9 @@ def test_a_unit_s_own_reviewer_sees_its_own_cases(platform, call, doctor, issue)
                      id="too short"),
         pytest.param({"unit": story.HOSPITAL, "patient": 7, "reason": REASON}, 422, "/patient", id="a number"),
         pytest.param({"unit": story.HOSPITAL, "patient": "p", "reason": REASON, "more": 1}, 422, "", id="one more"),
+        pytest.param({"unit": story.HOSPITAL, "patient": "p", "reason": " " * 20}, 422, "/reason", id="blanks"),
+        pytest.param({"unit": story.HOSPITAL, "patient": "p", "reason": f"{REASON}\0"}, 422, "/reason", id="NUL"),
+        pytest.param({"unit": story.HOSPITAL, "patient": "p\0", "reason": REASON}, 422, "/patient", id="NUL in an id"),
     ],
 )  # fmt: skip
 def test_bad_bodies(call, doctor, body, status, pointer):

@@ -118,9 +118,9 @@ def test_the_operator_takes_nothing_back(store, postgres):
     ("kind", "value", "more"),
     [
         ("tenant", "x", {}), ("jti", "", {}), ("before", "x", {}), ("session", "s", {"role": "nurse"}),
-        ("jti", "j", {"before_s": 1.0}), ("subject", "s" * 5_000, {}),
+        ("jti", "j", {"before_s": 1.0}), ("subject", "s" * 5_000, {}), ("subject", "s", {"before_s": -6.2e10}),
     ],
-    ids=["kind", "no-value", "a-value", "scope", "moment", "long"],
+    ids=["kind", "no-value", "a-value", "scope", "moment", "long", "year-0"],
 )  # fmt: skip
 def test_nonsense_is_refused_before_it_is_sent(kind, value, more):
     with pytest.raises(RevocationRefused):
