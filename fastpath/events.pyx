@@ -79,17 +79,22 @@ cdef class AccessText(Text):
 
     Shapes: `member(name, value)` is a whole member as bytes for what needs escapes or bounds, b"" for an empty value;
     `who(principal)` -> (the principal's members, its patient, its purpose as a member);
-    `what(route, method)` -> (the route's members, the parameter with the resource's id or None, has it a purpose?);
+    `what(route, method)` -> (the route's members, the parameter with the resource's id or None, that with the patient's,
+    that with a FHIR path, empty: the query alone may name a patient, None: neither, has the route a purpose?);
+    `about(ctx, parameter)` -> (the route's members if the request changes them, the resource's id, the patient);
     `name_of(patient)` is what stands in place of a patient's id, None: the id itself; `names` is what it said before;
     `node` is the last member but one.
     """
 
-    cdef object _member, _who, _what, _name_of
+    cdef object _member, _who, _what, _about, _name_of
     cdef bytes _node
     cdef dict _actions, _names
 
-    def __init__(self, member, who, what, bytes node not None, dict actions not None, name_of=None, dict names=None):
+    def __init__(
+        self, member, who, what, about, bytes node not None, dict actions not None, name_of=None, dict names=None
+    ):
         self._name_of, self._names = name_of, names if names is not None else {}
+        self._about = about
         self._member, self._who, self._what, self._node, self._actions = member, who, what, node, actions
 
     def encode(self, RequestContext ctx not None, int status, int64_t at_ms, int64_t took_us):
@@ -138,8 +143,7 @@ cdef class AccessText(Text):
     cdef int _middle(self, RequestContext ctx) except -1:
         cdef tuple known = self._known(ctx)
         cdef bytes what = known[1], who = known[2], claimed_purpose = known[4]
-        cdef str claimed_patient = known[3]
-        cdef object resource_param = known[5], value
+        cdef object resource_param = known[5], value, patient, resource_id = None
         cdef object delivery = ctx.delivery
         cdef dict params = ctx.params
         self._field(b',"method":"', "method", ctx.method, False)
@@ -154,19 +158,21 @@ cdef class AccessText(Text):
             self._field(b',"unit":"', "unit", value, False)
         if ctx.agent:
             self._field(b',"agent":"', "agent", ctx.agent, False)
-        value = params.get("patient") if params else None
-        if not value:
-            value = claimed_patient
-        if value and self._name_of is not None:
-            value = self._name(value)
-        if value:
-            self._field(b',"patient":"', "patient", value, False)
+        patient = (params.get("patient") or params.get(known[6])) if params else None
         if resource_param is not None:
-            value = params.get(resource_param)
-            if value and self._name_of is not None and value == params.get("patient"):
-                value = self._name(value)
-            if value:
-                self._field(b',"resource_id":"', "resource_id", value, False)
+            resource_id = params.get(resource_param)
+        if known[7] is not None and (ctx.query or known[7]):
+            told = self._about(ctx, known[7])
+            what, resource_id, patient = told[0] or what, told[1] or resource_id, patient or told[2]
+        if not patient:
+            patient = known[3]
+        if patient:
+            value = self._name(patient) if self._name_of is not None else patient
+            self._field(b',"patient":"', "patient", value, False)
+            if resource_id == patient:
+                resource_id = value
+        if resource_id:
+            self._field(b',"resource_id":"', "resource_id", resource_id, False)
         self._field(b',"client_address":"', "client_address", ctx.client_address, False)
         self.bytes(what)
         if ctx.purpose:
@@ -183,7 +189,8 @@ cdef class AccessText(Text):
     cdef tuple _known(self, RequestContext ctx):
         """What follows from route, method and principal; kept with the grant if there is one.
 
-        Shapes: (method, route's members, principal's, its patient, its purpose unless the route has one, parameter)
+        Shapes: (method, route's members, principal's, its patient, its purpose unless the route has one, parameters of
+        the resource's id, of the patient, of a FHIR path)
         """
         cdef Grant grant = ctx.grant
         cdef tuple known, who, what
@@ -195,8 +202,8 @@ cdef class AccessText(Text):
         if ctx.route is not None:
             what = self._what(ctx.route, ctx.method)
         else:
-            what = (self._member("action", self._actions.get(ctx.method, "E")), None, False)
-        known = (ctx.method, what[0], who[0], who[1], b"" if what[2] else who[2], what[1])
+            what = (self._member("action", self._actions.get(ctx.method, "E")), None, "patient", None, False)
+        known = (ctx.method, what[0], who[0], who[1], b"" if what[4] else who[2], what[1], what[2], what[3])
         if grant is not None and grant.route is ctx.route:
             grant.event = known
         return known

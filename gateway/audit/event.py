@@ -14,8 +14,11 @@ import msgspec
 import orjson
 
 from fastpath.events import AccessText
+from gateway.audit.interaction import PATIENT, About, about, patient_searched
 from gateway.audit.kinds import kind_of
 from gateway.context import Principal, RequestContext
+from gateway.rbac.fhir import RESOURCE_TYPES
+from gateway.rbac.reference import bases_of
 from gateway.routing.model import Route
 
 _MAX_TEXT_CHARS = 256
@@ -131,6 +134,11 @@ def _of_request(ctx: RequestContext) -> dict[str, str]:
     return {name: _text(value) for name, value in found.items()}
 
 
+What = tuple[bytes, str | None, str, str | None, bool]
+"""Of a route and method: its members; the parameter with the resource's id; that with the patient's; that with a path
+below a FHIR base, empty: the query alone may name a patient, None: neither; does it name a purpose?"""
+
+
 class Accesses:
     """Makes the canonical bytes of requests.
 
@@ -144,9 +152,10 @@ class Accesses:
         it said before.
         """
         self._node = _member("node", _text(node))
-        self._routes: dict[tuple[str, str], tuple[Route, tuple[bytes, str | None, bool]]] = {}
+        self._routes: dict[tuple[str, str], tuple[Route, What]] = {}
+        self._members: dict[tuple[str, str, str], tuple[Route, bytes]] = {}
         self.encode: Callable[[RequestContext, int, int, int], bytes] = AccessText(
-            _caller_member, _who, self._what, self._node, _ACTIONS, name_of, names
+            _caller_member, _who, self._what, self._about, self._node, _ACTIONS, name_of, names
         ).encode
         """The event of a request, its answer's status (0: the intent), ms since 1970, us since it began."""
 
@@ -159,19 +168,43 @@ class Accesses:
         )
         return head.encode() + self._node + b"}"
 
-    def _what(self, route: Route, method: str) -> tuple[bytes, str | None, bool]:
-        """A route's members, the parameter that has the resource's id, and whether it names a purpose."""
+    def _what(self, route: Route, method: str) -> What:
+        """A route's members, and where a request says what it is about."""
         found = self._routes.get((route.name, method))
         if found is None or found[0] is not route:
             if len(self._routes) >= _MOST_ROUTES:
                 self._routes.clear()
-            about = route.metadata
-            text = _member("route", route.name) + _member("action", action_of(method))
-            text += _member("resource_type", about.get("resource_type", ""))
-            text += (b',"phi":true' if route.phi else b"") + _member("purpose", about.get("purpose", ""))
-            found = route, (text, about.get("resource_param"), bool(about.get("purpose")))
-            self._routes[route.name, method] = found
+            told = route.metadata
+            resource, param = told.get("resource_type", ""), told.get("resource_param")
+            patient = param if resource == PATIENT and param is not None else "patient"
+            names = route.query is None or bool(route.query)
+            asked = told.get("fhir_param") or ("" if resource in RESOURCE_TYPES and names else None)
+            what = self._of(route, resource, action_of(method)), param, patient, asked, bool(told.get("purpose"))
+            found = self._routes[route.name, method] = route, what
         return found[1]
+
+    def _about(self, ctx: RequestContext, param: str) -> tuple[bytes | None, str, str]:
+        """What a FHIR request itself says it is about. Shapes: (the route's members if they are others, id, patient);
+        `param` has a path below a FHIR base; empty where the route's type is fixed and only the query says more.
+        """
+        route = ctx.route
+        assert route is not None  # noqa: S101
+        bases = bases_of(route.bases, ctx.unit or ctx.params.get("unit", "")) if route.bases else ()
+        if not param:
+            return None, "", patient_searched(route.metadata.get("resource_type", ""), ctx.query, bases)
+        found: About = about(ctx.method, ctx.params.get(param, ""), ctx.query, bases)
+        action = found.action or action_of(ctx.method)
+        key = (route.name, found.resource, action)
+        kept = self._members.get(key)
+        if kept is None or kept[0] is not route:
+            if len(self._members) >= _MOST_ROUTES:
+                self._members.clear()
+            kept = self._members[key] = route, self._of(route, found.resource, action)
+        return kept[1], found.id, found.patient
+
+    def _of(self, route: Route, resource: str, action: str) -> bytes:
+        text = _member("route", route.name) + _member("action", action) + _member("resource_type", resource)
+        return text + (b',"phi":true' if route.phi else b"") + _member("purpose", route.metadata.get("purpose", ""))
 
 
 def _who(principal: Principal) -> tuple[bytes, str, bytes]:

@@ -102,6 +102,13 @@ def _check_audit(checking: Checking, path: str, controller: Controller, template
     param = controller.audit.id
     if param is not None and param not in template.params:
         checking.add(step(step(path, "audit"), "id"), f"{param} is not a parameter of the path")
+    fhir = controller.audit.fhir
+    if fhir is None:
+        return
+    if not template.params.get(fhir):
+        checking.add(step(step(path, "audit"), "fhir"), f"{fhir} is no parameter that takes the rest of the path")
+    if controller.audit.resource is not None or param is not None:
+        checking.add(step(step(path, "audit"), "fhir"), "the path says type and id: not with resource or id")
 
 
 def _check_limits(checking: Checking, path: str, controller: Controller) -> None:

@@ -21,7 +21,6 @@ from gateway.config.fault import WHOLE, step
 from gateway.config.keyring import Keyring
 from gateway.config.model import (
     App,
-    Audited,
     Bind,
     Client,
     ClientKey,
@@ -343,7 +342,7 @@ def _route(name: str, controller: Controller, limits: dict[str, Limit], bases: t
         response_max_bytes=controller.response_max_bytes,
         deadline_ms=controller.deadline_ms,
         logging=_logging(controller.log),
-        metadata=_audited(controller.audit),
+        metadata=_audited(controller),
     )
 
 
@@ -384,8 +383,14 @@ def _typed_names(binding: Binding) -> Iterator[str]:
         yield from (f"{name}:{binding.reference}" for name in binding.names)
 
 
-def _audited(audit: Audited) -> dict[str, str]:
-    about = {"resource_type": audit.resource, "resource_param": audit.id, "purpose": audit.purpose}
+def _audited(controller: Controller) -> dict[str, str]:
+    audit, need = controller.audit, need_of(controller)
+    fhir = audit.fhir
+    if fhir is None and audit.resource is None and need is not None:
+        fhir = need.param
+    about = {
+        "resource_type": audit.resource, "resource_param": audit.id, "fhir_param": fhir, "purpose": audit.purpose,
+    }  # fmt: skip
     return {name: value for name, value in about.items() if value is not None}
 
 

@@ -260,10 +260,14 @@ class ToUnit(_Strict, frozen=True, kw_only=True):
 
 
 class Audited(_Strict, frozen=True, kw_only=True):
-    """What the audit trail says of a route: type and id (a parameter of the path) of the resource, purpose of use."""
+    """What the audit trail says of a route: type and id (a parameter of the path) of the resource, purpose of use.
+
+    `fhir` is the parameter that takes a path below a FHIR base: then each request's own path says type and id.
+    """
 
     resource: Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9]{0,63}$", description="a resource type")] | None = None
     id: str | None = None
+    fhir: str | None = None
     purpose: Annotated[str, Meta(pattern=r"^[A-Z][A-Z0-9_-]{0,31}$", description="a code in capitals")] | None = None
 
 

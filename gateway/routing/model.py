@@ -216,4 +216,4 @@ class Route:
     logging: Logging | None = None
     """None: every request, at info."""
     metadata: dict[str, str] = field(default_factory=dict, compare=False)
-    """What the audit trail says of it: `resource_type`, `resource_param`, `purpose`."""
+    """What the audit trail says of it: `resource_type`, `resource_param` or `fhir_param`, `purpose`."""

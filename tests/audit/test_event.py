@@ -117,6 +117,81 @@ def test_patient(params, claims, patient):
     )
 
 
+FHIR = {**ROUTE, "name": "fhir", "metadata": {"fhir_param": "rest"}, "bases": ("https://gw/{unit}/fhir",)}
+NOBODY = {**PRINCIPAL, "claims": {}}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "query", "resource", "key", "patient", "action"),
+    [
+        ("GET", "Patient/x", "", "Patient", "x", "x", "R"),
+        ("GET", "Patient/x", "_summary=true&_id=y", "Patient", "x", "x", "R"),
+        ("PUT", "Patient/x", "", "Patient", "x", "x", "U"),
+        ("GET", "Patient/x/_history/2", "", "Patient", "x", "x", "R"),
+        ("GET", "Patient/x/Observation", "", "Observation", "", "x", "R"),
+        ("POST", "Patient/x/$everything", "", "Patient", "x", "x", "E"),
+        ("GET", "Patient", "_id=x", "Patient", "", "x", "R"),
+        ("GET", "Patient", "name=x", "Patient", "", "", "R"),
+        ("GET", "Observation/7", "", "Observation", "7", "", "R"),
+        ("GET", "Observation", "patient=x", "Observation", "", "x", "R"),
+        ("GET", "Observation", "code=1&subject=Patient/x&patient=y", "Observation", "", "x", "R"),
+        ("GET", "Observation", "subject:Patient=x", "Observation", "", "x", "R"),
+        ("GET", "Observation", "patient=Patient%2Fx", "Observation", "", "x", "R"),
+        ("GET", "Observation", "patient=https://gw/u-1/fhir/Patient/x", "Observation", "", "x", "R"),
+        ("GET", "Observation", "patient=https://elsewhere/Patient/x", "Observation", "", "", "R"),
+        ("GET", "Observation", "patient=x,y", "Observation", "", "x", "R"),
+        ("GET", "Observation", "subject=Group/x", "Observation", "", "", "R"),
+        ("GET", "Observation", "_id=x", "Observation", "", "", "R"),
+        ("GET", "Observation", "&&=&patient&patient=%zz&;", "Observation", "", "", "R"),
+        ("POST", "Observation/_search", "patient=x", "Observation", "", "x", "R"),
+        ("POST", "Observation", "", "Observation", "", "", "C"),
+        ("GET", "", "patient=x", "", "", "x", "R"),
+        ("GET", "Nothing/x", "", "", "", "", "R"),
+        ("GET", "Patient/a b", "", "Patient", "", "", "R"),
+    ],
+)
+@pytest.mark.parametrize("refused", [False, True], ids=["allowed", "refused"])
+def test_what_a_fhir_request_is_about(method, path, query, resource, key, patient, action, refused):
+    ctx = _context(
+        method=method, query=query, params={"unit": "u-1", "rest": path}, route=Route(**FHIR),
+        principal=Principal(**NOBODY), **({"rule": "binding", "error": BindingRefused()} if refused else {}),
+    )  # fmt: skip
+    event = _event(ctx, 403 if refused else 200)
+    assert (event.resource_type, event.resource_id, event.patient, event.action) == (resource, key, patient, action)
+    assert (event.route, event.phi, event.outcome) == ("fhir", True, "refused" if refused else "allowed")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "params", "query", "expected"),
+    [
+        pytest.param(
+            {"resource_type": "Observation"}, {}, "patient=Patient/x", ("Observation", "", "x"), id="search of a type"
+        ),
+        pytest.param({"resource_type": "Note"}, {}, "patient=x", ("Note", "", ""), id="no type of FHIR"),
+        pytest.param(
+            {"resource_type": "Observation"}, {"patient": "z"}, "patient=x", ("Observation", "", "z"), id="path"
+        ),
+        pytest.param(
+            {"resource_type": "Patient", "resource_param": "id"}, {"id": "x"}, "", ("Patient", "x", "x"), id="a patient"
+        ),
+    ],
+)
+def test_what_a_route_of_one_type_is_about(metadata, params, query, expected):
+    ctx = _context(
+        query=query, params=params, principal=Principal(**NOBODY),
+        route=Route(**{**ROUTE, "metadata": metadata, "query": frozenset({"patient"})}),
+    )  # fmt: skip
+    event = _event(ctx, 200)
+    assert (event.resource_type, event.resource_id, event.patient) == expected
+
+
+def test_a_patient_read_by_its_id_stands_there_under_its_name():
+    ctx = _context(params={"rest": "Patient/x"}, route=Route(**FHIR), principal=Principal(**NOBODY))
+    canonical = Accesses("n", lambda patient: f"p.{patient}{patient}").encode(ctx, 200, 1, 1)
+    event = decode(canonical)
+    assert (event.patient, event.resource_id) == ("p.xx", "p.xx")
+
+
 @pytest.mark.parametrize(
     ("route_purpose", "claim", "purpose"),
     [("TREAT", "HRESCH", "TREAT"), ("", "HRESCH", "HRESCH"), ("", None, "")],
@@ -159,11 +234,14 @@ def test_the_bytes_are_canonical_whatever_callers_send(data):
     claims = data.draw(st.dictionaries(st.sampled_from(["patient", "org", "client_id", "azp", "purpose"]), TEXT))
     ctx = _context(
         principal=Principal(**{**PRINCIPAL, "claims": claims, "subject": data.draw(TEXT), "token_id": data.draw(TEXT)}),
-        params=data.draw(st.dictionaries(st.sampled_from(["patient", "unit", "appointment"]), TEXT)),
+        params=data.draw(st.dictionaries(st.sampled_from(["patient", "unit", "appointment", "rest"]), TEXT)),
         method=data.draw(st.sampled_from(["GET", "OPTIONS", 'B"\\\x7f'])),
         client_address=data.draw(TEXT),
         agent=data.draw(TEXT),
-        route=data.draw(st.sampled_from([None, Route(**ROUTE), Route(**{**ROUTE, "metadata": {}, "phi": False})])),
+        query=data.draw(TEXT),
+        route=data.draw(
+            st.sampled_from([None, Route(**ROUTE), Route(**FHIR), Route(**{**ROUTE, "metadata": {}, "phi": False})])
+        ),
         snapshot=data.draw(st.sampled_from([None, _Snapshot()])),
     )
     canonical = _bytes(ctx, data.draw(st.sampled_from([0, 200])))

@@ -1,0 +1,66 @@
+"""What a request to a FHIR server is about, as its path and query say: type, id, patient. Pure.
+
+Denied attempts are read too, so nothing here refuses: what is no FHIR names nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+from urllib.parse import unquote_plus
+
+from gateway.rbac.fhir import RESOURCE_ID, RESOURCE_TYPES
+from gateway.rbac.reference import id_of
+
+PATIENT = "Patient"
+_NAMES = {"patient": True, "subject": False, "patient:Patient": True, "subject:Patient": True}
+"""Parameters of a search that name a patient: does an id alone do?"""
+_OF_PATIENTS = {**_NAMES, "_id": True}
+_SEARCH = "_search"
+
+
+class About(NamedTuple):
+    """Shapes: empty texts for what is not named; `action` is C, R, U, D or E, empty where the method says it."""
+
+    resource: str = ""
+    id: str = ""
+    patient: str = ""
+    action: str = ""
+
+
+def about(method: str, path: str, query: str, bases: Iterable[str] = ()) -> About:
+    """Of a path below a FHIR base, percent-decoded, with the raw query.
+
+    `Patient/1/Observation` is about observations of that patient, `Patient/1/$everything` about the patient.
+    Source: FHIR, RESTful API: interactions, compartments, operations.
+    """
+    first, *below = path.split("/")
+    if first not in RESOURCE_TYPES:
+        return About(patient=patient_searched("", query, bases))
+    key = below[0] if below and RESOURCE_ID.match(below[0]) else ""
+    patient = key if key and first == PATIENT else patient_searched(first, query, bases)
+    action = _action(method, below)
+    if key and len(below) > 1 and below[1] in RESOURCE_TYPES:
+        return About(below[1], "", patient, action)
+    return About(first, key, patient, action)
+
+
+def _action(method: str, below: list[str]) -> str:
+    if method != "POST" or not below:
+        return ""
+    return "R" if below[-1] == _SEARCH else "E" if below[-1].startswith("$") else ""
+
+
+def patient_searched(resource: str, query: str, bases: Iterable[str] = ()) -> str:
+    """The patient whom a search names, the first of several; empty if none."""
+    names = _OF_PATIENTS if resource == PATIENT else _NAMES
+    for part in query.split("&") if query else ():
+        name, _, value = part.partition("=")
+        bare = names.get(unquote_plus(name))
+        if bare is None:
+            continue
+        for one in unquote_plus(value).split(","):
+            found = id_of(one, PATIENT, bases, bare=bare)
+            if found is not None:
+                return found
+    return ""
