@@ -308,7 +308,7 @@ class Gateway:
 
     def _authorization(self) -> Authorization:
         consents = Consents(ConsentFunctions(self.database).permits, consent_hooks())
-        return Authorization(self.accounting.intent, Care(consents), self.break_glass.opens)
+        return Authorization(self.accounting.intent, Care(consents, self.break_glass.opens))
 
     def _public(self, memory: shared.Shared) -> Application:
         resources = ResourceTable(

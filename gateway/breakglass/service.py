@@ -31,7 +31,6 @@ from gateway.store.pool import Database
 
 LOOK_EVERY_S: Final = 5.0
 NOTICE_TIMEOUT_S: Final = 5.0
-READS: Final = frozenset({"GET", "HEAD"})
 
 log = structlog.get_logger()
 
@@ -65,32 +64,29 @@ class BreakGlassService:
         if self._greenlet is not None:
             self._greenlet.kill()
 
-    def case_of(self, ctx: RequestContext, principal: Principal, route: Route) -> str | None:
-        """The case by which the caller may read this record; nothing is noted.
+    def case_of(self, ctx: RequestContext, principal: Principal, route: Route, patient: str) -> str | None:
+        """The case by which the caller may read this patient's record; nothing is noted.
 
         Raises: DatabaseUnavailable, DatabaseTimeout.
         Yields to the hub: yes.
         """
-        rules = ctx.snapshot.document.break_glass
-        if rules is None or principal.role not in rules.roles or ctx.method not in READS:
-            return None
-        unit, patient = _unit_of(route, ctx), ctx.params.get(route.break_glass or "", "")
+        unit = _unit_of(route, ctx)
         return self._store.find(principal.issuer, principal.subject, unit, patient) if unit and patient else None
 
-    def opens(self, ctx: RequestContext, principal: Principal, route: Route) -> bool:
+    def opens(self, ctx: RequestContext, principal: Principal, route: Route, patient: str) -> bool:
         """Has the caller a case by which he may read this record, although a binding refuses it? Then it is noted.
 
         SEC: asked of the database each time: a case that ended a moment ago opens nothing.
         Raises: DatabaseUnavailable, DatabaseTimeout, AuditUnavailable.
         Yields to the hub: yes.
         """
-        case = self.case_of(ctx, principal, route)
+        case = self.case_of(ctx, principal, route, patient)
         if case is None:
             return False
-        unit, patient = _unit_of(route, ctx), ctx.params.get(route.break_glass or "", "")
         self._note(
-            "break-glass.used", "allowed", ctx=ctx, durable=True, unit=unit, patient=patient, purpose="BTG", case=case
-        )
+            "break-glass.used", "allowed", ctx=ctx, durable=True, unit=_unit_of(route, ctx), patient=patient,
+            purpose="BTG", case=case,
+        )  # fmt: skip
         self._metrics.inc("caregate_break_glass", ("used",))
         return True
 

@@ -11,11 +11,9 @@ from gateway.config.fault import WHOLE, step
 from gateway.config.model import Bind, Controller
 from gateway.config.template import Template, target_params, target_query_names
 from gateway.rbac.fhir import RESOURCE_TYPES
-from gateway.rbac.search import is_wide
+from gateway.rbac.search import OF_PATIENT, is_wide
 
 PATIENT: Final = "patient"
-OF_PATIENT: Final = frozenset({PATIENT, "subject"})
-"""Parameters in which FHIR names a patient."""
 MAX_READ_BYTES: Final = 1_048_576
 """Of a body that is decided upon, and so held in memory and parsed."""
 BODILESS: Final = frozenset({"GET", "HEAD"})

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from gateway.config.check_bindings import is_me, read_param
+from gateway.config.check_consent import place_fault
+from gateway.config.check_scopes import need_of
 from gateway.config.checking import Checking
 from gateway.config.fault import WHOLE, step
 from gateway.config.model import BreakGlass, Controller
 from gateway.config.template import read_path
+from gateway.rbac.decide import only_reads
 
 
 def check_break_glass(checking: Checking) -> None:
@@ -37,9 +41,23 @@ def _check_controller(
         checking.add(path, "needs the section break_glass")
     elif not set(rules.roles) & set(controller.roles):
         checking.add(path, "opens nothing: no role of this route may break the glass")
-    if read_path(controller.path).params.get(param) is not False:
-        checking.add(path, f"{param} is not a parameter of the path")
+    bound = read_param(param)
+    if bound is None:
+        checking.add(path, "must be a parameter of the path, query:NAME or body:/json/pointer")
+    elif fault := place_fault(bound, controller, read_path(controller.path)):
+        checking.add(path, fault)
+    if is_me(controller):
+        checking.add(path, "opens nothing: under /me the patient is the token's")
+    elif not _reads(controller):
+        checking.add(path, "opens nothing: the route takes neither GET nor HEAD nor a POST whose scope only reads")
     if controller.unit is None:
         checking.add(path, "is for routes to a unit")
     if not controller.phi:
         checking.add(path, "needs phi: true, so that each access is on the disk before it happens")
+
+
+def _reads(controller: Controller) -> bool:
+    """Does any method of the route only read?"""
+    need = need_of(controller)
+    posts = only_reads(need) or (need is not None and need.param is not None)
+    return any(method in ("GET", "HEAD") or (method == "POST" and posts) for method in controller.methods)

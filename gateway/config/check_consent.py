@@ -60,10 +60,11 @@ def _patient_fault(consent: Consent, controller: Controller, template: Template)
     bound = read_param(consent.patient)
     if bound is None:
         return "must be a parameter of the path, query:NAME, body:/json/pointer or claim:NAME"
-    return _source_fault(bound, controller, template)
+    return place_fault(bound, controller, template)
 
 
-def _source_fault(bound: Bound, controller: Controller, template: Template) -> str | None:
+def place_fault(bound: Bound, controller: Controller, template: Template) -> str | None:
+    """Why a request does not name its one patient there; None if it does."""
     if bound.source == "path":
         one = bound.param in template.params and not template.params[bound.param]
         return None if one else f"{bound.param} is not a parameter of the path that is one segment"

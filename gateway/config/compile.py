@@ -308,7 +308,8 @@ def _route(name: str, controller: Controller, limits: dict[str, Limit], bases: t
     permission = controller.permission_rule
     need = need_of(controller)
     consent = None if controller.consent is None else _consent(controller.consent)
-    looked_at = bindings if consent is None else (*bindings, consent.patient)
+    emergency = None if controller.break_glass is None else _emergency(controller, controller.break_glass)
+    looked_at = [*bindings, *([consent.patient] if consent else []), *([emergency] if emergency else [])]
     return Route(
         name=name,
         template=controller.path,
@@ -336,7 +337,7 @@ def _route(name: str, controller: Controller, limits: dict[str, Limit], bases: t
         limits=tuple(limits[limit] for limit in controller.limits),
         query=None if controller.query == "any" else frozenset(controller.query).union(*map(_typed_names, looked_at)),
         phi=controller.phi,
-        break_glass=controller.break_glass,
+        break_glass=emergency,
         hidden=controller.hidden,
         body_max_bytes=controller.body_max_bytes,
         response_max_bytes=controller.response_max_bytes,
@@ -375,6 +376,13 @@ def _consent(consent: ConsentRule) -> Consent:
     return Consent(
         consent.hook, consent.function, where, frozenset(consent.roles), consent.refuse == "hidden", consent.shadow
     )
+
+
+def _emergency(controller: Controller, param: str) -> Binding:
+    """Where the patient is named: read as the binding of that place reads it, else as a reference."""
+    looked = [bind.reference for bind in controller.bind if bind.param == param and ":" in param]
+    reference = looked[0] if looked else "Patient"
+    return _binding(Bind(param=param, claim="", reference=reference))
 
 
 def _typed_names(binding: Binding) -> Iterator[str]:

@@ -342,7 +342,9 @@ class Controller(_Strict, frozen=True, kw_only=True):
     query: tuple[str, ...] | Literal["any"] = ()
     phi: bool = False
     break_glass: str | None = None
-    """The parameter of the path that names the patient whom an emergency may open."""
+    """What names the patient whom an emergency may open: a parameter of the path, `query:NAME` or
+    `body:/json/pointer`.
+    """
     audit: Audited = Audited()
     log: Logged = Logged()
     hidden: bool = False

@@ -6,17 +6,15 @@ from collections.abc import Callable
 
 import falcon
 
-from gateway.context import Principal, RequestContext
+from gateway.context import RequestContext
 from gateway.errors import TokenMissing
-from gateway.http.care import Care
+from gateway.http.care import Care, may_open
 from gateway.http.grant import grant_of
-from gateway.rbac.decide import Decision, decide
-from gateway.routing.model import Route, RouteKind
+from gateway.rbac.decide import NOT_BOUND, decide
+from gateway.routing.model import RouteKind
 from gateway.routing.query import check_query
 from gateway.routing.upgrade import refuse_upgrade
 
-EMERGENCY = "break-glass"
-"""The rule by which a record was opened that a binding refused."""
 _FORWARDED = frozenset({RouteKind.UNIT, RouteKind.UPSTREAM})
 
 
@@ -27,14 +25,10 @@ class Authorization:
         self,
         intent: Callable[[RequestContext], None],
         care: Care | None = None,
-        opens: Callable[[RequestContext, Principal, Route], bool] = lambda ctx, principal, route: False,
     ) -> None:
-        """Shapes: `intent(ctx)` makes the audit intent durable or raises AuditUnavailable; `opens(ctx, principal,
-        route)` says whether an emergency opens what a binding refused, see breakglass.service.
-        """
+        """Shapes: `intent(ctx)` makes the audit intent durable or raises AuditUnavailable."""
         self._intent = intent
         self._care = care if care is not None else Care()
-        self._opens = opens
 
     def process_resource(
         self, req: falcon.Request, resp: falcon.Response, resource: object, params: dict[str, object]
@@ -53,9 +47,11 @@ class Authorization:
         grant = ctx.grant if ctx.grant is not None else grant_of(ctx.principal, route)
         decision = grant.decision or decide(ctx.principal, route, ctx.params, ctx.method)
         ctx.rule = decision.rule
-        if not decision.allowed and not self._opened(ctx, ctx.principal, route, decision):
-            raise decision.refusal()
-        if route.careful or (ctx.query and (route.searched or ctx.principal.scopes is not None)):
+        if not decision.allowed:
+            if decision.rule != NOT_BOUND.rule or not may_open(ctx, ctx.principal, route):
+                raise decision.refusal()
+            self._care.take(req, ctx, ctx.principal, route, decision)
+        elif route.careful or (ctx.query and (route.searched or ctx.principal.scopes is not None)):
             self._care.take(req, ctx, ctx.principal, route)
         elif ctx.query:
             check_query(ctx.query, route.query)
@@ -63,10 +59,3 @@ class Authorization:
             refuse_upgrade(req.env)
         if route.phi:
             self._intent(ctx)
-
-    def _opened(self, ctx: RequestContext, principal: Principal, route: Route, decision: Decision) -> bool:
-        """Is the record open to the caller by an emergency? Only what a binding refused can be."""
-        if route.break_glass is None or decision.rule != "binding" or not self._opens(ctx, principal, route):
-            return False
-        ctx.rule = EMERGENCY
-        return True

@@ -23,6 +23,7 @@ from gateway.errors import BadTarget, GatewayError, RateLimited, TokenInvalid
 from gateway.http import problems
 from gateway.http.admission import Admission, LimitState
 from gateway.http.authorization import Authorization
+from gateway.http.care import Care
 from gateway.http.identity import Identity, principal_of
 from gateway.routing.model import FunctionAction, Route, UnitAction, UpstreamAction
 from gateway.routing.router import Router
@@ -101,7 +102,7 @@ class Explainer:
         self,
         admission: Admission,
         router: Router,
-        case_of: Callable[[RequestContext, Principal, Route], str | None] = lambda ctx, principal, route: None,
+        case_of: Callable[[RequestContext, Principal, Route, str], str | None] = lambda ctx, who, route, patient: None,
         clock_s: Callable[[], float] = time.time,
     ) -> None:
         """Shapes: `case_of` an emergency that opens what a binding refused, see breakglass.service."""
@@ -109,10 +110,8 @@ class Explainer:
         self._router = router
         self._clock_s = clock_s
         self._identity = Identity(clock_s, cast("Any", _Uncounted()))
-        self._authorization = Authorization(
-            intent=lambda ctx: None,
-            opens=lambda ctx, principal, route: case_of(ctx, principal, route) is not None,
-        )
+        care = Care(opens=lambda ctx, who, route, patient: case_of(ctx, who, route, patient) is not None)
+        self._authorization = Authorization(lambda ctx: None, care)
 
     def explain(self, snapshot: Snapshot, asked: Asked) -> Explanation:
         """Decide a request without making it."""

@@ -100,6 +100,19 @@ def is_scope_watched(route: Route) -> bool:
     return route.need is not None and route.need.shadow
 
 
+def is_read(route: Route, params: Mapping[str, str], method: str) -> bool:
+    """Does a request only read: by its method, or a POST by what the route says its scope is, `r` and `s` alone?"""
+    if method in ("GET", "HEAD"):
+        return True
+    need = _need(route.need, params, method)
+    return method == "POST" and only_reads(need)
+
+
+def only_reads(need: Need | None) -> bool:
+    """Is what the route needs reading and searching, and nothing else?"""
+    return need is not None and need.mask != 0 and set(need.text.rpartition(".")[2]) <= {"r", "s"}
+
+
 def varies(route: Route) -> bool:
     """Do the parameters or the method of a request have a say in the decision?"""
     return any(binding.source == "path" for binding in route.bindings) or (

@@ -10,7 +10,7 @@ from typing import Any
 from gateway.context import Principal
 from gateway.errors import BadJson, Unprocessable
 from gateway.rbac.decide import ALLOWED, NOT_BOUND, NOT_BOUND_HIDDEN, Decision
-from gateway.rbac.reference import applies, id_of, is_claimed
+from gateway.rbac.reference import applies, claim_of, id_of, is_claimed, record_of
 from gateway.routing.model import Binding, Route
 
 EACH = "*"
@@ -51,10 +51,11 @@ def _no_constant(name: str) -> Any:
 
 
 def decide_document(
-    principal: Principal, route: Route, document: Any, bases: Iterable[str], shadows: list[str]
+    principal: Principal, route: Route, document: Any, bases: Iterable[str], shadows: list[str], patient: str = ""
 ) -> Decision:
     """May this principal send this body? `shadows` gets the shadow rules that would have refused it.
 
+    Shapes: `patient` is the one whom an emergency opens, see rbac.reference.claim_of.
     Raises: Unprocessable for a body that has no text where a binding looks for it.
     """
     for binding in route.bindings:
@@ -68,7 +69,7 @@ def decide_document(
                 continue
             fault = {"pointer": binding.param, "detail": "must be there, as text"}
             raise Unprocessable("The body is not as the route declares", errors=[fault]) from None
-        claim = principal.claims.get(binding.claim)
+        claim = claim_of(principal, route, binding, patient)
         if not all(_is_own(value, binding, claim, bases) for value in values):
             if not binding.shadow:
                 return NOT_BOUND_HIDDEN if binding.hidden else NOT_BOUND
@@ -83,7 +84,7 @@ def patients_written(where: Binding, document: Any, bases: Iterable[str]) -> set
     except _Missing:
         fault = {"pointer": where.param, "detail": "must be there, as text"}
         raise Unprocessable("The body is not as the route declares", errors=[fault]) from None
-    found = {id_of(value, where.reference or "", bases) for value in values}
+    found = {record_of(value, where, bases) for value in values}
     return None if None in found else {record for record in found if record is not None}
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from gateway.context import Principal
 from gateway.rbac.fhir import RESOURCE_ID
-from gateway.routing.model import Binding
+from gateway.routing.model import Binding, Route
 
 
 def id_of(text: str, resource: str, bases: Iterable[str] = (), *, bare: bool = False) -> str | None:
@@ -44,6 +45,25 @@ def is_claimed(value: str, claim: object) -> bool:
     if isinstance(claim, str):
         return claim == value
     return isinstance(claim, list) and any(isinstance(member, str) and member == value for member in claim)
+
+
+def record_of(text: str, where: Binding, bases: Iterable[str], *, bare: bool = False) -> str | None:
+    """The id of the record that a request names there, where it may be text as it is; None if it names none."""
+    return (text or None) if where.reference is None else id_of(text, where.reference, bases, bare=bare)
+
+
+def claim_of(principal: Principal, route: Route, binding: Binding, patient: str) -> object:
+    """What a binding compares with: the claim, or, if it is about a patient, whom an emergency opens ("": nobody).
+
+    SEC: what is bound to anything else, such as the caller's organisation, stays bound to it.
+    """
+    return patient if patient and _is_of_patient(binding, route.break_glass) else principal.claims.get(binding.claim)
+
+
+def _is_of_patient(binding: Binding, where: Binding | None) -> bool:
+    if where is None or binding.reference is not None:
+        return binding.reference == "Patient"
+    return bool(set(binding.names) & set(where.names)) or bool(binding.steps and binding.steps == where.steps)
 
 
 def applies(binding: Binding, role: str) -> bool:

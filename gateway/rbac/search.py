@@ -21,7 +21,7 @@ from gateway.rbac.decide import (
     Decision,
     is_scope_watched,
 )
-from gateway.rbac.reference import applies, id_of, is_claimed
+from gateway.rbac.reference import applies, claim_of, id_of, is_claimed, record_of
 from gateway.rbac.scopes import covers, mask_of
 from gateway.routing.model import Binding, Route
 
@@ -30,6 +30,8 @@ Pairs = Sequence[tuple[str, str]]
 WIDE = frozenset({"_has", "_include", "_revinclude", "_filter", "_query"})
 """Parameters that look into, or bring along, records that are not what is searched for."""
 
+OF_PATIENT = frozenset({"patient", "subject"})
+"""Parameters in which FHIR names a patient."""
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _EVERY_READ = mask_of("*", "rs")
@@ -64,11 +66,12 @@ def is_wide(name: str) -> bool:
 
 
 def decide_search(
-    principal: Principal, route: Route, pairs: Pairs, bases: Iterable[str], shadows: list[str]
+    principal: Principal, route: Route, pairs: Pairs, bases: Iterable[str], shadows: list[str], patient: str = ""
 ) -> Decision:
     """May this principal send this query? `shadows` gets the shadow rules that would have refused it.
 
-    Shapes: `bases` are our own FHIR bases, see rbac.reference.
+    Shapes: `bases` are our own FHIR bases, see rbac.reference; `patient` is the one whom an emergency opens, see
+    rbac.reference.claim_of.
     """
     role = principal.role
     if any(is_wide(name) for name, _ in pairs) and not _may_widen(principal, route):
@@ -78,7 +81,7 @@ def decide_search(
     for binding in route.bindings:
         if binding.source != "query" or not applies(binding, role):
             continue
-        decision = _decide_binding(binding, principal.claims.get(binding.claim), pairs, bases)
+        decision = _decide_binding(binding, claim_of(principal, route, binding, patient), pairs, bases)
         if not decision.allowed:
             if not binding.shadow:
                 return decision
@@ -121,11 +124,11 @@ def patients_searched(where: Binding, pairs: Pairs, bases: Iterable[str]) -> set
         base = re.split(r"[:.]", name, maxsplit=1)[0]
         if base not in where.names:
             continue
-        if name not in (base, f"{base}:{where.reference}") or where.reference is None:
+        if name not in (base, f"{base}:{where.reference}"):
             return None
-        typed = name != base or base == where.reference.lower()
+        typed = name != base or base == (where.reference or "").lower()
         for member in value.split(","):
-            record = id_of(member, where.reference, bases, bare=typed)
+            record = record_of(member, where, bases, bare=typed)
             if record is None:
                 return None
             found.add(record)

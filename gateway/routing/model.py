@@ -207,8 +207,8 @@ class Route:
     query: frozenset[str] | None = frozenset()
     """Names of the query parameters a caller may send; None: any."""
     phi: bool = False
-    break_glass: str | None = None
-    """The path parameter that names the patient whom an emergency may open."""
+    break_glass: Binding | None = None
+    """Where a request names the patient whom an emergency may open."""
     hidden: bool = False
     body_max_bytes: int = 1_048_576
     response_max_bytes: int = 67_108_864

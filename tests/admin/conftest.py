@@ -43,6 +43,7 @@ def document() -> dict[str, Any]:
         },
         "gateway": {"limits": ["address"]},
         "units": {"north": {"name": "North"}},
+        "break_glass": {"roles": ["outsider"], "reviewers": {"nothing": {"sees": "all"}}},
         "controllers": {
             "own": {
                 "path": "/v1/members/{member}/notes", "methods": ["GET"], "audiences": ["app"], "roles": ["outsider"],

@@ -9,6 +9,7 @@ import falcon.testing
 import pytest
 
 from gateway.http.explain import ALL, Asked
+from gateway.routing.model import Binding
 
 OWN = "/v1/members/m-1/notes"
 
@@ -85,8 +86,8 @@ def test_one_step_refuses_what_came_before_passed_and_the_rest_is_not_reached(
 def test_an_emergency_opens_what_a_binding_refused_and_nothing_is_noted(gateway, token, monkeypatch) -> None:
     asked_for: list[str] = []
 
-    def case_of(ctx, principal, route):
-        asked_for.append(ctx.params["member"])
+    def case_of(ctx, principal, route, patient):
+        asked_for.append(patient)
         return "case-1"
 
     route = gateway.holder.current.controllers["own"]
@@ -94,7 +95,7 @@ def test_an_emergency_opens_what_a_binding_refused_and_nothing_is_noted(gateway,
     text = token("outsider", member="m-1")
     assert not explainer.explain(gateway.holder.current, Asked("GET", "/v1/members/m-2/notes", text)).allowed
     assert asked_for == [], "the route knows no emergency"
-    opened = replace(route, break_glass="member")
+    opened = replace(route, break_glass=Binding("member", "", frozenset(), hidden=False, reference="Patient"))
     monkeypatch.setattr(explainer._router, "find", finding(explainer._router.find, opened))
     found = explainer.explain(gateway.holder.current, Asked("GET", "/v1/members/m-2/notes", text))
     assert (found.allowed, found.rule, asked_for) == (True, "break-glass", ["m-2"])
