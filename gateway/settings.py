@@ -190,7 +190,7 @@ class Settings:
             )
         if not 0 <= self.trace_ratio <= 1:
             raise SettingsError(f"CAREGATE_TRACE_RATIO: from 0 to 1, not {self.trace_ratio}")
-        if self.trace_endpoint and not _is_http(self.trace_endpoint):
+        if self.trace_endpoint and not is_http(self.trace_endpoint):
             raise SettingsError("CAREGATE_TRACE_ENDPOINT: an http or https URL without user and query")
         if self.log_level not in _LEVELS:
             raise SettingsError(f"CAREGATE_LOG_LEVEL: one of {', '.join(_LEVELS)}")
@@ -213,7 +213,8 @@ _MAY_BE_EMPTY = frozenset({"ops_bind"})
 _MAY_BE_ZERO = frozenset({"max_requests", "drain_linger_s"})
 
 
-def _is_http(text: str) -> bool:
+def is_http(text: str) -> bool:
+    """Is it an http or https URL without user and query?"""
     try:
         url = urlsplit(text)
         is_plain = not url.query and "@" not in text and url.port != 0

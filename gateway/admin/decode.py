@@ -90,7 +90,7 @@ def _members(document: dict[str, Any], kind: type[Body], faults: list[Fault]) ->
 
 
 def _is_encodable(value: Any) -> bool:
-    """Could it be written in UTF-8? JSON's escapes can name halves of characters, which neither file nor database takes."""
+    """Could it be written in UTF-8? JSON's escapes can name half a character, which no file and no database takes."""
     try:
         msgspec.json.encode(value)
     except UnicodeEncodeError:

@@ -12,6 +12,7 @@ from typing import TextIO
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from gateway.cli.audit_source import Unusable, add_source, dsn_of, guarded, iso, note, patients_of
+from gateway.cli.said import positive
 
 _TIMES = frozenset({"at", "first", "last"})
 _HELP = {
@@ -45,10 +46,10 @@ def add_actions(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             kind.add_argument("--to-hour", type=int, default=6)
             kind.add_argument("--timezone", default="UTC", help="of the hours, such as Europe/Berlin")
         if name == "break-glass":
-            kind.add_argument("--review-hours", type=int, default=72, help="how long a review may take")
+            kind.add_argument("--review-hours", type=positive, default=72, help="how long a review may take")
         if name == "denials":
-            kind.add_argument("--most", type=int, default=10, help="so many refusals are a burst")
-            kind.add_argument("--minutes", type=int, default=5, help="within so many minutes")
+            kind.add_argument("--most", type=positive, default=10, help="so many refusals are a burst")
+            kind.add_argument("--minutes", type=positive, default=5, help="within so many minutes")
         kind.set_defaults(run=guarded(_report))
 
 

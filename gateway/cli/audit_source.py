@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gateway.cli.said import reason
+
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -52,9 +54,11 @@ def guarded(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Name
         from gateway.store.trail import TrailUnreadable
 
         try:
+            if 0 < getattr(options, "to_ms", 0) <= getattr(options, "from_ms", 0):
+                raise Unusable("--to is not after --from")
             return run(options)
         except (Unusable, TrailUnreadable, OSError, ValueError) as error:
-            print(f"caregate audit: {error}", file=sys.stderr)
+            print(f"caregate audit: {reason(error)}", file=sys.stderr)
         return 2
 
     return guarding
@@ -78,14 +82,20 @@ def keys_of(options: argparse.Namespace) -> list[Ed25519PublicKey]:
 
 
 def checkpoints_of(options: argparse.Namespace) -> list[Sealed]:
-    """The checkpoints outside the database. Without --checkpoints those of the data directory, if they are here."""
+    """The checkpoints outside the database. Without --checkpoints those of the data directory, if they are here.
+
+    Raises: Unusable if --checkpoints has none: nothing could be compared with them.
+    """
     from gateway.audit.notary import read_sealed
 
     path = outside_of(options)
     if options.checkpoints is None and (getattr(options, "export", None) is not None or not path.is_dir()):
         return []
     files = sorted(path.glob("*.ndjson")) if path.is_dir() else [path]
-    return [sealed for file in files for sealed in read_sealed(file)]
+    found = [sealed for file in files for sealed in read_sealed(file)]
+    if options.checkpoints is not None and not found:
+        raise Unusable(f"{path}: no checkpoint is there")
+    return found
 
 
 def outside_of(options: argparse.Namespace) -> Path:

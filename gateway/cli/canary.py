@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gateway.cli.said import http_url, reason
+
 if TYPE_CHECKING:
     from gateway.canary.marks import Marks
     from gateway.canary.probes import Heard
@@ -32,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "looks for them in every answer, log, metric, file and row that it is told of. No patient's data is touched. "
         "Ends with 0 if nothing was found, 1 if something was, 2 if a place could not be looked at.",
     )
-    parser.add_argument("--gateway", required=True, metavar="URL", help="the public listener")
+    parser.add_argument("--gateway", required=True, type=http_url, metavar="URL", help="the public listener")
     parser.add_argument("--insecure", action="store_true", help="take any certificate")
     parser.add_argument("--token", type=Path, metavar="FILE", help="a good token, so that probes get behind the policy")
     parser.add_argument(
@@ -42,7 +44,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="PATH",
         help="also ask for it; {mark} is replaced by a made-up id",
     )
-    parser.add_argument("--metrics", metavar="URL", help="the operations listener: its /metrics and /status")
+    parser.add_argument(
+        "--metrics", type=http_url, metavar="URL", help="the operations listener: its /metrics and /status"
+    )
     parser.add_argument(
         "--log", type=Path, action="append", default=[], metavar="PATH", help="a log, or a folder of logs"
     )
@@ -63,10 +67,10 @@ def _run(options: argparse.Namespace) -> int:
     marks = make_marks(secrets.token_hex)
     begun_s = time.time()
     try:
-        bearer = options.token.read_text().strip() if options.token is not None else ""
+        bearer = _token(options.token) if options.token is not None else ""
         heard = [send(options.gateway, probe, not options.insecure) for probe in probes(marks, options.path, bearer)]
-    except OSError as error:
-        print(f"caregate canary: {error}", file=sys.stderr)
+    except (OSError, ValueError) as error:
+        print(f"caregate canary: {reason(error)}", file=sys.stderr)
         return 2
     time.sleep(options.wait)
     print(f"{len(heard)} requests sent, {sum(1 for one in heard if one.status)} answered")
@@ -76,7 +80,7 @@ def _run(options: argparse.Namespace) -> int:
             leaks = list(sink())
         except Exception as error:
             blind += 1
-            print(f"{name:24}  cannot be looked at: {type(error).__name__}: {error}")
+            print(f"{name:24}  cannot be looked at: {type(error).__name__}: {reason(error)}")
             continue
         found += len(leaks)
         print(f"{name:24}  {'clean' if not leaks else 'FOUND'}")
@@ -90,7 +94,7 @@ def _sinks(
     options: argparse.Namespace, marks: Marks, heard: list[Heard], begun_s: float
 ) -> Iterator[tuple[str, Callable[[], Iterator[Leak]]]]:
     """Where is looked: a name, and what looks there."""
-    from gateway.canary.sinks import look, look_in_files, look_in_rows, look_in_spool
+    from gateway.canary.sinks import look, look_in_rows, look_in_spool
 
     def answers() -> Iterator[Leak]:
         for one in heard:
@@ -107,21 +111,37 @@ def _sinks(
         for path in ("/metrics", "/status", "/readyz"):
             yield path, operations(path)
     for path in options.log:
-        yield f"log {path.name}", partial(_in_file, path, marks)
+        yield f"log {path.name}", partial(in_file, path, marks)
     if options.data_dir is not None:
         folder = options.data_dir
         yield "audit spool", lambda: look_in_spool(_there(folder / "audit"), marks)
-        others = [one for one in _there(folder).iterdir() if one.name not in ("audit", "postgres")]
-        yield "data directory", lambda: look_in_files(others, marks)
+        yield "data directory", partial(_in_data_dir, folder, marks)
     dsn = _dsn(options)
     if dsn:
         yield "audit trail", lambda: look_in_rows("audit.event", _rows(dsn, begun_s), marks)
 
 
-def _in_file(path: Path, marks: Marks) -> Iterator[Leak]:
+def in_file(path: Path, marks: Marks) -> Iterator[Leak]:
+    """Leaks in a log or a folder of logs. Raises: OSError, also where there is no file: nothing was looked at."""
+    from gateway.canary.sinks import files_of, look_in_files
+
+    if not files_of([_there(path)]):
+        raise FileNotFoundError(f"no file is in {path}")
+    return look_in_files([path], marks)
+
+
+def _in_data_dir(folder: Path, marks: Marks) -> Iterator[Leak]:
     from gateway.canary.sinks import look_in_files
 
-    return look_in_files([_there(path)], marks)
+    return look_in_files([one for one in _there(folder).iterdir() if one.name not in ("audit", "postgres")], marks)
+
+
+def _token(path: Path) -> str:
+    """The bearer token in a file. Raises: OSError, ValueError if it could not be sent."""
+    text = path.read_text().strip()
+    if not text or not all("!" <= character <= "~" for character in text):
+        raise ValueError(f"{path}: holds no bearer token")
+    return text
 
 
 def _rows(dsn: str, begun_s: float) -> Iterator[dict[str, object]]:

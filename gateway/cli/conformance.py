@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+
+from gateway.cli.said import reason
 
 EXIT_BROKEN = 1
 EXAMPLE = """example:
@@ -40,7 +43,8 @@ def run(options: argparse.Namespace) -> int:
         return 0
     unknown = set(options.rule or ()) - set(RULES)
     if unknown or not options.agent:
-        print(f"no such rule: {', '.join(sorted(unknown))}" if unknown else "--agent and a command are needed")
+        fault = f"no such rule: {', '.join(sorted(unknown))}" if unknown else "--agent and a command are needed"
+        print(f"caregate conformance: {fault}", file=sys.stderr)
         return 2
     return _look(options)
 
@@ -63,7 +67,7 @@ def _look(options: argparse.Namespace) -> int:
                 kit.spent()
                 print(f"BROKEN  {name:<18}{error}\n        {text}", flush=True)
             except OSError as error:
-                print(f"caregate conformance: the agent cannot be run: {error}")
+                print(f"caregate conformance: the agent cannot be run: {reason(error)}", file=sys.stderr)
                 return 2
             else:
                 print(f"kept    {name:<18}{text}", flush=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway import unixsocket
+from gateway.cli.said import positive
 from gateway.demo import CONTROL
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     run = actions.add_parser("run", help="start it, print what to try, run until Ctrl-C")
     run.add_argument("--port", type=int, default=8080)
-    run.add_argument("--workers", type=int, default=2)
+    run.add_argument("--workers", type=positive, default=2)
     actions.add_parser("play", help="play the story against the running platform and check every answer")
     actions.add_parser("code", help="the one-time code of this moment, for accounts of the demo that need one")
     unit = actions.add_parser("unit", help="stop or start a unit's agent")

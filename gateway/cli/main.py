@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from gateway import __version__
 from gateway.cli.help_text import HelpText
+from gateway.cli.said import reason
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "agent": ("gateway.cli.agent", "relay a unit's local HTTP service to the gateway"),
@@ -38,6 +39,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 What begins with `agent` runs with the base dependencies alone. A module of several sub-commands declares all of them.
 """
 
+EXIT_UNUSABLE = 2
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command; its parser sets `run(options) -> int`."""
@@ -52,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except (OSError, UnicodeError) as error:
+        # What a command does not expect of its files and sockets is still no traceback.
+        print(f"caregate {options.command}: {reason(error)}", file=sys.stderr)
+        return EXIT_UNUSABLE
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gateway.cli.said import reason
 from gateway.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def dsn_of(options: argparse.Namespace) -> str:
 
 def unusable(command: str, error: Exception) -> int:
     """Say why; the exit status."""
-    print(f"caregate {command}: {error}", file=sys.stderr)
+    print(f"caregate {command}: {reason(error)}", file=sys.stderr)
     return 2
 
 

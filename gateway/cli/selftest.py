@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gateway.cli.said import http_url
+
 if TYPE_CHECKING:
     from gateway.selftest.run import Outcome
     from gateway.selftest.tokens import Tokens
@@ -29,7 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "says, 1 if something is not, 2 if it could not be asked.",
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the document that is in force")
-    parser.add_argument("--gateway", required=True, metavar="URL", help="the public listener")
+    parser.add_argument("--gateway", required=True, type=http_url, metavar="URL", help="the public listener")
     parser.add_argument("--insecure", action="store_true", help="take any certificate")
     parser.add_argument("--role", action="append", default=[], help="only these; may be given more than once")
     parser.set_defaults(run=_run)

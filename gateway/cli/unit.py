@@ -86,7 +86,7 @@ def _enrol(operator: UnitOperator, options: argparse.Namespace) -> int:
 
 
 def _warn_if_unknown(options: argparse.Namespace) -> None:
-    """A unit that the configuration does not name cannot enrol."""
+    """A unit that the configuration does not name cannot enrol, and to revoke it shuts nobody out."""
     try:
         known = {unit for worker in ask_workers(run_dir_of(options)) for unit in worker.get("known", ())}
     except Unusable:
@@ -96,6 +96,7 @@ def _warn_if_unknown(options: argparse.Namespace) -> None:
 
 
 def _revoke(operator: UnitOperator, options: argparse.Namespace) -> int:
+    _warn_if_unknown(options)
     if options.key is not None:
         return _told(
             operator.revoke_key(options.unit, options.key, options.reason),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.cli.fleet import HEADINGS, age, cells, table
 from gateway.cli.operator import Unusable, add_options, ask_workers, connect, run_dir_of, unusable
+from gateway.cli.said import positive, reason
 from gateway.units.fleet import FLAP_WINDOW_S, FleetRow, fleet
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("unit", nargs="?", metavar="UNIT", help="this unit's connections, keys and timeline")
     parser.add_argument("--json", action="store_true", help="for machines")
-    parser.add_argument("--events", type=int, default=40, metavar="N", help="of the timeline, default 40")
+    parser.add_argument("--events", type=positive, default=40, metavar="N", help="of the timeline, default 40")
     add_options(parser)
     parser.set_defaults(run=_run)
 
@@ -45,7 +46,9 @@ def _run(options: argparse.Namespace) -> int:
     try:
         records, keys, events = _kept(options, workers)
     except Unusable as error:
-        print(f"note: {error}: only what the workers know is shown", file=sys.stderr)
+        if not workers:
+            return unusable("units", error)
+        print(f"note: {reason(error)}: only what the workers know is shown", file=sys.stderr)
     now = datetime.now(UTC)
     rows = fleet(workers, records, keys, now)
     if options.unit is None:
@@ -65,7 +68,7 @@ def _workers(options: argparse.Namespace) -> list[dict[str, Any]]:
     except Unusable as error:
         if options.run_dir is not None:
             raise
-        print(f"note: {error}: no worker was asked", file=sys.stderr)
+        print(f"note: {reason(error)}: no worker was asked", file=sys.stderr)
         return []
 
 

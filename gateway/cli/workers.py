@@ -53,10 +53,13 @@ def run_roll(options: argparse.Namespace) -> int:
 def run_list(options: argparse.Namespace) -> int:
     """Print a line for each worker."""
     try:
-        workers = status(_run_dir(options))
+        directory = _run_dir(options)
+        workers = status(directory)
     except (ReloadFailed, SettingsError, OSError) as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
+    if not workers:
+        return _nobody(directory)
     for worker in workers:
         _tell(f"worker {worker.pid}: {worker.phase}, configuration version {worker.version}")
     return 0
@@ -66,13 +69,21 @@ def run_log_level(options: argparse.Namespace) -> int:
     """Print a line for each worker."""
     more = {} if options.level is None else {"level": options.level}
     try:
-        answers = ask(_run_dir(options), "log-level", **more)
+        directory = _run_dir(options)
+        answers = ask(directory, "log-level", **more)
     except (ReloadFailed, SettingsError, OSError) as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
+    if not answers:
+        return _nobody(directory)
     for answer in answers:
         _tell(f"worker {answer['pid']}: {answer['level']}")
-    return 0 if answers else EXIT_FAILED
+    return 0
+
+
+def _nobody(directory: Path) -> int:
+    print(f"no gateway runs under {directory}", file=sys.stderr)
+    return EXIT_FAILED
 
 
 def _run_dir(options: argparse.Namespace) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -58,7 +58,7 @@ class Kit:
 
     def _start_agent(self) -> None:
         values = self._values
-        words = [word.format(**values) if "{" in word else word for word in self._command]
+        words = [filled(word, values) for word in self._command]
         environment = {**os.environ, **{f"CAREGATE_{name.upper()}": value for name, value in values.items()}}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - the command is the user's own
@@ -77,3 +77,10 @@ class Kit:
         self.end_agent()
         self.service.stop()
         self._directory.cleanup()
+
+
+def filled(word: str, values: Mapping[str, str]) -> str:
+    """A word of the agent's command with what it names; other braces, as of JSON, stay."""
+    for name, value in values.items():
+        word = word.replace(f"{{{name}}}", value)
+    return word
