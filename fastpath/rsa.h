@@ -94,19 +94,43 @@ static int rsa_has_ifma(void) { return 0; }
 #define rsa_multiply_ifma rsa_multiply_plain
 #endif
 
-/* NOTE: little-endian machines only, as the bucket table is. */
-static void rsa_load(uint64_t *limbs, const uint8_t *big_endian)
+/* A number of 256 bytes in limbs of so many bits.
+   NOTE: little-endian machines only, as the bucket table is. */
+static void rsa_split(uint64_t *limbs, int count, int bits, const uint8_t *big_endian)
 {
-    uint64_t words[RSA_BYTES / 8 + 1];
+    uint64_t words[RSA_BYTES / 8 + 2];
     int i;
     for (i = 0; i < RSA_BYTES / 8; i++) {
         memcpy(&words[i], big_endian + RSA_BYTES - 8 * (i + 1), 8);
         words[i] = __builtin_bswap64(words[i]);
     }
-    words[RSA_BYTES / 8] = 0;
-    for (i = 0; i < RSA_LIMBS; i++) {
-        const int at = 52 * i / 64, skipped = 52 * i % 64;
-        limbs[i] = (uint64_t)((words[at] | (rsa_wide)words[at + 1] << 64) >> skipped) & RSA_MASK;
+    words[RSA_BYTES / 8] = words[RSA_BYTES / 8 + 1] = 0;
+    for (i = 0; i < count; i++) {
+        const int at = bits * i / 64, skipped = bits * i % 64;
+        limbs[i] = at > RSA_BYTES / 8 ? 0
+                   : (uint64_t)((words[at] | (rsa_wide)words[at + 1] << 64) >> skipped) & ((UINT64_C(1) << bits) - 1);
+    }
+}
+
+static void rsa_load(uint64_t *limbs, const uint8_t *big_endian) { rsa_split(limbs, RSA_LIMBS, 52, big_endian); }
+
+/* Limbs of 52 bits from narrower ones that may be a little over their size. */
+static void rsa_join(uint64_t *limbs, const uint64_t *narrow, int count, int bits)
+{
+    rsa_wide held = 0;
+    int i, at = 0, have = 0;
+    for (i = 0; i < count && at < RSA_LIMBS; i++) {
+        held += (rsa_wide)narrow[i] << have;
+        have += bits;
+        if (have >= 52) {
+            limbs[at++] = (uint64_t)held & RSA_MASK;
+            held >>= 52;
+            have -= 52;
+        }
+    }
+    while (at < RSA_LIMBS) {
+        limbs[at++] = (uint64_t)held & RSA_MASK;
+        held >>= 52;
     }
 }
 
@@ -120,10 +144,24 @@ static int rsa_is_less(const uint64_t *a, const uint64_t *b)
     return a[i] < b[i];
 }
 
+/* Below n, from below 2n. */
+static void rsa_subtract_once(uint64_t *limbs, const uint64_t *n)
+{
+    uint64_t borrow = 0;
+    int i;
+    if (rsa_is_less(limbs, n))
+        return;
+    for (i = 0; i < RSA_LIMBS; i++) {
+        const uint64_t limb = limbs[i] - n[i] - borrow;
+        limbs[i] = limb & RSA_MASK;
+        borrow = limb >> 63;
+    }
+}
+
 /* power = base^65537 mod n, fully reduced; 0: the base is not less than n. */
 static int rsa_power(uint64_t *power, const uint8_t *base, const rsa_modulus *modulus, rsa_multiply *multiply)
 {
-    uint64_t x[RSA_LIMBS], borrow = 0;
+    uint64_t x[RSA_LIMBS];
     int i;
     rsa_load(x, base);
     if (!rsa_is_less(x, modulus->n))
@@ -132,12 +170,7 @@ static int rsa_power(uint64_t *power, const uint8_t *base, const rsa_modulus *mo
     for (i = 0; i < 16; i++)
         multiply(power, power, power, modulus);
     multiply(power, power, x, modulus);
-    if (!rsa_is_less(power, modulus->n))
-        for (i = 0; i < RSA_LIMBS; i++) {
-            uint64_t limb = power[i] - modulus->n[i] - borrow;
-            power[i] = limb & RSA_MASK;
-            borrow = limb >> 63;
-        }
+    rsa_subtract_once(power, modulus->n);
     return 1;
 }
 

@@ -60,7 +60,7 @@ class SignatureCheck:
 
 def _opener(alg: str, key: PublicKey) -> Callable[[bytes, bytes], bool] | None:
     """What verifies faster than cryptography, where the processor and the key allow."""
-    if not fastpath.rsa.FAST or not alg.startswith("RS") or not isinstance(key, rsa.RSAPublicKey):
+    if fastpath.rsa.WAYS[0] == "plain" or not alg.startswith("RS") or not isinstance(key, rsa.RSAPublicKey):
         return None
     numbers = key.public_numbers()
     if key.key_size != _FAST_BITS or numbers.e != fastpath.rsa.EXPONENT:
