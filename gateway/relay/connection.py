@@ -16,12 +16,14 @@ from gateway.relay.frames import LEDGER, GoAwayCode, Ping, ResetCode, Welcome, e
 from gateway.relay.health import Health
 from gateway.relay.link import Link
 from gateway.relay.link_token import LinkToken
-from gateway.relay.registry import Registry
+from gateway.relay.registry import UNIT_LEFT, UNIT_SAYS, Registry
 from gateway.relay.session import GatewaySession
 from gateway.relay.states import State
 from gateway.relay.websocket import UnitSocket
 
 EJECT_JITTER_MS: Final = 1_000
+MAX_WHY: Final = 64
+"""Characters of a close reason that are kept."""
 
 
 class TokenCheck(Protocol):
@@ -150,7 +152,8 @@ class UnitConnection(Link):
             self.registry.retire(self)
 
     def _on_goaway(self, event: ev.GoAwayReceived) -> None:
-        self.session.close_reason = event.why[:64] or "unit-left"
+        # SEC: marked as the unit's, or it could say what the gateway acts upon (`moving`, `replaced`).
+        self.session.close_reason = f"{UNIT_SAYS}{event.why}"[:MAX_WHY] if event.why else UNIT_LEFT
 
     def probe(self, timeout_s: float) -> bool:
         """Does the unit still answer? Yields to the hub: yes."""

@@ -68,6 +68,11 @@ def _text(header: dict[str, Any], key: str, limit: int = 256) -> str:
     return value
 
 
+def _prose(header: dict[str, Any], key: str, limit: int = 256) -> str:
+    """What the peer writes for people. SEC: it ends on terminals: only printable ASCII is kept."""
+    return "".join(c if " " <= c <= "~" else "?" for c in _text(header, key, limit))
+
+
 def _optional_text(header: dict[str, Any], key: str, limit: int = 256) -> str | None:
     return None if header.get(key) is None else _text(header, key, limit)
 
@@ -136,7 +141,7 @@ _Parts = tuple[int, int, int, bytes, bytes]
 def _decode_hello(parts: _Parts) -> Frame:
     header = _json(parts[3])
     return Hello(
-        agent=_text(header, "agent"),
+        agent=_prose(header, "agent"),
         instance=_text(header, "instance", 128),
         index=_number(header, "index", 0, 63),
         caps=_texts(header, "caps"),
@@ -206,7 +211,7 @@ def _decode_response(parts: _Parts) -> Frame:
 def _decode_reset(parts: _Parts) -> Frame:
     _, stream, code, _, rest = parts
     header = _json(rest)
-    return Reset(stream, code, _text(header, "reason", 512), _dispatched(header))
+    return Reset(stream, code, _prose(header, "reason", 512), _dispatched(header))
 
 
 def _decode_reset_ack(parts: _Parts) -> Frame:
@@ -222,7 +227,7 @@ def _decode_goaway(parts: _Parts) -> Frame:
         code=_number(header, "code", 0, 255),
         retry_ms=_number(header, "retry_ms", 0, 86_400_000),
         jitter_ms=_number(header, "jitter_ms", 0, 86_400_000),
-        why=_text(header, "why", 512),
+        why=_prose(header, "why", 512),
     )
 
 

@@ -28,8 +28,17 @@ MAX_REMEMBERED: Final = 100_000
 MOVING: Final = "draining"
 """Why a unit left that was asked to dial again, because its worker is being replaced."""
 
+UNIT_LEFT: Final = "unit-left"
+UNIT_SAYS: Final = "unit: "
+"""Begins what a unit said itself when it left: for its operators. Everybody else is told that it left."""
+
 MOVE_S: Final = 3.0
 """How long such a unit may take to come back before it counts as not connected."""
+
+
+def own_word(why: str) -> str:
+    """A close reason as callers, logs and the audit trail have it. SEC: a unit's own text could hold anything."""
+    return UNIT_LEFT if why.startswith(UNIT_SAYS) else why
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +237,9 @@ class Registry:
         return datetime.fromtimestamp(farewell.at_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
     def why(self, unit: str) -> str:
-        """The last close reason, `never-connected` if this worker knows of none."""
+        """The last close reason in our own words, `never-connected` if this worker knows of none."""
         farewell = self._farewells.get(unit)
-        return "never-connected" if farewell is None else farewell.why
+        return "never-connected" if farewell is None else own_word(farewell.why)
 
     def farewells(self) -> dict[str, Farewell]:
         return self._farewells

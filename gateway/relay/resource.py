@@ -34,7 +34,16 @@ MAX_NAMES: Final = 1_024
 
 _STARTED: Final = Delivery.RESPONSE_STARTED.value
 
-_REMOVED: Final = HOP_BY_HOP | {"content-length", "relay-source", "x-request-id", "set-cookie"}
+ORIGIN_WIDE: Final = frozenset(
+    {
+        "alt-svc", "clear-site-data", "expect-ct", "nel", "public-key-pins", "public-key-pins-report-only", "report-to",
+        "service-worker-allowed", "set-cookie2", "strict-transport-security",
+    }
+)  # fmt: skip
+"""SEC: browsers keep them for the whole origin, which all units and the login page share: one unit could take HSTS
+away, log everybody out, or have the addresses of all requests reported to itself.
+"""
+_REMOVED: Final = HOP_BY_HOP | ORIGIN_WIDE | {"content-length", "relay-source", "x-request-id", "set-cookie"}
 
 
 class UnitResource:

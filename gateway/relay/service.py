@@ -22,7 +22,7 @@ from gateway.relay.frames import GoAwayCode
 from gateway.relay.handover import Handover
 from gateway.relay.health import LOOK_S
 from gateway.relay.link_token import LinkToken
-from gateway.relay.registry import MOVING, Registry
+from gateway.relay.registry import MOVING, Registry, own_word
 from gateway.relay.resource import UnitResource
 from gateway.relay.used_tokens import UsedTokens
 
@@ -273,7 +273,8 @@ class Relay:
         if event == "connection.lost":
             return  # every sibling sees it, and the units that are lost with it have lines of their own
         if self._log is not None:
-            self._log.info(event, unit=unit, **details)
+            told = {name: own_word(text) if isinstance(text, str) else text for name, text in details.items()}
+            self._log.info(event, unit=unit, **told)
         if self._metrics is not None and event.startswith("connection."):
             direction = event.partition(".")[2]
             self._metrics.inc("caregate_relay_unit_events", (direction,))

@@ -13,6 +13,7 @@ from fastpath.bucket import BucketTable
 from gateway.config.snapshot import SnapshotHolder
 from gateway.errors import GatewayError
 from gateway.metrics import Metrics
+from gateway.relay.registry import own_word
 from gateway.relay.service import Relay
 from gateway.settings import Settings
 from gateway.store.pool import Database
@@ -117,7 +118,9 @@ class Units:
         self.timeline.observe(event, unit, details)
         kind = _KINDS.get(event)
         if kind is not None:
-            about = {name: str(details[name]) for name in ("conn", "kid", "why", "agent") if details.get(name)}
+            about = {
+                name: own_word(str(details[name])) for name in ("conn", "kid", "why", "agent") if details.get(name)
+            }
             self._note("unit.replaced" if about.get("why") == "replaced" else kind, "allowed", unit=unit, **about)
 
     def _on_change(self) -> None:

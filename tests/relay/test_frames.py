@@ -93,6 +93,7 @@ def test_what_is_too_large_is_not_sent(request_):
 
 
 text = st.text(max_size=20)
+prose = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=20)
 streams = st.integers(0, (1 << 31) - 1).map(lambda n: n * 2 + 1)
 names = st.from_regex(r"[a-z][a-z0-9-]{0,20}", fullmatch=True)
 values = st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_categories=["Cc"]), max_size=20)
@@ -117,9 +118,9 @@ frames = st.one_of(
     st.builds(fr.ResponseFrame, streams, responses, st.binary(max_size=30), st.booleans()),
     st.builds(fr.Data, streams, st.binary(max_size=30), st.booleans()),
     st.builds(fr.Window, st.one_of(st.just(0), streams), st.integers(1, fr.MAX_CREDIT)),
-    st.builds(fr.Reset, streams, st.integers(1, 11), text, st.sampled_from([True, False, None])),
+    st.builds(fr.Reset, streams, st.integers(1, 11), prose, st.sampled_from([True, False, None])),
     st.builds(fr.Sync, st.lists(streams, max_size=9)),
-    st.builds(fr.GoAway, st.integers(0, 6), st.integers(0, 9), st.integers(0, 9), text),
+    st.builds(fr.GoAway, st.integers(0, 6), st.integers(0, 9), st.integers(0, 9), prose),
 )
 
 
@@ -134,6 +135,13 @@ def test_noise_is_refused_or_a_frame(data):
         decode(b"\x01" + data)
     except ProtocolViolation:
         return
+
+
+def test_what_a_peer_writes_for_people_is_harmless_on_a_terminal():
+    hello = fr.Hello("\x1b[2Jagent/1\r\n", "i", 0)
+    assert decode(fr.encode(hello)).agent == "?[2Jagent/1??"
+    assert decode(fr.encode(fr.GoAway(0, 0, 0, "nächtlich\x07"))).why == "n?chtlich?"
+    assert decode(fr.encode(fr.Reset(1, 3, "a\nb", None))).reason == "a?b"
 
 
 def test_field_fault():

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from gateway.relay.registry import Membership, Registry
+from gateway.relay.connection import UnitConnection
+from gateway.relay.events import GoAwayReceived
+from gateway.relay.registry import MOVING, Membership, Registry, own_word
 from gateway.relay.states import State
 
 
@@ -131,3 +133,21 @@ def test_what_a_sibling_remembers_counts_if_it_is_newer(registry):
     registry.recall("u", 100.0, "silent")
     registry.recall("u", 50.0, "older")
     assert (registry.why("u"), registry.last_seen("u")) == ("silent", "1970-01-01T00:01:40Z")
+
+
+@pytest.mark.parametrize("text", [MOVING, "replaced", "patient Anna left", "x" * 200])
+def test_what_a_unit_says_as_it_leaves_is_for_its_operators_alone(registry, text):
+    """Not for callers and logs, and it cannot pass for a word that the gateway acts upon."""
+    connection = Connection(registry)
+    registry.register(connection)
+    UnitConnection._on_goaway(connection, GoAwayReceived(0, 0, 0, text))
+    registry.unregister(connection, connection.session.close_reason)
+    kept = registry.farewells()["u"].why
+    assert kept == f"unit: {text}"[:64]
+    assert registry.why("u") == own_word(kept) == "unit-left"
+
+
+def test_a_unit_that_says_nothing_left(registry):
+    connection = Connection(registry)
+    UnitConnection._on_goaway(connection, GoAwayReceived(0, 0, 0, ""))
+    assert connection.session.close_reason == "unit-left"

@@ -9,6 +9,7 @@ import jwt
 import pytest
 
 from gateway.relay.frames import ResetCode
+from gateway.relay.resource import ORIGIN_WIDE
 
 
 def silent(unit, event):
@@ -53,6 +54,7 @@ def test_what_a_unit_is_sent_and_what_comes_back(rig):
             ("relay-source", "gateway"),
             ("x-request-id", "forged"),
             ("etag", '"1"'),
+            *((name, "x") for name in sorted(ORIGIN_WIDE)),
         ]
         unit.answer(event.stream, 201, b"{}", fields=fields)
 
@@ -84,7 +86,7 @@ def test_what_a_unit_is_sent_and_what_comes_back(rig):
     assert answer.status == 201
     assert answer.headers["etag"] == '"1"'
     assert answer.headers["relay-source"] == "unit"
-    assert not {"set-cookie", "x-hop"} & set(answer.headers)
+    assert not {"set-cookie", "x-hop", *ORIGIN_WIDE} & set(answer.headers)
     assert answer.headers.get("x-request-id") != "forged"
 
 

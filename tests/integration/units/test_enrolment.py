@@ -112,10 +112,10 @@ def test_why_and_last_seen_survive_a_restart(site, tmp_path, wait):
         link.send(GoAway(0, why="night shift"))
         link.sock.close()
         wait(lambda lost=lost: site.fleet()["site-7"]["flaps"] == lost)
-    wait(lambda: site.fleet()["site-7"]["why"] == "night shift")
+    wait(lambda: site.fleet()["site-7"]["why"] == "unit: night shift")
     assert site.fleet()["site-7"]["state"] == "disconnected"
     before = site.ask("site-7")
-    assert (before["code"], before["why"]) == ("unit-not-connected", "night shift")
+    assert (before["code"], before["why"]) == ("unit-not-connected", "unit-left")
     shut_out = site.enrolled("site-4", tmp_path / "revoked")
     site.operate("unit", "revoke", "site-4", "--reason", "stolen")
     site.restart()
