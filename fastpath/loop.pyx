@@ -193,8 +193,7 @@ cdef class Loop:
             except BlockingIOError:
                 return self._receive(RECEIVE_SIZE, self.deadline_ns)
         except BaseException as error:
-            self._given_up(error)
-            return b""
+            return self._given_up(error)
         finally:
             self.idle = False
 

@@ -281,10 +281,24 @@ class Connection(Loop):
             if head is not None:
                 return head, data
 
-    def _given_up(self, error: BaseException) -> None:
-        """Waiting for a request ended without one. Raises: what is not the deadline."""
+    def _given_up(self, error: BaseException) -> bytes:
+        """Waiting for a request ended without one; its first bytes if they have come this very moment.
+
+        Raises: what is not the deadline.
+        Yields to the hub: yes.
+        """
         if not isinstance(error, DeadlinePassed):
             raise error
+        if self.idle:
+            with contextlib.suppress(BlockingIOError):
+                return self._raw.recv(RECEIVE_BYTES)  # type: ignore[no-any-return]
+            self._end_idle()
+        return b""
+
+    def _end_idle(self) -> None:
+        """NOTE: a request may be under way; closing at once would answer it with a reset, and so with doubt."""
+        self.idle = False
+        self._linger(self._service.limits.idle_linger_ns)
 
     def _idle_deadline_ns(self) -> int:
         return time.monotonic_ns() + int(self._service.limits.keepalive_ns)
@@ -421,10 +435,13 @@ class Connection(Loop):
         if self._gone is not None:
             self.watch(self._gone)
 
-    def _linger(self) -> None:
-        """Let the client read the answer before the socket closes on bytes it still sends (RFC 9112, 9.6)."""
+    def _linger(self, linger_ns: int = 0) -> None:
+        """Let the client read the answer before the socket closes on bytes it still sends (RFC 9112, 9.6).
+
+        Units: `linger_ns` for how long; 0: `limits.linger_ns`.
+        """
         limits = self._service.limits
-        deadline_ns = time.monotonic_ns() + limits.linger_ns
+        deadline_ns = time.monotonic_ns() + (linger_ns or limits.linger_ns)
         left = limits.linger_bytes
         try:
             self._half_close()

@@ -25,6 +25,8 @@ class Limits:
     """For the client to take some of an answer."""
     linger_ns: int = 2 * SECOND_NS
     """For the client to read an answer given before its request was read whole."""
+    idle_linger_ns: int = SECOND_NS // 2
+    """For a request to arrive that was under way when its idle connection ended."""
     linger_bytes: int = 8_388_608
     drain_bytes: int = 65_536
     """An unread body no longer than this is read and dropped, so that the connection can be kept."""

@@ -92,6 +92,7 @@ class TlsConnection(Connection):
         try:
             return self._receive(RECEIVE_BYTES, self._idle_deadline_ns())
         except DeadlinePassed:
+            self._end_idle()
             return b""
         finally:
             self.idle = False

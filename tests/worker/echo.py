@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+from gevent.socket import wait_read
 
 from gateway.errors import GatewayError
 
@@ -148,9 +149,10 @@ class Echo:
         return whole(start, b"slow")
 
     def path_streams(self, environ: dict[str, Any], start: Start) -> Iterator[bytes]:
+        """Ends once the client has sent something more."""
         start("200 OK", [])
         yield b"some"
-        gevent.sleep(0.5)
+        wait_read(environ["caregate.socket"].fileno())
         yield b"more"
 
     def path_hangs(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
