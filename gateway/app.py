@@ -325,7 +325,7 @@ class Gateway:
             middleware=[
                 self.accounting,
                 admission,
-                Cors(),
+                Cors(router.own_methods),
                 identity,
                 self._authorization(),
             ],

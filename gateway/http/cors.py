@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterable
+
 import falcon
 
+from gateway.audit.endpoint import ACCESS_LOG_PATH, SEARCH_PATH
+from gateway.breakglass.endpoint import PATH as BREAK_GLASS_PATH
 from gateway.config.model import Cors as CorsRule
 from gateway.config.snapshot import REVOKE_PATH, TOKEN_PATH, Snapshot
 from gateway.context import RequestContext
 from gateway.errors import NotFound
+from gateway.http.openapi import PATH as OPENAPI_PATH
 from gateway.rbac.decide import is_hidden_from
-from gateway.routing.model import Route
 
 _OF_APPS = frozenset({TOKEN_PATH, REVOKE_PATH})
 """Paths of the token service that apps in browsers call."""
+_PREFLIGHT = "cors:preflight"
 EXPOSED = "Retry-After, RateLimit, RateLimit-Policy, Relay-Source, X-Request-Id, WWW-Authenticate"
 
 
 class Cors:
     """Middleware: answers preflights, and marks answers that an allowed origin's page may read."""
+
+    def __init__(self, own_methods: Callable[[str], Iterable[str]] = lambda path: ()) -> None:
+        """Shapes: `own_methods(path)`: those of the gateway's own resource at a path, none where there is none."""
+        self._own_methods = own_methods
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Raises: NotFound for a preflight of a path that no route has, or a hidden one the origin may not see."""
@@ -31,13 +40,20 @@ class Cors:
         snapshot: Snapshot = ctx.snapshot
         if ctx.path in _OF_APPS:
             _preflight_of_app(snapshot, origin, resp)
-            ctx.rule = "cors:preflight"
+            ctx.rule = _PREFLIGHT
             return
-        methods = _methods(snapshot, ctx.path, origin)
+        audiences: Collection[str]
+        own = own_audiences(snapshot, ctx.path)
+        if own is None:
+            methods = _methods(snapshot, ctx.path, origin)
+            match = snapshot.routes.match(method, ctx.path)
+            audiences = match[0].audiences if match else ()
+        else:
+            methods = sorted(self._own_methods(ctx.path)) if own else []
+            audiences = own if method in methods else ()
         if not methods:
             raise NotFound()
-        match = snapshot.routes.match(method, ctx.path)
-        rule = _rule(snapshot, match[0], origin) if match else None
+        rule = _rule(snapshot, audiences, origin)
         resp.status = 204
         resp.complete = True
         if rule is not None:
@@ -45,7 +61,7 @@ class Cors:
             resp.set_header("Access-Control-Allow-Methods", ", ".join(methods))
             resp.set_header("Access-Control-Allow-Headers", ", ".join(rule.headers))
             resp.set_header("Access-Control-Max-Age", str(rule.max_age_s))
-        ctx.rule = "cors:preflight"
+        ctx.rule = _PREFLIGHT
 
     def process_response(
         self, req: falcon.Request, resp: falcon.Response, resource: object, req_succeeded: bool
@@ -56,23 +72,45 @@ class Cors:
             for name in [n for n in resp._headers if n.startswith("access-control-")]:
                 del resp._headers[name]
         origin = req.env.get("HTTP_ORIGIN")
+        ctx: RequestContext = req.context.gateway
         if not origin or resp.status_code == 101:
             return
-        ctx: RequestContext = req.context.gateway
         if ctx.path in _OF_APPS:
             resp.append_header("Vary", "Origin")
             if _is_of_app(ctx.snapshot, origin):
                 resp.set_header("Access-Control-Allow-Origin", origin)
             return
-        if ctx.route is None or is_hidden_from(ctx.principal, ctx.route):
+        audiences = own_audiences(ctx.snapshot, ctx.path) if ctx.route is None else ctx.route.audiences
+        if (
+            ctx.rule == _PREFLIGHT
+            or not audiences
+            or (ctx.route is not None and is_hidden_from(ctx.principal, ctx.route))
+        ):
             return
-        rule = _rule(ctx.snapshot, ctx.route, origin)
-        if rule is None and ctx.route.hidden:
+        rule = _rule(ctx.snapshot, audiences, origin)
+        if rule is None and ctx.route is not None and ctx.route.hidden:
             return
         resp.append_header("Vary", "Origin")
         if rule is not None:
             _allow(resp, origin, rule)
             resp.set_header("Access-Control-Expose-Headers", EXPOSED)
+
+
+def own_audiences(snapshot: Snapshot, path: str) -> Collection[str] | None:
+    """Whose pages may call one of the gateway's own resources, as the configuration says; None for any other path."""
+    document = snapshot.document
+    if path.startswith(OPENAPI_PATH):
+        return document.audiences
+    if path == ACCESS_LOG_PATH:
+        roles: Collection[str] = document.audit.own_record
+    elif path.startswith(SEARCH_PATH):
+        roles = document.audit.readers
+    elif path.startswith(BREAK_GLASS_PATH):
+        rules = document.break_glass
+        roles = () if rules is None else {*rules.roles, *rules.reviewers}
+    else:
+        return None
+    return {document.roles[role].audience for role in roles}
 
 
 def _is_of_app(snapshot: Snapshot, origin: str) -> bool:
@@ -100,13 +138,14 @@ def _methods(snapshot: Snapshot, path: str, origin: str) -> list[str]:
     return [
         method
         for method in snapshot.routes.allowed(path)
-        if (found := snapshot.routes.match(method, path)) and (not found[0].hidden or _rule(snapshot, found[0], origin))
+        if (found := snapshot.routes.match(method, path))
+        and (not found[0].hidden or _rule(snapshot, found[0].audiences, origin))
     ]
 
 
-def _rule(snapshot: Snapshot, route: Route, origin: str) -> CorsRule | None:
-    """The first audience of a route that allows the origin."""
-    for name in sorted(route.audiences):
+def _rule(snapshot: Snapshot, audiences: Iterable[str], origin: str) -> CorsRule | None:
+    """Of the first of these audiences that allows the origin."""
+    for name in sorted(audiences):
         rule = snapshot.audiences[name].cors
         if rule is not None and (origin in rule.origins or (not rule.credentials and "*" in rule.origins)):
             return rule

@@ -46,6 +46,10 @@ class Router:
         self._own_table = RouteTable(rows)
         self._own = own
 
+    def own_methods(self, path: str) -> list[str]:
+        """The methods of the gateway's own resource at a path; none where there is none."""
+        return list(self._own_table.allowed(path))
+
     def find(self, uri: str, req: falcon.Request | None = None) -> Found:
         """What answers the request; fills `route` and `params` of its context. `uri` is not looked at.
 

@@ -155,6 +155,61 @@ def test_preflight(client, path, origin, allowed):
         assert (answer.headers.get("Access-Control-Allow-Credentials") == "true") == ("staff" in origin)
 
 
+OWN_RESOURCES = [
+    ("/openapi/v1/openapi.json", "GET", {"https://app.test", "https://staff.test"}),
+    ("/me/access-log", "GET", {"https://app.test"}),
+    ("/audit/v1/AuditEvent", "GET", {"https://staff.test"}),
+    ("/audit/v1/AuditEvent/abc", "GET", {"https://staff.test"}),
+    ("/access/v1/break-glass", "POST", {"https://staff.test"}),
+    ("/access/v1/break-glass/abc", "DELETE", {"https://staff.test"}),
+    ("/access/v1/break-glass/abc/review", "POST", {"https://staff.test"}),
+]
+
+
+@pytest.fixture
+def readable(base):
+    """A document in which every resource of the gateway's own is somebody's."""
+    base["roles"]["nurse"]["permissions"].append("audit.read")
+    base["audit"] = {"own_record": ["member"], "readers": {"nurse": {"sees": "all"}}}
+    base["break_glass"] = {"roles": ["nurse"], "reviewers": {"ward_admin": {"sees": "all"}}}
+    return base
+
+
+@pytest.mark.parametrize("way", ["m", "l"])
+@pytest.mark.parametrize(("path", "method", "origins"), OWN_RESOURCES, ids=lambda value: str(value)[-24:])
+def test_own_resources_follow_the_origins_of_those_who_may_use_them(
+    gateway_of, ways, readable, path, method, origins, way
+):
+    client = ways(gateway_of(readable))[way]
+    for origin in ("https://app.test", "https://staff.test", "https://evil.test"):
+        asked = {"Origin": origin, "Access-Control-Request-Method": method}
+        answer = client.simulate_options(path, headers=asked)
+        assert answer.status_code == 204
+        assert answer.headers.get("Access-Control-Allow-Origin") == (origin if origin in origins else None)
+        if origin in origins:
+            assert method in answer.headers["Access-Control-Allow-Methods"].split(", ")
+            assert "authorization" in answer.headers["Access-Control-Allow-Headers"]
+            credentials = "true" if origin == "https://staff.test" else None
+            assert answer.headers.get("Access-Control-Allow-Credentials") == credentials
+        made = client.simulate_request(method, path, headers={"Origin": origin})
+        assert made.status_code == 401, "its page may read why"
+        assert made.headers.get("Access-Control-Allow-Origin") == (origin if origin in origins else None)
+        assert "Origin" in made.headers["Vary"]
+
+
+def test_a_method_that_an_own_resource_has_not_is_not_allowed(gateway_of, ways, readable):
+    asked = {"Origin": "https://app.test", "Access-Control-Request-Method": "DELETE"}
+    answer = ways(gateway_of(readable))["m"].simulate_options("/me/access-log", headers=asked)
+    assert (answer.status_code, answer.headers.get("Access-Control-Allow-Origin")) == (204, None)
+
+
+@pytest.mark.parametrize("path", ["/me/access-log", "/audit/v1/AuditEvent", "/access/v1/break-glass", "/access/v1/x"])
+def test_own_resources_that_are_nobody_s_are_not_there(client, path):
+    asked = {"Origin": "https://app.test", "Access-Control-Request-Method": "GET"}
+    answer = client.simulate_options(path, headers=asked)
+    assert (answer.status_code, answer.headers.get("Access-Control-Allow-Origin")) == (404, None)
+
+
 def test_preflight_of_what_is_not_there(client):
     fields = {"Origin": "https://app.test", "Access-Control-Request-Method": "GET"}
     assert client.simulate_options("/v1/nothing", headers=fields).status_code == 404
