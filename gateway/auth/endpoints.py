@@ -24,8 +24,8 @@ from gateway.auth.accounts import Note
 from gateway.auth.clients import ALGORITHMS, Caller, Clients, Spent
 from gateway.auth.dpop import Proof, read_proof
 from gateway.auth.form import MAX_BODY_BYTES, parse_form
-from gateway.auth.grants import EXCHANGE, Asked, Grants
-from gateway.auth.sessions import Session, digest_of, is_refresh_token
+from gateway.auth.grants import EXCHANGE, Asked, Grants, is_revoked
+from gateway.auth.sessions import Owned, digest_of, is_refresh_token
 from gateway.config.snapshot import REVOKE_PATH, TOKEN_PATH, CompiledClient, CompiledTokens, Snapshot
 from gateway.context import RequestContext
 from gateway.errors import ClientUnauthenticated, GatewayError, NotFound, TokenRequestRefused
@@ -50,7 +50,7 @@ class Store(Protocol):
 class Sessions(Protocol):
     """See store.sessions.SessionStore."""
 
-    def owner(self, digest: bytes) -> tuple[Session, str, float, bool] | None: ...
+    def owner(self, digest: bytes) -> Owned | None: ...
     def end(self, session: str, why: str) -> None: ...
 
 
@@ -192,17 +192,17 @@ class IntrospectResource(Posted):
         owned = self._sessions.owner(digest_of(text))
         if owned is None:
             return None
-        session, subject, until_s, good = owned
+        session, account, until_s = owned.session, owned.account, owned.until_s
         role = snapshot.roles.get(session.role)
         if role is None or role.audience not in client.introspect:
             return None
         idle_s = role.lifetimes.idle_s
         ends_s = min(until_s, session.ends_s, session.used_s + idle_s if idle_s else until_s)
-        if not good or ends_s <= self._now():
+        if not owned.good or ends_s <= self._now() or is_revoked(snapshot, account, session):
             return None
         return {
-            "active": True, "client_id": session.client, "sub": subject, "role": session.role, "sid": session.id,
-            "exp": int(ends_s), "iat": int(session.used_s), "aud": role.audience,
+            "active": True, "client_id": session.client, "sub": account.subject, "role": session.role,
+            "sid": session.id, "exp": int(ends_s), "iat": int(session.used_s), "aud": role.audience,
             "iss": snapshot.audiences[role.audience].issuer,
         }  # fmt: skip
 
@@ -253,11 +253,11 @@ class RevokeResource(Posted):
         owned = self._sessions.owner(digest_of(text))
         if owned is None:
             return
-        session, subject = owned[:2]
+        session = owned.session
         _check_owner(session.client, caller)
         self._sessions.end(session.id, "revoked")
         self._note(
-            "logout", "allowed", ctx=ctx, client=session.client, subject=subject, role=session.role,
+            "logout", "allowed", ctx=ctx, client=session.client, subject=owned.account.subject, role=session.role,
             session=session.id, reason="revoked",
         )  # fmt: skip
 

@@ -11,12 +11,12 @@ from typing import Any, Final, Protocol
 
 from fastpath.token import TokenError
 from gateway.auth import pkce, sessions
-from gateway.auth.accounts import Login, Logins, Note
+from gateway.auth.accounts import Account, Login, Logins, Note
 from gateway.auth.clients import Caller
 from gateway.auth.dpop import Proof
 from gateway.auth.issue import AccessToken, issue_access_token
 from gateway.auth.scope import granted_scope
-from gateway.auth.sessions import Code, NewSession, Presented, Verdict
+from gateway.auth.sessions import Code, NewSession, Presented, Session, Verdict
 from gateway.auth.vault import Unsealable, box_of
 from gateway.config.snapshot import CompiledApp, Snapshot
 from gateway.context import RequestContext
@@ -241,7 +241,7 @@ class Grants:
             family.end("refresh-token-reused")
         if verdict not in (Verdict.ROTATE, Verdict.REPEAT):
             return verdict, None, "", ""
-        if _is_revoked(asked.snapshot, presented):
+        if is_revoked(asked.snapshot, presented.account, presented.session):
             family.end("revoked")
             return Verdict.OVER, None, "", ""
         ends_s = min(presented.session.ends_s, presented.session.started_s + role.lifetimes.absolute_s)
@@ -372,9 +372,8 @@ def _bearer(token: AccessToken, refresh: str = "", scope: str = "") -> Answer:
     return {**answer, **({"refresh_token": refresh} if refresh else {}), **_scoped(scope)}
 
 
-def _is_revoked(snapshot: Snapshot, presented: Presented) -> bool:
-    """Would a token of this session that was issued when it began be revoked?"""
-    account, session = presented.account, presented.session
+def is_revoked(snapshot: Snapshot, account: Account, session: Session) -> bool:
+    """Would a token of this session that was issued when it began be revoked, by whatever this worker knows of?"""
     audience = snapshot.roles[session.role].audience
     claims = {**account.claims, "iss": snapshot.audiences[audience].issuer, "sid": session.id}
     return snapshot.verifier.revocations.refuses(

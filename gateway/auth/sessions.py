@@ -108,6 +108,19 @@ class Presented:
 
 
 @dataclass(frozen=True, slots=True)
+class Owned:
+    """A refresh token and whose it is, looked at without a lock. `good`: neither it nor its session or account is over.
+
+    Units: `until_s`, when the token runs out, seconds since 1970.
+    """
+
+    session: Session
+    account: Account
+    until_s: float
+    good: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Code:
     """An authorization code as the store has it, locked. Shapes: `session` is what it gave when used, or empty."""
 

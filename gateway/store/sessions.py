@@ -13,7 +13,7 @@ from typing import Any, Final, LiteralString
 import psycopg
 
 from gateway.auth.accounts import Account
-from gateway.auth.sessions import CODE_LIFETIME_S, REPEAT_S, Code, NewSession, Presented, RefreshToken, Session
+from gateway.auth.sessions import CODE_LIFETIME_S, REPEAT_S, Code, NewSession, Owned, Presented, RefreshToken, Session
 from gateway.store.accounts import COLUMNS, account_of
 from gateway.store.pool import Database
 
@@ -70,8 +70,8 @@ UPDATE caregate.authorization_code SET used_at = now() WHERE digest = %s AND use
 """
 _CODE_GAVE: LiteralString = "UPDATE caregate.authorization_code SET session = %s WHERE digest = %s"
 _OWNER: LiteralString = f"""
-SELECT {_SESSION}, a.subject, a.role = s.role AND a.disabled_at IS NULL, t.used_at IS NOT NULL OR t.until_at <= now(),
-    extract(epoch FROM t.until_at)::float8, s.ended_at IS NOT NULL
+SELECT {COLUMNS}, {_SESSION}, extract(epoch FROM t.until_at)::float8,
+    a.role = s.role AND a.disabled_at IS NULL AND t.used_at IS NULL AND t.until_at > now() AND s.ended_at IS NULL
 FROM caregate.refresh_token t JOIN caregate.session s ON s.id = t.session JOIN caregate.account a ON a.id = s.account
 WHERE t.digest = %s
 """  # noqa: S608
@@ -178,14 +178,14 @@ class SessionStore:
             row = connection.execute(_LOCK_CODE, (digest,)).fetchone()
             yield Redemption(connection, digest, _code(row) if row is not None else None)
 
-    def owner(self, digest: bytes) -> tuple[Session, str, float, bool] | None:
-        """The session of a refresh token, its subject, when the token runs out (s since 1970), and is it good?"""
+    def owner(self, digest: bytes) -> Owned | None:
+        """Whose a refresh token is; None if it is none."""
         with self._database.connection() as connection:
             row = connection.execute(_OWNER, (digest,)).fetchone()
         if row is None:
             return None
-        subject, account_good, token_over, until_s, ended = row[9:]
-        return _session(row), subject, until_s, account_good and not token_over and not ended
+        until_s, good = row[-2:]
+        return Owned(_session(row[_ACCOUNT_WIDTH:]), account_of(row[:_ACCOUNT_WIDTH]), until_s, good)
 
     def end(self, session: str, why: str) -> None:
         """A session is over, with all its tokens."""

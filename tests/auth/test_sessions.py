@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -350,6 +351,43 @@ def test_introspection_of_a_refresh_token(post, log_in, refresh, sql):
     second = log_in("weber")
     age(sql, 1_801)
     assert look(second["refresh_token"]) == {"active": False}, "idle"
+
+
+REVOKED = [
+    pytest.param("jti", lambda claims: claims["jti"], {}, False, True, id="jti"),
+    pytest.param("session", lambda claims: claims["sid"], {}, False, False, id="session"),
+    pytest.param("subject", lambda claims: "user-weber", {}, False, False, id="subject"),
+    pytest.param("subject", lambda claims: "user-weber", {"audience": "practitioner"}, False, False, id="... here"),
+    pytest.param("subject", lambda claims: "user-weber", {"audience": "patient"}, True, True, id="... elsewhere"),
+    pytest.param("subject", lambda claims: "user-anna", {}, True, True, id="another subject"),
+    pytest.param("unit", lambda claims: claims["units"][0], {}, False, False, id="unit"),
+    pytest.param("unit", lambda claims: "nowhere", {}, True, True, id="another unit"),
+    pytest.param("before", lambda claims: "", {}, False, False, id="moment"),
+    pytest.param("before", lambda claims: "", {"role": "practitioner"}, False, False, id="moment, of its role"),
+    pytest.param("before", lambda claims: "", {"role": "patient"}, True, True, id="moment, of another role"),
+]
+
+
+@pytest.mark.parametrize(("kind", "value", "of", "access", "refreshing"), REVOKED)
+def test_introspection_knows_every_kind_of_revocation(
+    post, log_in, refresh, service, kind, value, of, access, refreshing
+):
+    """By what this worker knows of; the database has heard of none of it."""
+    given = log_in("weber")
+    claims = claims_of(given["access_token"])
+    revocations = service.gateway.holder.current.verifier.revocations
+
+    def look():
+        return [
+            post("introspect", {"token": given[name], **proof("watch")}).json["active"]
+            for name in ("access_token", "refresh_token")
+        ]
+
+    assert look() == [True, True]
+    revocations.revoke(kind, value(claims), time.time() + 60, time.time() + 600, **of)
+    assert look() == [access, refreshing]
+    if kind != "jti":
+        assert (refresh(given["refresh_token"]).status_code == 200) == refreshing, "what it says is what then happens"
 
 
 # --- acting for somebody

@@ -163,7 +163,7 @@ def test_a_session_ends_with_its_tokens(store, begun, database):
     (rule,) = [rule for rule in TokenStore(database).changes(0, 1.0).rules if rule.value == made.id]
     assert rule.kind == "session", "every worker is told"
     assert rule.until_s > time.time() + 86_400, "longer than any token"
-    assert store.owner(digest_of(following))[3] is False
+    assert store.owner(digest_of(following)).good is False
 
 
 @pytest.mark.parametrize(
