@@ -307,8 +307,8 @@ class Gateway:
         self.metrics.inc("caregate_upstream_requests", (upstream, outcome))
 
     def _authorization(self) -> Authorization:
-        consents = Consents(ConsentFunctions(self.database).permits, consent_hooks())
-        return Authorization(self.accounting.intent, Care(consents, self.break_glass.opens))
+        self._consents = Consents(ConsentFunctions(self.database).permits, consent_hooks())
+        return Authorization(self.accounting.intent, Care(self._consents, self.break_glass.opens))
 
     def _public(self, memory: shared.Shared) -> Application:
         resources = ResourceTable(
@@ -332,7 +332,7 @@ class Gateway:
         )
         identity.knows_key = self.providers.knows
         self._admission, self._identity = admission, identity
-        self.explainer = Explainer(admission, router, self.break_glass.case_of)
+        self.explainer = Explainer(admission, router, self.break_glass.case_of, consents=self._consents)
         self._lanes = Lanes(self.holder, memory.buckets, self.metrics, admission, identity, router)
         app.lane = self._lanes if self.holder.current.version else None
         app.req_options.strip_url_path_trailing_slash = False

@@ -19,7 +19,10 @@ RequestId = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]
 
 
 class Ask(Body, frozen=True):
-    """A request that is not made. Shapes: `token` without `Bearer`; `purpose` its Purpose-Of-Use; `body` JSON."""
+    """A request that is not made. Shapes: `token` without `Bearer`; `purpose` its Purpose-Of-Use; `body` JSON.
+
+    `ask_consent`: whoever knows of the patient's consent is asked, as the request would; else nobody is.
+    """
 
     method: Literal["DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"]
     target: Annotated[str, Meta(min_length=1, max_length=8_192)]
@@ -27,10 +30,14 @@ class Ask(Body, frozen=True):
     address: Annotated[str, Meta(min_length=2, max_length=45, pattern=r"^[0-9a-fA-F:.]+$")] = "127.0.0.1"
     purpose: Annotated[str, Meta(max_length=64, pattern=r"^[!-~]*$")] = ""
     body: Annotated[str, Meta(max_length=32_768)] = ""
+    ask_consent: bool = False
 
     def asked(self) -> Asked:
         """The request."""
-        return Asked(self.method, self.target, self.token, self.address, self.purpose, self.body.encode())
+        return Asked(
+            self.method, self.target, self.token, self.address, self.purpose, self.body.encode(),
+            ask_consent=self.ask_consent,
+        )  # fmt: skip
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +48,9 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Explained(msgspec.Struct, frozen=True, kw_only=True):
-    """Shapes: `rule` decided; `status`, `problem` of the refusal, 0 and "" if there is none; `would`: where it goes."""
+    """Shapes: `rule` decided; `status`, `problem` of the refusal, 0 and "" if there is none; `would`: where it goes;
+    `shadow`: rules that only watch and would have refused it.
+    """
 
     allowed: bool
     rule: str
@@ -52,6 +61,7 @@ class Explained(msgspec.Struct, frozen=True, kw_only=True):
     steps: list[Step]
     route: str
     would: dict[str, Any]
+    shadow: list[str]
 
 
 class Past(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,8 @@ from gateway.config.reload import ReloadFailed, ask_one
 
 EXIT_REFUSED = 1
 ANSWER_TIMEOUT_S = 10.0
+CONSENT_TIMEOUT_S = 310.0
+"""Longer than any deadline of a route."""
 _MARKS = {"passed": "ok", "refused": "REFUSED", "not-reached": "-", "not-asked": "-"}
 
 
@@ -33,6 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--address", default="127.0.0.1", help="the caller's, default 127.0.0.1")
     parser.add_argument("--purpose", default="", metavar="CODE", help="its Purpose-Of-Use")
     parser.add_argument("--body", type=Path, metavar="FILE", help="its body, JSON of 32 KiB at most")
+    parser.add_argument("--ask-consent", action="store_true", help="ask for the consent, as the request would")
     parser.add_argument("--request", metavar="ID", help="a past request, by its X-Request-Id, from the audit trail")
     parser.add_argument("--json", action="store_true", help="for machines")
     add_options(parser)
@@ -45,7 +48,10 @@ def _run(options: argparse.Namespace) -> int:
             return _show_past(options)
         if options.method is None or options.target is None:
             raise Unusable("give METHOD and TARGET, or --request ID")
-        asked = {"method": options.method.upper(), "target": options.target, "address": options.address}
+        asked: dict[str, Any] = {
+            "method": options.method.upper(), "target": options.target, "address": options.address,
+            "ask_consent": options.ask_consent,
+        }  # fmt: skip
         if options.purpose:
             asked["purpose"] = options.purpose
         if options.body is not None:
@@ -53,7 +59,8 @@ def _run(options: argparse.Namespace) -> int:
         token = _token(options)
         if token:
             asked["token"] = token
-        answer = ask_one(run_dir_of(options), "explain", timeout_s=ANSWER_TIMEOUT_S, **asked)
+        timeout_s = CONSENT_TIMEOUT_S if options.ask_consent else ANSWER_TIMEOUT_S
+        answer = ask_one(run_dir_of(options), "explain", timeout_s=timeout_s, **asked)
     except (Unusable, ReloadFailed) as error:
         return unusable("explain", error)
     except OSError as error:
@@ -89,6 +96,9 @@ def _show(answer: dict[str, Any]) -> None:
     if answer["allowed"]:
         would = answer["would"]
         print(f"allowed, {version}: goes to " + " ".join(str(value) for value in would.values()))
+        for step in answer["steps"]:
+            if step["step"] == "consent" and step["outcome"] == "not-asked" and step["detail"]:
+                print(f"if the patient consents: {step['detail']}")
     else:
         print(f"refused by {answer['rule'] or answer['problem']}: {answer['status']} {answer['problem']}, {version}")
 

@@ -19,7 +19,7 @@ from gateway.errors import (
     QueryRefused,
     Unprocessable,
 )
-from gateway.http.consents import Consents
+from gateway.http.consents import Asking
 from gateway.portal.resource import read_body
 from gateway.rbac.consent import CONSENT_REFUSED, CONSENT_REFUSED_HIDDEN, Question
 from gateway.rbac.decide import NOT_BOUND, SCOPE, SEARCH_ABSENT, SEARCH_REFUSED, Decision, is_read, watched_refusals
@@ -39,7 +39,7 @@ _CONDITIONAL = ("HTTP_IF_NONE_EXIST", "HTTP_X_HTTP_METHOD_OVERRIDE", "HTTP_X_HTT
 class Care:
     """The steps between a decision on the path and the resource."""
 
-    def __init__(self, consents: Consents | None = None, opens: Opens = lambda ctx, who, route, patient: False) -> None:
+    def __init__(self, consents: Asking | None = None, opens: Opens = lambda ctx, who, route, patient: False) -> None:
         """Without `consents` nobody is asked, and a route that needs one refuses: it is unavailable.
 
         Shapes: `opens(ctx, principal, route, patient)`: has the caller an emergency by which he may read this patient's
@@ -106,7 +106,7 @@ class _Request:
         self._pairs: list[tuple[str, str]] = []
         self._document: Any = None
 
-    def pass_(self, consents: Consents | None) -> None:
+    def pass_(self, consents: Asking | None) -> None:
         ctx, route = self._ctx, self._route
         if route.purpose is not None:
             self._take_purpose(route.purpose)
@@ -255,7 +255,7 @@ class _Request:
 
     # --- consent
 
-    def _ask(self, consents: Consents | None, consent: Consent) -> None:
+    def _ask(self, consents: Asking | None, consent: Consent) -> None:
         """Raises: ConsentUnavailable, and what says that there is none."""
         ctx, principal, rule = self._ctx, self._principal, self._ctx.rule
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from typing import Protocol
 
 import gevent
 import structlog
@@ -18,6 +19,15 @@ from gateway.routing.model import Consent
 from gateway.store.pipeline import StatementFailed
 
 log = structlog.get_logger()
+
+
+class Asking(Protocol):
+    """Who is asked for a consent: Consents, or what stands in for it where a request is only explained."""
+
+    def permits(self, consent: Consent, question: Question, principal: Principal, deadline_ns: int) -> bool:
+        """Raises: ConsentUnavailable if there is no answer in time. Yields to the hub: until there is one."""
+
+
 AskFunction = Callable[[str, Question, bytes, int], bool]
 
 

@@ -1,4 +1,6 @@
-"""How a request would be decided, step by step, by the very middleware that decides: nothing is taken, asked or called.
+"""How a request would be decided, step by step, by the very middleware that decides: nothing is taken or called.
+
+A consent is asked for only where the question says so: it is in a database, or another's to say.
 
 The steps are those of a request, in its order: target, limits of the address, token, route, limits of caller and route,
 then what `rbac` decides. The first that refuses ends it, as it would there.
@@ -23,14 +25,17 @@ from gateway.errors import BadTarget, GatewayError, RateLimited, TokenInvalid
 from gateway.http import problems
 from gateway.http.admission import Admission, LimitState
 from gateway.http.authorization import Authorization
-from gateway.http.care import Care
+from gateway.http.care import Care, Opens
+from gateway.http.consents import Asking
 from gateway.http.identity import Identity, principal_of
-from gateway.routing.model import FunctionAction, Route, UnitAction, UpstreamAction
+from gateway.rbac.consent import Question
+from gateway.routing.model import Consent, FunctionAction, Route, UnitAction, UpstreamAction
 from gateway.routing.router import Router
 from gateway.routing.target import forward_target
 
 POLICY: Final = ("audience", "role", "permission", "scope", "binding")
 """The rules of rbac.decide in their order; a rule that is not here is a step of its own."""
+CONSENT: Final = "consent"
 PASSED, REFUSED, NOT_REACHED, NOT_ASKED = "passed", "refused", "not-reached", "not-asked"
 
 
@@ -47,7 +52,7 @@ class Step:
 @dataclass(slots=True)
 class Explanation:
     """Shapes: `rule` as the audit trail would have it; `status` 0: the route's resource would answer; `problem` the
-    code of the error; `would` where the request would go.
+    code of the error; `would` where the request would go; `shadow` the rules that only watch and would refuse it.
     """
 
     allowed: bool
@@ -59,6 +64,7 @@ class Explanation:
     steps: list[Step]
     route: str
     would: dict[str, Any]
+    shadow: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,8 @@ class Asked:
     purpose: str = ""
     body: bytes = b""
     content_type: str = "application/json"
+    ask_consent: bool = False
+    """Ask whoever knows of the patient's consent, as the request would."""
 
     def environ(self, query: str) -> dict[str, Any]:
         """What the middleware reads of a request."""
@@ -86,6 +94,25 @@ class Asked:
         if self.body:
             env["CONTENT_TYPE"] = self.content_type
         return env
+
+
+class _Replayed:
+    """Stands between an explanation and whoever is asked for consents. Shapes: `step` is what became of the rule."""
+
+    def __init__(self, asking: Asking | None) -> None:
+        """`asking` None: nobody is asked, and the request goes on as if it were permitted."""
+        self._asking = asking
+        self.step = Step(CONSENT, NOT_ASKED)
+
+    def permits(self, consent: Consent, question: Question, principal: Principal, deadline_ns: int) -> bool:
+        """As Consents.permits."""
+        step, by = self.step, "function" if consent.function is not None else "hook"
+        step.facts = {by: consent.name, **({"shadow": True} if consent.shadow else {})}
+        if self._asking is None:
+            step.detail = f"the {by} {consent.name} would be asked, and is not in a replay (ask_consent)"
+            return True
+        step.outcome, step.detail = PASSED, f"the {by} {consent.name} was asked"
+        return self._asking.permits(consent, question, principal, deadline_ns)
 
 
 class _Uncounted:
@@ -104,14 +131,17 @@ class Explainer:
         router: Router,
         case_of: Callable[[RequestContext, Principal, Route, str], str | None] = lambda ctx, who, route, patient: None,
         clock_s: Callable[[], float] = time.time,
+        consents: Asking | None = None,
     ) -> None:
-        """Shapes: `case_of` an emergency that opens what a binding refused, see breakglass.service."""
+        """Shapes: `case_of` an emergency that opens what a binding refused, see breakglass.service; `consents` whom to
+        ask where a question says so.
+        """
         self._admission = admission
         self._router = router
         self._clock_s = clock_s
         self._identity = Identity(clock_s, cast("Any", _Uncounted()))
-        care = Care(opens=lambda ctx, who, route, patient: case_of(ctx, who, route, patient) is not None)
-        self._authorization = Authorization(lambda ctx: None, care)
+        self._consents = consents
+        self._opens: Opens = lambda ctx, who, route, patient: case_of(ctx, who, route, patient) is not None
 
     def explain(self, snapshot: Snapshot, asked: Asked) -> Explanation:
         """Decide a request without making it."""
@@ -137,6 +167,7 @@ class Explainer:
             steps=steps,
             route=ctx.route.name if ctx.route is not None else "",
             would=_would(ctx) if error is None else {},
+            shadow=ctx.shadow.split(",") if ctx.shadow else [],
         )
 
     def _walk(self, ctx: RequestContext, asked: Asked, steps: list[Step]) -> None:
@@ -161,7 +192,8 @@ class Explainer:
             step.facts = _described(ctx.route) if ctx.route is not None else {"own": True}
         with _step(steps, "limit") as step:
             self._look(ctx, step, self._admission.look_at_caller(ctx))
-        self._decide(ctx, req, resource, params, steps)
+        replayed = _Replayed(self._consents if asked.ask_consent else None)
+        self._decide(ctx, req, resource, params, steps, replayed)
 
     def _identify(self, ctx: RequestContext, asked: Asked, env: dict[str, Any], step: Step) -> None:
         """Raises: TokenAmbiguous, TokenInvalid."""
@@ -195,14 +227,21 @@ class Explainer:
                 raise RateLimited(retry_after_s=-(-state.wait_ns // 1_000_000_000))
 
     def _decide(
-        self, ctx: RequestContext, req: falcon.Request, resource: object, params: dict[str, Any], steps: list[Step]
+        self,
+        ctx: RequestContext,
+        req: falcon.Request,
+        resource: object,
+        params: dict[str, Any],
+        steps: list[Step],
+        replayed: _Replayed,
     ) -> None:
         """What `Authorization` decides, as one step for each rule. Raises: GatewayError."""
         if ctx.route is None:
             return  # one of the gateway's own resources, which asks for itself
         error: GatewayError | None = None
+        authorization = Authorization(lambda ctx: None, Care(replayed, self._opens))
         try:
-            self._authorization.process_resource(req, cast("falcon.Response", None), resource, params)
+            authorization.process_resource(req, cast("falcon.Response", None), resource, params)
         except GatewayError as refused:
             error = refused
         if error is not None and ctx.principal is None:
@@ -214,13 +253,18 @@ class Explainer:
         for name in POLICY:
             if name == refused_by:
                 break
-            steps.append(Step(name, PASSED if _has_say(name, ctx.route) else NOT_ASKED, facts=facts.get(name, {})))
-        if error is not None:
+            watched = any(rule.partition(":")[0] == name for rule in ctx.shadow.split(","))
+            detail = "only watches (shadow), and would have refused it" if watched else ""
+            steps.append(Step(name, PASSED if _has_say(name, ctx.route) else NOT_ASKED, detail, facts.get(name, {})))
+        if error is None:
+            steps.append(replayed.step)
+        else:
+            facts[CONSENT] = replayed.step.facts
             steps.append(Step(refused_by, REFUSED, error.detail or error.code, facts.get(refused_by, {})))
             raise error
 
 
-ALL: Final = ("target", "address-limit", "token", "route", "limit", *POLICY)
+ALL: Final = ("target", "address-limit", "token", "route", "limit", *POLICY, CONSENT)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import pytest
 from gateway.audit.event import Accesses, decode
 from gateway.config import check_consent
 from gateway.errors import DatabaseTimeout, DatabaseUnavailable
+from gateway.http.explain import Asked
 from gateway.routing.kinds import endpoint
 from gateway.store.pipeline import StatementFailed
 
@@ -92,6 +93,7 @@ def rig(gateway_of, careful, ways, hook, monkeypatch):
     ]
     made.consents = authorization._care._consents
     made.consents._hooks = {"asked": hook}
+    assert made.consents is made._consents
     made.clients = ways(made)
     made.noted = []
     monkeypatch.setattr(made.access_log, "write", lambda ctx, status, took: made.noted.append(ctx.shadow))
@@ -238,6 +240,58 @@ def test_consent_of_a_body(ask, hook, body, status, patient):
     fields = {"Content-Type": "application/fhir+json"}
     assert ask("/v1/written", method="POST", headers=fields, body=json.dumps(body)).status_code == status
     assert [question.patient for question in hook.asked] == ([patient] if patient else [])
+
+
+def explained(rig, token, path, **more):
+    """The explanation of a nurse's request, and its step of the consent."""
+    method, _, target = path.rpartition(" ")
+    asked = Asked(method or "GET", target, token("nurse"), purpose="TREAT", **more)
+    found = rig.explainer.explain(rig.holder.current, asked)
+    return found, next(step for step in found.steps if step.step == "consent")
+
+
+@pytest.mark.parametrize("say", [True, False, RuntimeError()], ids=["yes", "no", "broken"])
+def test_an_explanation_asks_nobody(rig, token, hook, say):
+    hook.say = say
+    found, step = explained(rig, token, CONSENTED)
+    assert (found.allowed, found.rule, step.outcome) == (True, "allowed", "not-asked")
+    assert step.detail == "the hook asked would be asked, and is not in a replay (ask_consent)"
+    assert (step.facts, hook.asked) == ({"hook": "asked"}, [])
+    assert explained(rig, token, "/v1/function/p1")[1].facts == {"function": "portal.consents"}
+
+
+@pytest.mark.parametrize(
+    ("path", "say", "status", "problem", "outcome"),
+    [
+        pytest.param(CONSENTED, True, 0, "", "passed", id="yes"),
+        pytest.param(CONSENTED, False, 403, "consent-refused", "refused", id="no"),
+        pytest.param(CONSENTED, 1, 403, "consent-refused", "refused", id="1 is not True"),
+        pytest.param("/v1/hidden/p1", False, 404, "not-found", "refused", id="hidden"),
+        pytest.param(CONSENTED, RuntimeError("Smith"), 503, "consent-unavailable", "refused", id="broken"),
+        pytest.param("/v1/in-time/p1", lambda: gevent.sleep(30), 503, "consent-unavailable", "refused", id="late"),
+        pytest.param("/v1/watched/p1", False, 0, "", "passed", id="no, in shadow"),
+    ],
+)
+def test_an_explanation_that_asks_says_what_happens(rig, ask, token, hook, path, say, status, problem, outcome):
+    hook.say = say
+    found, step = explained(rig, token, path, ask_consent=True)
+    assert (found.status, found.problem, step.outcome) == (status, problem, outcome)
+    assert len(hook.asked) == 1
+    assert rig.reached.reached == 0
+    assert ask(path, headers=TREAT).status_code == (status or 200)
+    assert hook.asked[0] == hook.asked[1], "the same question"
+    assert found.shadow == (["consent"] if "watched" in path else [])
+    assert "Smith" not in str(found)
+
+
+def test_an_explanation_refused_before_asks_nobody_either(rig, token, hook):
+    found, step = explained(rig, token, "/v1/claimed", ask_consent=True)
+    assert (found.status, step.outcome, hook.asked) == (403, "not-reached", [])
+
+
+def test_an_explanation_names_what_only_watches(rig, token):
+    found = rig.explainer.explain(rig.holder.current, Asked("GET", "/v1/why-watched", token("nurse")))
+    assert (found.allowed, found.shadow) == (True, ["purpose"])
 
 
 @pytest.mark.parametrize("say", [False, RuntimeError()], ids=["no", "broken"])
