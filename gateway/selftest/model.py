@@ -105,10 +105,7 @@ def _rule(rule: object, name: str) -> tuple[Any, bool]:
 
 def _bound(controller: Mapping[str, Any], cell: Cell) -> str:
     """What the bindings say: the first that refuses decides."""
-    target = (controller.get("unit") or controller.get("upstream") or {}).get("target") or ""
-    # Below /me the patient is the token's, whatever the caller writes.
-    own = "/me/" in f"{controller['path']}/" and "{patient}" in target and "{patient}" not in controller["path"]
-    covered = own or cell.role in controller.get("unbound_roles", ())
+    covered = _takes_own(controller) or cell.role in controller.get("unbound_roles", ())
     judged = True
     for bind in controller.get("bind", ()):
         if bind.get("shadow") or (bind.get("roles") and cell.role not in bind["roles"]):
@@ -122,6 +119,20 @@ def _bound(controller: Mapping[str, Any], cell: Cell) -> str:
         return "403"
     special = any(controller.get(name) for name in ("consent", "purpose"))
     return "passes" if judged and not special else ""
+
+
+def _takes_own(controller: Mapping[str, Any]) -> bool:
+    """Below /me the patient is the token's, whatever the caller writes."""
+    target = (controller.get("unit") or controller.get("upstream") or {}).get("target") or ""
+    return "/me/" in f"{controller['path']}/" and "{patient}" in target and "{patient}" not in controller["path"]
+
+
+def _is_tied(controller: Mapping[str, Any], role: str) -> bool:
+    """Is the role tied to the patient of its token, so that scopes `patient/…` count?"""
+    if _takes_own(controller) or "claim:patient" in controller.get("function", {}).get("arguments", {}).values():
+        return True
+    rules = (bind for bind in controller.get("bind", ()) if bind["claim"] == "patient" and not bind.get("shadow"))
+    return any(not bind.get("roles") or role in bind["roles"] for bind in rules)
 
 
 def _covered(controller: Mapping[str, Any], cell: Cell, scopes: list[str]) -> bool:
@@ -139,7 +150,7 @@ def _covered(controller: Mapping[str, Any], cell: Cell, scopes: list[str]) -> bo
             letters = "".join({_LETTERS.get(method, letters) for method in controller["methods"]})
     else:
         resource, _, letters = need.partition(".")
-    own = any(b["claim"] == "patient" and not b.get("shadow") for b in controller.get("bind", ()))
+    own = _is_tied(controller, cell.role)
     for scope in scopes:
         found = _SCOPE.match(scope)
         if found is None or found[2] not in ("*", resource) or (found[1] == "patient" and not own):

@@ -102,9 +102,11 @@ def run(
     *,
     with_records: bool = False,
     tell: Tell = lambda text: None,
+    judge: Callable[[Document, Cell], str] = verdict,
 ) -> Outcome:
     """Send every cell that can be judged. `with_records`: also what would read or write something of a person.
 
+    Shapes: `judge(document, cell)` as gateway.selftest.model.verdict.
     Raises: Unreachable.
     """
     found = Outcome()
@@ -113,7 +115,7 @@ def run(
     for number, cell in enumerate(matrix):
         if number % 200 == 199:
             tell(f"{number + 1} cells, {len(found.wrong)} wrong")
-        wanted = verdict(document, cell)
+        wanted = judge(document, cell)
         why = _left_out(document, cell, wanted, tokens, with_records)
         if why:
             found.left[why] += 1

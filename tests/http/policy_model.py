@@ -1,6 +1,7 @@
 """The finer rules of the policy, written down a second time, plainly: what each request must be answered.
 
-It lists the spellings that are good instead of taking a spelling apart, and shares no code with the gateway.
+It lists the spellings that are good instead of taking a spelling apart, and shares no code with the gateway: not with
+its policy, and not with the model that `caregate selftest` goes by.
 """
 
 from __future__ import annotations
@@ -154,3 +155,82 @@ def once(pairs: Any) -> dict[str, Any]:
     if pairs is None or len({name.casefold() for name, _ in pairs}) < len(pairs):
         raise Twice
     return dict(pairs)
+
+
+# --- the matrix: a document's text, and one request of the shipped configurations
+
+
+def standing(
+    document: dict[str, Any], route: str, method: str, role: str, own_patient: bool, own_unit: bool, state: str
+) -> str:
+    """passes, 401, 403 or 404; "" where the query, the body, a purpose or a consent has the last word."""
+    controller, who = document["controllers"][route], document["roles"][role]
+    foreign = who["audience"] not in controller["audiences"]
+    permission = _named(controller.get("permission"), "name")
+    rules = [b for b in controller.get("bind", []) if role in b.get("roles", [role]) and not b.get("shadow")]
+    theirs = {"patient": not own_patient, "unit": not own_unit}
+    found = [
+        "401" if state != "fresh" else "",
+        ("404" if controller.get("hidden") else "401") if foreign else "",
+        "" if role in controller["roles"] else "403",
+        "403" if permission and permission not in who.get("permissions", []) else "",
+        "" if _in_scope(controller, method, role, who.get("scopes")) else "403",
+        *({"hidden": "404"}.get(bind.get("refuse", ""), "403") for bind in rules if theirs.get(bind["param"])),
+        "" if rules or not _must_bind(controller, role) else "403",
+    ]
+    refused = [answer for answer in found if answer]
+    if refused:
+        return refused[0]
+    open_end = any(":" in bind["param"] for bind in rules) or "consent" in controller or "purpose" in controller
+    return "" if open_end else "passes"
+
+
+def _named(rule: Any, name: str) -> Any:
+    """What a rule in force names; None for one in shadow."""
+    if isinstance(rule, dict):
+        return None if rule.get("shadow") else rule.get(name)
+    return rule
+
+
+def _mine(controller: dict[str, Any]) -> bool:
+    """Is the patient the token's, whatever the request says?"""
+    sent = str((controller.get("unit") or controller.get("upstream") or {}).get("target"))
+    return "me" in controller["path"].split("/") and "{patient}" in sent
+
+
+def _must_bind(controller: dict[str, Any], role: str) -> bool:
+    bound = bool(controller.get("bind")) or str(controller.get("unit", {}).get("unit")).startswith("path:")
+    return bound and role not in controller.get("unbound_roles", []) and not _mine(controller)
+
+
+def _in_scope(controller: dict[str, Any], method: str, role: str, scopes: list[str] | None) -> bool:
+    """Are all (type, letter) that the route needs among those that the role's scopes give it here?"""
+    rule = controller.get("scope")
+    if scopes is None or (isinstance(rule, dict) and rule.get("shadow")):
+        return True
+    arguments = controller.get("function", {}).get("arguments", {}).values()
+    binds = [bind for bind in controller.get("bind", []) if bind["claim"] == "patient" and not bind.get("shadow")]
+    own = _mine(controller) or "claim:patient" in arguments or any(role in b.get("roles", [role]) for b in binds)
+    had = set()
+    for scope in scopes:
+        context, _, rest = scope.partition("/")
+        kind, _, letters = rest.partition(".")
+        if context != "patient" or own:
+            had |= {(kind, letter) for letter in {"read": "rs", "write": "cud", "*": "cruds"}.get(letters, letters)}
+    need = rule.get("need") if isinstance(rule, dict) else rule
+    return (
+        bool(had)
+        if need == "none"
+        else all((kind, letter) in had or ("*", letter) in had for kind, letter in _needed(controller, need, method))
+    )
+
+
+def _needed(controller: dict[str, Any], need: str | None, method: str) -> set[tuple[str, str]]:
+    about = controller.get("audit", {})
+    if need is not None and not need.startswith("path:"):
+        kind, _, letters = need.partition(".")
+        return {(kind, letter) for letter in letters}
+    # The matrix asks for one record, Patient/…, where the path is one of FHIR.
+    kind, read = ("Patient", "r") if need else (about.get("resource", "?"), "r" if "id" in about else "s")
+    letters = {"POST": "c", "PUT": "u", "PATCH": "u", "DELETE": "d"}
+    return {(kind, letters.get(one, read)) for one in ([method] if need else controller["methods"])}

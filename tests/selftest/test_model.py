@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
+import yaml
 
+import gateway
 from gateway.auth.keys import load_secret
 from gateway.selftest.model import Cell, World, as_expected, cells, reads_records, target, verdict
 from gateway.selftest.tokens import Tokens
+from tests.http.policy_model import standing
 
 DOCUMENT = {
     "roles": {
@@ -55,6 +59,37 @@ def cell(role: str, route: str = "record", *, patient: bool = True, unit: bool =
 )
 def test_verdicts(asked, wanted):
     assert verdict(DOCUMENT, asked) == wanted
+
+
+def in_shadow(document, every):
+    """The document with every so-manieth rule in shadow, and scopes for all roles."""
+    changed = copy.deepcopy(document)
+    for number, controller in enumerate(changed["controllers"].values()):
+        watches = number % every == 0
+        if "permission" in controller:
+            controller["permission"] = {"name": controller["permission"], "shadow": watches}
+        controller["scope"] = {"need": controller.get("scope", "Observation.s"), "shadow": number % (every + 1) == 0}
+        for bind in controller.get("bind", [])[:: every - 1]:
+            bind["shadow"] = watches
+    scopes = ["patient/*.read"], ["user/Observation.rs"], ["system/Patient.cruds", "patient/*.*"]
+    for number, role in enumerate(changed["roles"].values()):
+        role["scopes"] = scopes[(number + every) % 3]
+    return changed
+
+
+@pytest.mark.parametrize("every", [0, 2, 3], ids=["as it is", "every second in shadow", "every third in shadow"])
+@pytest.mark.parametrize("name", ["config/default.yaml", "demo/caregate.yaml"])
+def test_it_says_what_the_model_of_the_tests_says(name, every):
+    """Two readings of the shipped documents that share nothing, for every cell of their matrices."""
+    document = yaml.safe_load((Path(gateway.__file__).parent / name).read_text())
+    document = in_shadow(document, every) if every else document
+    found = {
+        each: (verdict(document, each), standing(document, *(getattr(each, name) for name in each.__slots__)))
+        for each in cells(document)
+    }
+    assert len(found) > 1_000
+    assert [(str(each), *answers) for each, answers in found.items() if answers[0] != answers[1]] == []
+    assert {"passes", "401", "403", "404"} <= {plain for _, plain in found.values()}
 
 
 def test_what_only_watches_refuses_nothing():
