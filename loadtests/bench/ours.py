@@ -49,9 +49,11 @@ class Caregate:
         cache: int = 65_536,
         phi: bool = False,
         environment: Mapping[str, str] | None = None,
+        root: Path = ROOT,
     ) -> Server:
         """A gateway on a port of its own. `routes` more controllers; `bare` without access log, metrics and audit but
-        that of `phi` routes; `phi`: the policy's route and the relay's are; `environment` has more settings.
+        that of `phi` routes; `phi`: the policy's route and the relay's are; `environment` has more settings; `root`
+        is where its code is.
         """
         directory = self.run / name
         directory.mkdir()
@@ -69,10 +71,11 @@ class Caregate:
             "CAREGATE_TOKEN_CACHE_SIZE": str(cache),
             "CAREGATE_TEST_BARE": "1" if bare else "0",
             "CAREGATE_LOG_LEVEL": "warning",
+            "PYTHONPATH": str(root),
             **(environment or {}),
         }
-        argv = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")]
-        server = start(name, argv, self.run, port, env=env, cpu=cpu)
+        argv = [sys.executable, "-m", "gunicorn", "-c", str(root / "gunicorn.conf.py")]
+        server = start(name, argv, self.run, port, env=env, cpu=cpu, root=root)
         server.database = self.portal.pid
         return server
 

@@ -84,8 +84,9 @@ def start(
     *,
     env: Mapping[str, str] | None = None,
     cpu: str = SERVER_CPU,
+    root: Path = ROOT,
 ) -> Server:
-    """Start a server and wait until it listens.
+    """Start a server in the directory `root` and wait until it listens.
 
     Raises: Missing with the end of its log if it does not.
     """
@@ -93,7 +94,7 @@ def start(
     pinned = ["taskset", "-c", cpu, *argv]
     with log.open("wb") as out:
         process = subprocess.Popen(
-            pinned, stdout=out, stderr=out, cwd=ROOT, env={**os.environ, **(env or {})}, start_new_session=True
+            pinned, stdout=out, stderr=out, cwd=root, env={**os.environ, **(env or {})}, start_new_session=True
         )
     server = Server(name, port, process, log)
     until = time.monotonic() + 30
