@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -62,26 +61,8 @@ class Revoked(msgspec.Struct, frozen=True, kw_only=True):
     late: list[int]
 
 
-class Session(msgspec.Struct, frozen=True, kw_only=True):
-    """A login and what follows from it. Shapes: `bound`: its refresh tokens need the client's key."""
-
-    id: str
-    login: str
-    subject: str
-    role: str
-    client: str
-    scope: str
-    methods: list[str]
-    bound: bool
-    started_at: datetime
-    used_at: datetime
-    ends_at: datetime
-    ended_at: datetime | None
-    ended_why: str
-
-
 class Sessions(msgspec.Struct, frozen=True):
-    items: list[Session]
+    items: list[KnownSession]
     next: str | None
 
 
@@ -248,7 +229,7 @@ def list_sessions(desk: Desk, call: Call) -> Reply:
     with desk.sessions() as operator:
         found = operator.sessions(query.subject, query.limit + 1, query.cursor)
     page = found[: query.limit]
-    return Reply(Sessions([_session(one) for one in page], page[-1].id if len(found) > len(page) else None))
+    return Reply(Sessions(page, page[-1].id if len(found) > len(page) else None))
 
 
 def show_session(desk: Desk, call: Call) -> Reply:
@@ -256,7 +237,7 @@ def show_session(desk: Desk, call: Call) -> Reply:
         found = operator.session(call.path.session)
     if found is None:
         raise NotFound("No such session")
-    return Reply(_session(found))
+    return Reply(found)
 
 
 def end_session(desk: Desk, call: Call, change: Change) -> Reply:
@@ -270,16 +251,12 @@ def end_session(desk: Desk, call: Call, change: Change) -> Reply:
     if after is None:
         raise NotFound("No such session")
     change.before, change.after = _state(before), _state(after)
-    return Reply(_session(after))
+    return Reply(after)
 
 
 def _state(session: KnownSession) -> dict[str, Any]:
     ended = None if session.ended_at is None else session.ended_at.isoformat()
     return {"session": session.id, "ended_at": ended, "ended_why": session.ended_why}
-
-
-def _session(found: KnownSession) -> Session:
-    return Session(**asdict(found))
 
 
 # --- keys
@@ -381,11 +358,11 @@ OPERATIONS: tuple[Operation, ...] = (
         query=SessionsQuery, run=list_sessions, summary="A subject's sessions, the newest first",
     ),
     Operation(
-        name="sessions.show", method="GET", path="/sessions/{session}", permission=_SESSIONS, answer=Session,
+        name="sessions.show", method="GET", path="/sessions/{session}", permission=_SESSIONS, answer=KnownSession,
         params=OfSession, run=show_session, summary="One session",
     ),
     Operation(
-        name="sessions.end", method="POST", path="/sessions/{session}/end", permission=_SESSIONS, answer=Session,
+        name="sessions.end", method="POST", path="/sessions/{session}/end", permission=_SESSIONS, answer=KnownSession,
         params=OfSession, body=End, change=end_session,
         summary="End a session, with its tokens, in every worker; repeating it changes nothing",
     ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -14,6 +13,7 @@ from gateway.admin.desk import Desk
 from gateway.admin.operation import Body, Call, Operation, Reply
 from gateway.errors import NotFound
 from gateway.http.explain import Asked, Explainer
+from gateway.store.operator_trail import PastRequest
 
 RequestId = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 
@@ -64,31 +64,6 @@ class Explained(msgspec.Struct, frozen=True, kw_only=True):
     shadow: list[str]
 
 
-class Past(msgspec.Struct, frozen=True, kw_only=True):
-    """What the audit trail says of a request; who had it made, nothing of whom it is about."""
-
-    at: datetime
-    request_id: str
-    phase: str
-    outcome: str
-    rule: str
-    status: int
-    method: str
-    route: str
-    unit: str
-    issuer: str
-    subject: str
-    role: str
-    audience: str
-    client: str
-    token_id: str
-    delivery: str
-    purpose: str
-    phi: bool
-    node: str
-    config_version: int
-
-
 class OfRequest(Body, frozen=True):
     request_id: RequestId
 
@@ -103,7 +78,7 @@ def show_past(desk: Desk, call: Call) -> Reply:
     found = desk.past_request(call.path.request_id)
     if found is None:
         raise NotFound("The trail has no such request, or not yet")
-    return Reply(Past(**asdict(found)))
+    return Reply(found)
 
 
 def answer_question(explainer: Explainer, snapshot: Any, asked: dict[str, Any]) -> dict[str, Any]:
@@ -122,6 +97,6 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         name="explain.request", method="GET", path="/explain/requests/{request_id}", permission=permissions.EXPLAIN,
-        answer=Past, params=OfRequest, run=show_past, summary="How a past request was decided, by its id",
+        answer=PastRequest, params=OfRequest, run=show_past, summary="How a past request was decided, by its id",
     ),
 )  # fmt: skip

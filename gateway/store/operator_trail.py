@@ -25,7 +25,10 @@ ORDER BY (phase = 'outcome') DESC, occurred_at DESC LIMIT 1
 
 @dataclass(frozen=True, slots=True)
 class PastRequest:
-    """An access as the trail has it. Shapes: `rule` decided; empty texts are not known."""
+    """An access as the trail has it: who had it made, nothing of whom it is about.
+
+    Shapes: `rule` decided; empty texts are not known.
+    """
 
     at: datetime
     request_id: str

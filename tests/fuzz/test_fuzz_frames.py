@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 from pathlib import Path
 
 from fastpath.frames import encode_frame
+from tests.fuzz.targets import load
 
-HERE = Path(__file__).parent
-VECTORS = json.loads((HERE.parent / "vectors" / "relay-frames.json").read_text())
+VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "relay-frames.json").read_text())
 
 
 def test_holds_on_mutated_vectors() -> None:
-    spec = importlib.util.spec_from_file_location("fuzz_frames", HERE / "fuzz_frames.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load("frames")
     seeds = [bytes.fromhex(vector["hex"]) for vector in VECTORS["valid"] + VECTORS["invalid"]]
     rng = random.Random(11)
     for _ in range(3_000):

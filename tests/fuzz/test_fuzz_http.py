@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.fuzz.targets import load
 
 HERE = Path(__file__).parent
 
 
-def load(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    target = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(target)
-    return target
-
-
 def test_holds_on_the_mutated_corpus() -> None:
-    target = load(HERE / "fuzz_http.py")
+    target = load("http")
     seeds = target.seeds()
     chance = random.Random(7)
     for raw in seeds:
@@ -33,7 +24,7 @@ def test_holds_on_the_mutated_corpus() -> None:
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (HERE / "corpus").iterdir()))
 def test_holds_on_what_was_found(name: str) -> None:
-    target = load(HERE / f"fuzz_{name}.py")
+    target = load(name)
     found = sorted((HERE / "corpus" / name).iterdir())
     assert found
     for path in found:
@@ -41,7 +32,7 @@ def test_holds_on_what_was_found(name: str) -> None:
 
 
 def test_a_request_line_too_long_is_refused_however_it_is_cut() -> None:
-    target = load(HERE / "fuzz_http.py")
+    target = load("http")
     line = b"GET /" + b"a" * 400
     outcomes = [
         target.read_head(pieces) for pieces in ([line + b"\r\nHo"], [line, b"\r\nHo"], [b"\r\n", line + b"\r\nHo"])

@@ -1,22 +1,13 @@
-"""The fuzz target holds on damaged seeds, and runs under atheris where that is installed."""
+"""The fuzz target of tokens holds on damaged seeds, and runs under atheris where that is installed."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
+from tests.fuzz.targets import load, run_under_atheris
 
-TARGET = Path(__file__).with_name("fuzz_token.py")
-spec = importlib.util.spec_from_file_location("fuzz_token", TARGET)
-assert spec is not None
-assert spec.loader is not None
-fuzz_token = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fuzz_token)
+fuzz_token = load("token")
 
 
 def test_damaged_seeds() -> None:
@@ -27,14 +18,5 @@ def test_damaged_seeds() -> None:
     assert fuzz_token.VERIFIER.misses > 2 * fuzz_token.VERIFIER.hits, "more are not"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed")
 def test_under_atheris(tmp_path: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, str(TARGET), "-runs=3000", "-max_total_time=20"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        cwd=tmp_path,
-        capture_output=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr.decode()[-2000:]
-    assert b"Done 3000 runs" in ended.stderr
+    run_under_atheris("token", 3_000, tmp_path, "-max_total_time=20")

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
-from pathlib import Path
+
+from tests.fuzz.targets import load
 
 
 def test_holds_on_mutated_answers() -> None:
-    path = Path(__file__).with_name("fuzz_upstream.py")
-    spec = importlib.util.spec_from_file_location("fuzz_upstream", path)
-    assert spec is not None
-    assert spec.loader is not None
-    target = sys.modules["fuzz_upstream"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(target)
+    target = load("upstream")
     chance = random.Random(7)
     for raw in target.SEEDS:
         target.one_input(raw)
