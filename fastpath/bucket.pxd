@@ -77,6 +77,7 @@ cdef class BucketTable:
         self, uint64_t key, int64_t interval_ns, int64_t burst, int64_t now_ns, uint64_t rule, Taken* taken
     ) except -1
     cdef bint undo(self, uint64_t key, uint64_t interval, uint64_t full_at, uint64_t rule) noexcept nogil
+    cdef void fetch_ahead(self, uint64_t key) noexcept nogil
     cdef bucket_slot* first_set(self, uint64_t key) noexcept nogil
     cdef bucket_slot* second_set(self, uint64_t key) noexcept nogil
     cdef uint64_t* overflow_of(self, uint64_t rule, uint64_t interval) noexcept nogil

@@ -26,6 +26,12 @@ from libc.string cimport memcpy, memset
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
 
+cdef extern from "siphash.h" nogil:
+    uint64_t siphash64(const uint64_t* key, const uint8_t* text, size_t size)
+
+cdef extern from * nogil:
+    void fetch "__builtin_prefetch"(const void* address)
+
 cdef uint64_t MAGIC = 0x6361726567627431ULL
 cdef int64_t MAX_NS = 1LL << 62
 cdef int64_t MAX_SPAN_NS = 1LL << 61
@@ -124,12 +130,12 @@ cdef class BucketTable:
             memcpy(at + 4, text, <size_t>size)
             at += 4 + size
             left -= 4 + size
-        return siphash(self.secret, space, at - space)
+        return siphash64(self.secret, space, <size_t> (at - space))
 
     cdef uint64_t long_key(self, tuple parts) except? 0:
         raws = [part.encode("utf-8") if isinstance(part, str) else part for part in parts]
         cdef bytes joined = b"".join([len(raw).to_bytes(4, "little") + raw for raw in raws])
-        return siphash(self.secret, <const uint8_t*>PyBytes_AS_STRING(joined), PyBytes_GET_SIZE(joined))
+        return siphash64(self.secret, <const uint8_t*>PyBytes_AS_STRING(joined), <size_t> PyBytes_GET_SIZE(joined))
 
     def take(self, uint64_t key, int64_t interval_ns, int64_t burst, int64_t now_ns, uint64_t rule=0):
         """Take a token from the bucket of `key`: `burst` tokens when full, one more every `interval_ns`.
@@ -219,6 +225,15 @@ cdef class BucketTable:
             "overflow_takes": bucket_load(&header.overflow_takes),
             "contended": bucket_load(&header.contended),
         }
+
+    cdef void fetch_ahead(self, uint64_t key) noexcept nogil:
+        """Have the slots of a key come from memory while something else is done."""
+        cdef const char* first = <const char*> self.first_set(key or 1)
+        cdef const char* second = <const char*> self.second_set(key or 1)
+        fetch(first)
+        fetch(first + ALIGNMENT)
+        fetch(second)
+        fetch(second + ALIGNMENT)
 
     cdef bucket_slot* first_set(self, uint64_t key) noexcept nogil:
         return &self.slots[(<uint64_t><uint32_t>key * self.sets >> 32) * WAYS]
@@ -335,64 +350,3 @@ cdef const uint8_t* part_text(part, Py_ssize_t* size) except NULL:
         return <const uint8_t*>PyUnicode_AsUTF8AndSize(part, size)
     size[0] = len(<bytes?>part)
     return <const uint8_t*>PyBytes_AS_STRING(<bytes>part)
-
-
-# --- SipHash
-
-cdef inline uint64_t rotate(uint64_t x, int bits) noexcept nogil:
-    return x << bits | x >> (64 - bits)
-
-
-cdef inline void sip_round(uint64_t* v) noexcept nogil:
-    v[0] += v[1]
-    v[2] += v[3]
-    v[1] = rotate(v[1], 13) ^ v[0]
-    v[3] = rotate(v[3], 16) ^ v[2]
-    v[0] = rotate(v[0], 32)
-    v[2] += v[1]
-    v[0] += v[3]
-    v[1] = rotate(v[1], 17) ^ v[2]
-    v[3] = rotate(v[3], 21) ^ v[0]
-    v[2] = rotate(v[2], 32)
-
-
-cdef uint64_t siphash(const uint64_t* key, const uint8_t* text, Py_ssize_t size) noexcept nogil:
-    cdef uint64_t v[4]
-    cdef uint64_t word, last = <uint64_t>size << 56
-    v[0] = key[0] ^ 0x736F6D6570736575ULL
-    v[1] = key[1] ^ 0x646F72616E646F6DULL
-    v[2] = key[0] ^ 0x6C7967656E657261ULL
-    v[3] = key[1] ^ 0x7465646279746573ULL
-    while size >= 8:
-        memcpy(&word, text, 8)
-        absorb(v, word)
-        text += 8
-        size -= 8
-    word = 0
-    memcpy(&word, text, <size_t>size)
-    absorb(v, word | last)
-    v[2] ^= 0xFF
-    sip_round(v)
-    sip_round(v)
-    sip_round(v)
-    sip_round(v)
-    return v[0] ^ v[1] ^ v[2] ^ v[3]
-
-
-cdef inline void absorb(uint64_t* v, uint64_t word) noexcept nogil:
-    v[3] ^= word
-    sip_round(v)
-    sip_round(v)
-    v[0] ^= word
-
-
-def siphash24(bytes key not None, bytes text not None):
-    """SipHash-2-4 of `text` under a key of 16 bytes.
-
-    Source: Aumasson, Bernstein: SipHash, a fast short-input PRF; little-endian machines only, as the table is.
-    """
-    cdef uint64_t words[2]
-    if len(key) != 16:
-        raise ValueError("the key is not 16 bytes")
-    memcpy(words, PyBytes_AS_STRING(key), 16)
-    return siphash(words, <const uint8_t*>PyBytes_AS_STRING(text), len(text))

@@ -1,7 +1,8 @@
 """Verified tokens as other kernels read them."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 
+from fastpath.remembered cimport Digest, Remembered
 from fastpath.revoked cimport Revoked
 
 
@@ -36,6 +37,8 @@ cdef class Verified:
     cdef readonly double expires_at_s
     cdef public object principal
     cdef public object grant
+    # The bucket of `grant`, 0 while there is none that is his alone: known here, it is fetched before `grant` is there.
+    cdef uint64_t bucket
     cdef double _valid_from_s
     cdef readonly double issued_at_s
     cdef uint64_t _epoch
@@ -55,19 +58,20 @@ cdef class Verifier:
     cdef Py_ssize_t _max_token_bytes
     cdef Py_ssize_t _generation_size
     cdef Py_ssize_t _young_bytes
-    cdef dict _young
-    cdef dict _old
+    cdef Remembered _young
+    cdef Remembered _old
+    cdef uint64_t _secret[2]
     cdef readonly Py_ssize_t hits
     cdef readonly Py_ssize_t misses
 
     cdef _add(self, Key key)
-    cpdef Verified hit(self, str token, double now_s)
+    cdef Verified hit_text(self, const uint8_t* text, Py_ssize_t size, double now_s)
     cdef bint _is_revoked(self, Verified verified) except -1
     cdef bint _holds(self, Verified verified, double now_s) except -1
     cdef int _check_again(self, Verified verified, double now_s) except -1
     cdef int _check_times(self, Verified verified, double now_s) except -1
-    cdef int _remember(self, str token, Verified verified) except -1
-    cdef Verified _verify_unseen(self, str token, double now_s)
+    cdef int _remember(self, const Digest* digest, Py_ssize_t size, Verified verified) except -1
+    cdef Verified _verify_unseen(self, const uint8_t* text, Py_ssize_t n, double now_s)
     cdef Key _find_key(self, dict header, str issuer)
     cdef Verified _check_claims(self, Key key, dict claims, double now_s)
     cdef str _audience(self, Key key, aud)

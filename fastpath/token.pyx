@@ -10,15 +10,22 @@ Source: RFC 7515 (JWS), RFC 7518 (algorithms), RFC 7519 (claims), RFC 8037 (EdDS
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from cpython.object cimport PyObject
 from libc.math cimport floor
-from libc.string cimport memchr
+from libc.stdint cimport uint8_t
+from libc.string cimport memchr, memcpy
 
+from fastpath.remembered cimport Digest, Remembered, siphash128
 from fastpath.revoked cimport Revoked
 from fastpath.strict cimport base64url_bytes, decode_json_object
 
 import hashlib
 import hmac
 import math
+import os
+
+cdef extern from * nogil:
+    void fetch "__builtin_prefetch"(const void* address)
 
 cdef enum:
     MAX_TOKEN_BYTES = 8192
@@ -243,7 +250,7 @@ cdef class Verifier:
     """Verifies tokens against a fixed set of keys and remembers those that passed.
 
     The cache holds at most `cache_size` tokens in two generations (a token used since the last turn survives the next
-    one) and on average 1 KiB of text for each; what is refused is never kept, so a flood of tokens grows nothing. A hit
+    one), known by a keyed hash of 128 bits and not kept as text, and those of on average 1 KiB; what is refused is never kept, so a flood of tokens grows nothing. A hit
     checks time, revocation and the key again. Not for use from several threads at once.
     Shapes: `known_audiences` are the audiences this gateway has at all, by default those of `keys`; `revoked` maps a
     jti to the time until which its revocation must be kept; `checks` are (claim, is it good?, what it must be), run on
@@ -273,6 +280,7 @@ cdef class Verifier:
         self._checks = tuple(checks)
         self._max_token_bytes = max_token_bytes
         self._generation_size = max(cache_size, 0) // 2
+        memcpy(self._secret, PyBytes_AS_STRING(os.urandom(16)), 16)
         self.clear()
 
     cdef _add(self, Key key):
@@ -341,16 +349,20 @@ cdef class Verifier:
 
     def clear(self):
         """Forgets all verified tokens."""
-        self._young, self._old, self._young_bytes = {}, {}, 0
+        self._young, self._old, self._young_bytes = Remembered(), Remembered(), 0
 
     def __len__(self):
-        return len(self._young) + len(self._old)
+        return self._young.count + self._old.count
 
     # --- verification
 
     def verify(self, token, double now_s):
         """Raises: TokenError; ValueError if `now_s` is no time; TypeError if `token` is neither str nor bytes."""
         cdef Verified verified
+        cdef Digest digest
+        cdef PyObject* found
+        cdef const uint8_t* text
+        cdef Py_ssize_t size
         cdef bint aged = False
         if not 0.0 <= now_s <= MAX_DATE_S:
             raise ValueError("now_s is not a time")
@@ -360,29 +372,47 @@ cdef class Verifier:
             raise TypeError("a token is str or bytes")
         if len(token) > self._max_token_bytes:
             raise TokenError("too-large", "the token is longer than the gateway accepts")
-        found = self._young.get(token)
-        if found is None:
-            found = self._old.get(token)
+        if not token.isascii():
+            raise TokenError("malformed", "the token is not three parts of base64url")
+        text = <const uint8_t*> PyUnicode_AsUTF8AndSize(token, &size)
+        siphash128(digest.words, self._secret, text, <size_t> size)
+        found = self._young.find(&digest)
+        if found == NULL:
+            found = self._old.find(&digest)
             aged = True
-        if found is None:
+        if found == NULL:
             self.misses += 1
-            verified = self._verify_unseen(token, now_s)
-            self._remember(token, verified)
+            verified = self._verify_unseen(text, size, now_s)
+            self._remember(&digest, size, verified)
             return verified
-        verified = <Verified>found
+        verified = <Verified> found
         self._check_again(verified, now_s)
         if aged:
-            self._remember(token, verified)
+            self._remember(&digest, size, verified)
         self.hits += 1
         return verified
 
-    cpdef Verified hit(self, str token, double now_s):
+    def hit(self, str token not None, double now_s):
         """What `verify` returns for a token it remembers and would not refuse now; None otherwise."""
-        cdef Verified verified = self._young.get(token)
-        if verified is None or not self._holds(verified, now_s):
+        cdef Py_ssize_t size
+        cdef const uint8_t* text = <const uint8_t*> PyUnicode_AsUTF8AndSize(token, &size)
+        return self.hit_text(text, size, now_s)
+
+    cdef Verified hit_text(self, const uint8_t* text, Py_ssize_t size, double now_s):
+        """`hit` for other kernels."""
+        cdef Digest digest
+        cdef PyObject* found
+        siphash128(digest.words, self._secret, text, <size_t> size)
+        found = self._young.find(&digest)
+        if found == NULL:
+            return None
+        fetch(found)
+        fetch(<const char*> found + 64)
+        fetch(<const char*> found + 128)
+        if not self._holds(<Verified> found, now_s):
             return None
         self.hits += 1
-        return verified
+        return <Verified> found
 
     cdef bint _holds(self, Verified verified, double now_s) except -1:
         """_check_again without words."""
@@ -420,28 +450,23 @@ cdef class Verifier:
             raise TokenError("issued-in-future", "the token was issued in the future")
         return 0
 
-    cdef int _remember(self, str token, Verified verified) except -1:
+    cdef int _remember(self, const Digest* digest, Py_ssize_t size, Verified verified) except -1:
         if self._generation_size == 0:
             return 0
         if (
-            len(self._young) >= self._generation_size
-            or self._young_bytes + len(token) > self._generation_size * MEAN_TOKEN_BYTES
+            self._young.count >= self._generation_size
+            or self._young_bytes + size > self._generation_size * MEAN_TOKEN_BYTES
         ):
-            self._old, self._young, self._young_bytes = self._young, {}, 0
-        self._young[token] = verified
-        self._young_bytes += len(token)
+            self._old, self._young, self._young_bytes = self._young, Remembered(), 0
+        self._young.put(digest, verified)
+        self._young_bytes += size
         return 0
 
-    cdef Verified _verify_unseen(self, str token, double now_s):
-        cdef Py_ssize_t n
-        cdef const unsigned char* text
-        cdef const unsigned char* first
-        cdef const unsigned char* second
-        if not token.isascii():
-            raise TokenError("malformed", "the token is not three parts of base64url")
-        text = <const unsigned char*>PyUnicode_AsUTF8AndSize(token, &n)
-        first = <const unsigned char*>memchr(text, 46, <size_t>n)
-        second = <const unsigned char*>memchr(first + 1, 46, <size_t>(text + n - first - 1)) if first != NULL else NULL
+    cdef Verified _verify_unseen(self, const uint8_t* text, Py_ssize_t n, double now_s):
+        cdef const uint8_t* first = <const uint8_t*> memchr(text, 46, <size_t> n)
+        cdef const uint8_t* second = NULL
+        if first != NULL:
+            second = <const uint8_t*> memchr(first + 1, 46, <size_t> (text + n - first - 1))
         if second == NULL or first == text or second == first + 1:
             raise TokenError("malformed", "the token is not three parts of base64url")
         cdef bytes header = base64url_bytes(text, first - text)
@@ -452,7 +477,7 @@ cdef class Verifier:
         cdef Key key = self._find_key(
             _decode_part(header, "header"), _issuer_in(payload, self._issuers) if self._issuers else None
         )
-        if not key._signed(signature, PyBytes_FromStringAndSize(<const char*>text, second - text)):
+        if not key._signed(signature, PyBytes_FromStringAndSize(<const char*> text, second - text)):
             raise TokenError("signature", "the signature does not fit")
         # SEC: before its signature is known to be good, the payload says nothing but whose key is to be tried.
         return self._check_claims(key, _decode_part(payload, "payload"), now_s)

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastpath.bucket import BucketTable, segment_bytes, siphash24
+from fastpath.bucket import BucketTable, segment_bytes
+from fastpath.remembered import siphash24
 
 SECRET = b"0123456789abcdef"
 S = 1_000_000_000
@@ -214,14 +215,6 @@ def test_memory_is_bounded() -> None:
 
 
 # --- keys
-
-
-VECTORS = [(0, 0x726FDB47DD0E0E31), (1, 0x74F839C593DC67FD), (8, 0x93F5F5799A932462), (15, 0xA129CA6149BE45E5)]
-
-
-@pytest.mark.parametrize(("size", "expected"), VECTORS, ids=[str(c[0]) for c in VECTORS])
-def test_siphash(size, expected) -> None:
-    assert siphash24(bytes(range(16)), bytes(range(size))) == expected
 
 
 def test_keys_are_told_apart() -> None:
