@@ -16,6 +16,8 @@ from urllib.parse import parse_qsl, urlencode
 MAX_VALUES = 20
 _MAX_VALUE_CHARS = 256
 _MAX_MS = 253_402_300_799_999
+_MAX_OFFSET_S = 14 * 3600
+"""The widest zone there is, and XML Schema's limit, which FHIR's dates have."""
 """The end of the year 9999."""
 
 FIELDS: dict[str, str] = {
@@ -226,6 +228,8 @@ def _moment(text: str) -> tuple[str, int, int]:
     offset_s = 0
     if zone not in (None, "Z"):
         offset_s = (int(zone[1:3]) * 60 + int(zone[4:6])) * 60 * (-1 if zone[0] == "-" else 1)
+        if abs(offset_s) > _MAX_OFFSET_S or int(zone[4:6]) > 59:
+            raise SearchRefused("date: there is no such zone")
     y, m, d = int(year), int(month or 1), int(day or 1)
     if not (1970 <= y <= 9999 and 1 <= m <= 12 and 1 <= d <= calendar.monthrange(y, m)[1]):
         raise SearchRefused("date: there is no such day")

@@ -302,6 +302,9 @@ class Grants:
                 raise TokenRequestRefused("invalid_request", f"{name} must be {ACCESS_TOKEN_TYPE}")
         if "actor_token" in asked.form or "actor_token_type" in asked.form:
             raise TokenRequestRefused("invalid_request", "The actor is the subject of subject_token")
+        if "audience" in asked.form or "resource" in asked.form:
+            # SEC: the token is for the audience of its role; whoever wanted another must not take it for that.
+            raise TokenRequestRefused("invalid_target", "audience and resource cannot be chosen")
         patient = asked.field("requested_subject")
         parent = self._parent(asked, asked.field("subject_token"))
         ward = None

@@ -115,7 +115,8 @@ def _holds(options: argparse.Namespace) -> int:
             about = [f"{patients} names of a patient"] if patients else []
             about += [f"unit {unit}"] if unit else []
             state = f"ended {released}" if released else "in force"
-            print(f"{name}  {state}  {', '.join(about) or 'all'}  {from_at} to {to_at}  {made_at} by {by}: {reason}")
+            span = "at any time" if (from_at, to_at) == ("-infinity", "infinity") else f"{from_at} to {to_at}"
+            print(f"{name}  {state}  {', '.join(about) or 'all'}  {span}  {made_at} by {by}: {reason}")
     return 0
 
 

@@ -89,6 +89,8 @@ REFUSED = {
     "NUL": (RANGE + "&user=%00", "NUL"),
     "no action": (RANGE + "&action=X", "action: takes C, D, E, R, U"),
     "no outcome": (RANGE + "&outcome=5", "outcome: takes"),
+    "no zone": ("date=ge2026-05-01T00:00:00%2B99:99&date=lt2026-06-01", "no such zone"),
+    "no minutes of a zone": ("date=ge2026-05-01T00:00:00%2B01:60&date=lt2026-06-01", "no such zone"),
     "count 0": (RANGE + "&_count=0", "_count"),
     "count ²": (RANGE + "&_count=²", "_count"),
     "count twice": (RANGE + "&_count=1&_count=2", "_count comes twice"),

@@ -488,6 +488,11 @@ def test_what_an_exchange_must_say(parent, exchange, form):
     assert exchange(parent["access_token"], **form).json["error"] == "invalid_request"
 
 
+@pytest.mark.parametrize("target", [{"audience": "staff"}, {"resource": "https://staff.example.org"}])
+def test_an_exchange_is_for_no_other_target(parent, exchange, target):
+    assert exchange(parent["access_token"], **target).json["error"] == "invalid_target"
+
+
 def test_metadata(service):
     found = service.client.simulate_get("/.well-known/oauth-authorization-server").json
     assert found["grant_types_supported"] == [

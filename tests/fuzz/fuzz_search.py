@@ -46,8 +46,8 @@ def check(query: str) -> None:
     assert pairs == parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=None)
     if not decide_search(WHO, ROUTE, pairs, (BASE,), []).allowed:
         return
-    named = [(name, value) for name, value in pairs if name.startswith(("patient", "subject"))]
-    bound = [(name, value) for name, value in named if name.partition(":")[0] in ("patient", "subject")]
+    # A reader that does not look at the case of names finds no more of them.
+    bound = [(n, value) for n, value in pairs if n.partition(":")[0].strip().casefold() in ("patient", "subject")]
     assert bound
     for name, value in bound:
         assert name in ("patient", "subject", "patient:Patient", "subject:Patient")
