@@ -217,9 +217,6 @@ class Relay:
 
     def _hold(self, login: Login, sock: Any, unread: bytes) -> None:
         unit = login.unit
-        # SEC: it may have been revoked between its dial and now; from here on `enforce` finds it.
-        if self._refusal(unit.id, login.token):
-            return
         connection = UnitConnection(
             unit.id,
             sock,
@@ -235,6 +232,8 @@ class Relay:
         self._connections.add(connection)
         self._held[unit.id] += 1
         try:
+            # SEC: it may have been revoked between its dial and now; from here on `enforce` finds it.
+            self._end_refused(connection)
             connection.run()
         finally:
             self._connections.discard(connection)
@@ -249,13 +248,17 @@ class Relay:
     def enforce(self) -> None:
         """End the links that configuration or registry do not allow any more."""
         for connection in list(self._connections):
-            why = self._refusal(connection.unit, connection.token)
-            if why and not connection.ended:
-                if why == TOKEN_REVOKED:
-                    # NOTE: a token signed afterwards is welcome; one of the same second may be older.
-                    connection.shut(GoAwayCode.AUTH_EXPIRED, why, retry_ms=2_000, jitter_ms=5_000)
-                else:
-                    connection.shut(GoAwayCode.UNIT_DISABLED, why, retry_ms=60_000, jitter_ms=10_000)
+            self._end_refused(connection)
+
+    def _end_refused(self, connection: UnitConnection) -> None:
+        why = self._refusal(connection.unit, connection.token)
+        if not why or connection.ended:
+            return
+        if why == TOKEN_REVOKED:
+            # NOTE: a token signed afterwards is welcome; one of the same second may be older.
+            connection.shut(GoAwayCode.AUTH_EXPIRED, why, retry_ms=2_000, jitter_ms=5_000)
+        else:
+            connection.shut(GoAwayCode.UNIT_DISABLED, why, retry_ms=60_000, jitter_ms=10_000)
 
     def _refusal(self, unit_id: str, token: LinkToken) -> str:
         unit = self._holder.current.units.get(unit_id)

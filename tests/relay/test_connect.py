@@ -158,6 +158,16 @@ def test_a_disabled_unit_loses_its_link_and_others_keep_theirs(rig):
     assert clinic.goaway is None
 
 
+def test_one_that_was_revoked_while_it_dialled_is_told(rig):
+    worker = rig.worker()
+    worker.relay.refuses = lambda unit, kid: "revoked"
+    unit = rig.unit(worker, wait=False)
+    assert unit.over.wait(3)
+    assert (unit.goaway.code, unit.goaway.why) == (fr.GoAwayCode.UNIT_DISABLED, "revoked")
+    unit.cut()
+    rig.until(lambda: not worker.relay._connections)
+
+
 def test_drain_lets_streams_finish_and_refuses_new_dials(rig):
     worker = rig.worker()
     go = []

@@ -26,7 +26,7 @@ http {{
     access_log {log} forwarded;
     client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
-    client_header_timeout 300ms; client_body_timeout 300ms; keepalive_timeout 30ms; lingering_close off;
+    client_header_timeout 300ms; client_body_timeout 300ms; keepalive_timeout 5ms; lingering_close off;
     large_client_header_buffers 4 64k; client_max_body_size 10m;
     upstream gateway {{ server 127.0.0.1:{backend} max_fails=0; keepalive 1; }}
     server {{
@@ -50,7 +50,7 @@ defaults
     timeout server 3s
     timeout connect 2s
     timeout http-request 300ms
-    timeout http-keep-alive 30ms
+    timeout http-keep-alive 5ms
     retries 0
     http-reuse always
 frontend callers

@@ -70,7 +70,7 @@ class TestDrain:
         assert got.heads[1]["connection"] == "close"
 
     def test_idle_connections_do_not_hold_the_worker(self, start_server: Start) -> None:
-        server = start_server("--graceful-timeout", "30")
+        server = start_server("--graceful-timeout", "30", CAREGATE_DRAIN_LINGER_S="0")
         with server.connect() as idle:
             idle.sendall(REQUEST)
             read_until(idle, b"\r\n\r\n/")

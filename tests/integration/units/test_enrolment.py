@@ -161,14 +161,19 @@ def test_without_the_database_the_last_known_keys_go_on(site, tmp_path, wait):
     wait(lambda: Link(site, "site-3", late).status == 101)
 
 
+def one_at_every_worker(site, keys):
+    """None while not all workers are back, and back at a database that was away."""
+    links = [Link(site, "site-5", keys, index) for index in range(4)]
+    if all(link.status == 101 for link in links) and len({link.welcome.worker for link in links}) == 4:
+        return links
+    for link in links:
+        link.sock.close()
+    return None
+
+
 def test_a_lost_notification_is_healed_by_looking(site, tmp_path, wait):
     keys = site.enrolled("site-5", tmp_path)
-    # Every worker is back at a database that was away.
-    links = [
-        wait(lambda index=index: (link := Link(site, "site-5", keys, index)).status == 101 and link)
-        for index in range(4)
-    ]
-    assert len({link.welcome.worker for link in links}) == 4
+    links = wait(lambda: one_at_every_worker(site, keys))
     kid = keys.identity("site-5").kid
     # As a change whose notification got lost: the trigger that sends it is off.
     site.sql("CREATE OR REPLACE FUNCTION caregate.silent() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN UPDATE "
