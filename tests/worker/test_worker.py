@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +210,14 @@ def test_the_operations_listener_is_told_apart(start_server: Start) -> None:
     assert found == {str(server.address[1]): "public", str(port): "ops"}
 
 
+@pytest.fixture(scope="module")
+def balanced(tmp_path_factory: pytest.TempPathFactory, server: Any) -> Iterator[Any]:
+    """A server behind a balancer that speaks the PROXY protocol."""
+    running = type(server)(tmp_path_factory.mktemp("balanced") / "notes", "--proxy-protocol", "auto")
+    yield running
+    running.stop()
+
+
 class TestProxyProtocol:
     V2 = b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes([192, 0, 2, 7, 198, 51, 100, 1]) + b"\x30\x39\x01\xbb"
     ENVIRON = b"GET /environ HTTP/1.1\r\nHost: g\r\n\r\n"
@@ -223,17 +231,13 @@ class TestProxyProtocol:
             pytest.param(V2, "192.0.2.7", id="v2"),
         ],
     )
-    def test_the_peer_is_who_the_balancer_says(
-        self, start_server: Start, exchange: Any, line: bytes, peer: str
-    ) -> None:
-        server = start_server("--proxy-protocol", "auto")
-        got = exchange(line + self.ENVIRON + self.ENVIRON, to=server)
+    def test_the_peer_is_who_the_balancer_says(self, balanced: Any, exchange: Any, line: bytes, peer: str) -> None:
+        got = exchange(line + self.ENVIRON + self.ENVIRON, to=balanced)
         assert [json.loads(body)["caregate.peer"] for body in got.bodies] == [peer, peer]
 
-    def test_it_is_required_of_a_balancer(self, start_server: Start, exchange: Any) -> None:
-        server = start_server("--proxy-protocol", "auto")
+    def test_it_is_required_of_a_balancer(self, balanced: Any, exchange: Any) -> None:
         for raw in (self.ENVIRON, b"PROXY TCP4 1.2.3.4\r\n" + self.ENVIRON, self.V2[:10]):
-            assert exchange_or_reset(exchange, raw, server) == []
+            assert exchange_or_reset(exchange, raw, balanced) == []
 
     def test_nobody_else_is_believed(self, start_server: Start, exchange: Any) -> None:
         server = start_server("--proxy-protocol", "auto", "--proxy-allow-from", "192.0.2.1")
