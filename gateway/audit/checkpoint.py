@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from hashlib import sha256
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from gateway.audit.signing import is_signed, sign
 
 _CONTEXT = b"caregate-checkpoint-1\0"
 _NUMBER = struct.Struct(">Q")
@@ -83,7 +84,7 @@ def _root(hashes: list[bytes]) -> bytes:
 def seal(checkpoint: Checkpoint, key: Ed25519PrivateKey) -> Sealed:
     """Sign a checkpoint."""
     canonical = encode(checkpoint)
-    return Sealed(canonical.decode(), key.sign(_CONTEXT + canonical).hex())
+    return Sealed(canonical.decode(), sign(_CONTEXT, canonical, key))
 
 
 def unseal(sealed: Sealed, keys: Sequence[Ed25519PublicKey]) -> Checkpoint:
@@ -92,16 +93,8 @@ def unseal(sealed: Sealed, keys: Sequence[Ed25519PublicKey]) -> Checkpoint:
     Raises: CheckpointBad.
     """
     canonical = sealed.checkpoint.encode()
-    for key in keys:
-        try:
-            key.verify(bytes.fromhex(sealed.signature), _CONTEXT + canonical)
-        except (InvalidSignature, ValueError):
-            continue
-        return _checked(canonical)
-    raise CheckpointBad("no key that is known has signed it")
-
-
-def _checked(canonical: bytes) -> Checkpoint:
+    if not is_signed(_CONTEXT, canonical, sealed.signature, keys):
+        raise CheckpointBad("no key that is known has signed it")
     try:
         checkpoint = _decode(canonical)
         if merkle_root(checkpoint.heads) == checkpoint.root:

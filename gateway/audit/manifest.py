@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from gateway.audit.signing import is_signed, sign
 
 _CONTEXT = b"caregate-manifest-1\0"
 
@@ -51,7 +52,7 @@ class ManifestBad(ValueError):
 def seal(manifest: Manifest, key: Ed25519PrivateKey) -> bytes:
     """The manifest's file."""
     canonical = encode(manifest)
-    return encode(SealedManifest(canonical.decode(), key.sign(_CONTEXT + canonical).hex())) + b"\n"
+    return encode(SealedManifest(canonical.decode(), sign(_CONTEXT, canonical, key))) + b"\n"
 
 
 def unseal(content: bytes, keys: Sequence[Ed25519PublicKey]) -> Manifest:
@@ -61,16 +62,10 @@ def unseal(content: bytes, keys: Sequence[Ed25519PublicKey]) -> Manifest:
     """
     try:
         sealed = _decode_sealed(content)
-        signature = bytes.fromhex(sealed.signature)
+        bytes.fromhex(sealed.signature)
+        canonical = sealed.manifest.encode()
+        if is_signed(_CONTEXT, canonical, sealed.signature, keys):
+            return _decode(canonical)
     except ValueError:
         raise ManifestBad("it is no manifest") from None
-    canonical = sealed.manifest.encode()
-    for key in keys:
-        try:
-            key.verify(signature, _CONTEXT + canonical)
-            return _decode(canonical)
-        except InvalidSignature:
-            continue
-        except ValueError:
-            raise ManifestBad("it is no manifest") from None
     raise ManifestBad("no key that is known has signed it")

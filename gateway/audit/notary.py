@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import logging
 import os
@@ -19,6 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gevent.event import Event
 
 from gateway.audit import checkpoint as cp
+from gateway.audit.copies import Copy
+from gateway.audit.lines import append, end_at_line
 from gateway.audit.spool import State, chains, lock_chain, sync_folder
 from gateway.errors import GatewayError
 from gateway.store.audit import AuditStore, RowRefused
@@ -70,7 +71,8 @@ class Notary:
         self._node = node
         self._load_key = key
         self._interval_s = interval_s
-        self._copies = tuple(copies)
+        self._copies = [Copy(place, count) for place in copies]
+        self._sizes: dict[str, int] = {}
         self._count = count
         self._months_ahead = months_ahead
         self._months_s = 0.0
@@ -99,6 +101,8 @@ class Notary:
                 self._attempt(self._sign)
             os.close(self._lock)
             self._lock = -1
+        for place in self._copies:
+            place.stop(timeout_s)
         self._greenlet.kill()
 
     def _run(self) -> None:
@@ -160,8 +164,10 @@ class Notary:
         shipped = _shipped(self._folder)
         self._waiting.clear()
         self._number, self._previous, self._covered_ms = 0, cp.FIRST_PREVIOUS, 0
-        for path in sorted(self._folder.glob("*.ndjson"))[-2:]:
-            _end_at_line(path)
+        paths = sorted(self._folder.glob("*.ndjson"))
+        self._sizes = {path.name: path.stat().st_size for path in paths}
+        for path in paths[-2:]:
+            self._sizes[path.name] = end_at_line(path)
             for sealed in read_sealed(path):
                 checkpoint = msgspec.json.decode(sealed.checkpoint, type=cp.Checkpoint)
                 self._number, self._previous = checkpoint.number, cp.digest(sealed.checkpoint)
@@ -184,17 +190,14 @@ class Notary:
             self._key,
         )  # fmt: skip
         name = time.strftime("%Y-%m.ndjson", time.gmtime(now_ms // 1000))
-        gevent.get_hub().threadpool.apply(_append, (self._folder / name, sealed))
+        line = cp.encode(sealed) + b"\n"
+        self._sizes[name] = gevent.get_hub().threadpool.apply(append, (self._folder / name, line))
         self._number, self._previous = self._number + 1, cp.digest(sealed.checkpoint)
         self._covered_ms = covers_ms
         self._waiting.append((self._number, sealed))
         self._count("sealed", 1)
-        for folder in self._copies:
-            try:
-                gevent.get_hub().threadpool.apply(_append, (folder / f"{self._source}-{name}", sealed))
-            except OSError as error:
-                log.error("a checkpoint could not be written to %s: %s", folder, error.strerror)
-                self._count("uncopied", 1)
+        for place in self._copies:
+            place.update(self._folder, self._source, self._sizes)
 
     def _make_months(self) -> None:
         """Raises: DatabaseUnavailable, DatabaseTimeout."""
@@ -325,34 +328,3 @@ def _shipped(folder: Path) -> int:
         return int((folder / _SHIPPED).read_text())
     except (OSError, ValueError):
         return 0
-
-
-def _append(path: Path, sealed: cp.Sealed) -> None:
-    """A whole line, durable, or none.
-
-    Raises: OSError.
-    """
-    is_new = not path.exists()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    try:
-        size, line = os.fstat(descriptor).st_size, cp.encode(sealed) + b"\n"
-        try:
-            if os.write(descriptor, line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(descriptor)
-        except OSError:
-            # The number is given again: two of one number would look like another past.
-            os.ftruncate(descriptor, size)
-            raise
-    finally:
-        os.close(descriptor)
-    if is_new:
-        sync_folder(path.parent)
-
-
-def _end_at_line(path: Path) -> None:
-    """Cut off a line that a crash tore."""
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)

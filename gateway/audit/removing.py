@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway.audit.chain import genesis
+from gateway.audit.lines import append
 from gateway.audit.retention import Act, Acts, Removed, SealedAct, decode_sealed, due, encode, seal
 from gateway.audit.verify import Anchors, ChainCheck, Start, Verdict
 
@@ -114,7 +114,7 @@ def carry_out(
         held=tuple(sorted(found.held)), records=found.records, removed=tuple(found.removed),
     )  # fmt: skip
     sealed = seal(act, key)
-    _append(folder / ACTS, sealed)
+    append(folder / ACTS, encode(sealed) + b"\n")
     store.remove(number, sealed, found.months, found.removed)
     return act
 
@@ -129,12 +129,3 @@ def read_file(path: Path) -> list[SealedAct]:
     if not path.exists():
         return []
     return [decode_sealed(line) for line in path.read_bytes().splitlines() if line.strip()]
-
-
-def _append(path: Path, sealed: SealedAct) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(descriptor, encode(sealed) + b"\n")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from gateway.audit.checkpoint import CheckpointBad
+from gateway.audit.signing import is_signed, sign
 from gateway.audit.timestamp import civil
 
 _CONTEXT = b"caregate-removal-1\0"
@@ -62,7 +62,7 @@ decode_sealed = msgspec.json.Decoder(SealedAct).decode
 def seal(act: Act, key: Ed25519PrivateKey) -> SealedAct:
     """Sign an act."""
     canonical = encode(act)
-    return SealedAct(canonical.decode(), key.sign(_CONTEXT + canonical).hex())
+    return SealedAct(canonical.decode(), sign(_CONTEXT, canonical, key))
 
 
 def unseal(sealed: SealedAct, keys: Sequence[Ed25519PublicKey]) -> Act:
@@ -71,15 +71,12 @@ def unseal(sealed: SealedAct, keys: Sequence[Ed25519PublicKey]) -> Act:
     Raises: CheckpointBad.
     """
     canonical = sealed.act.encode()
-    for key in keys:
-        try:
-            key.verify(bytes.fromhex(sealed.signature), _CONTEXT + canonical)
-            return _decode(canonical)
-        except InvalidSignature:
-            continue
-        except ValueError as error:
-            raise CheckpointBad(str(error)) from None
-    raise CheckpointBad("no key that is known has signed it")
+    if not is_signed(_CONTEXT, canonical, sealed.signature, keys):
+        raise CheckpointBad("no key that is known has signed it")
+    try:
+        return _decode(canonical)
+    except ValueError as error:
+        raise CheckpointBad(str(error)) from None
 
 
 @dataclass(slots=True)

@@ -1,5 +1,6 @@
 """Checkpoints by living workers, and their verification from end to end."""
 
+import threading
 import time
 from collections import Counter
 
@@ -12,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.audit import notary
-from gateway.audit.checkpoint import ChainHead, CheckpointBad, Sealed, merkle_root, unseal
+from gateway.audit.checkpoint import ChainHead, CheckpointBad, Sealed, encode, merkle_root, unseal
+from gateway.audit.copies import mirror
+from gateway.audit.lines import append
 from gateway.audit.notary import KEY, KeyUnusable, load_or_make_key, read_private_key, read_sealed
 from gateway.audit.spool import adopt, chains, open_spool
 from gateway.audit.trail import AuditTrail
@@ -145,6 +148,69 @@ def test_a_second_place(start, tmp_path):
     assert copy.read_bytes() == original.read_bytes()
 
 
+def _copied(tmp_path):
+    """Are the files of both places the same?"""
+    originals, copies = (sorted(path.glob("*.ndjson")) for path in (tmp_path / "audit/checkpoints", tmp_path / "there"))
+    return [path.read_bytes() for path in copies] == [path.read_bytes() for path in originals]
+
+
+def test_a_second_place_that_was_away_gets_what_it_missed(start, tmp_path):
+    there, away = tmp_path / "there", tmp_path / "away"
+    there.mkdir()
+    trail = start(checkpoint_copies=(there,))
+    wait(lambda: trail.counts["sealed"] >= 2)
+    there.rename(away)
+    wait(lambda: trail.counts["uncopied"] >= 3)
+    away.rename(there)
+    sealed = trail.counts["sealed"]
+    wait(lambda: trail.counts["sealed"] > sealed + 1)
+    trail.stop()
+    assert _copied(tmp_path)
+    trail = start(checkpoint_copies=(tmp_path / "nowhere",))
+    wait(lambda: trail.counts["sealed"] >= 2)
+    trail.stop()
+    assert not _copied(tmp_path)
+    for path in there.iterdir():
+        path.unlink()  # as the place under a mount that came later
+    start(checkpoint_copies=(there,)).stop()
+    assert _copied(tmp_path)
+
+
+def test_a_place_that_hangs_holds_up_no_checkpoint(start, tmp_path, monkeypatch):
+    hangs = threading.Event()
+    monkeypatch.setattr("gateway.audit.copies.mirror", lambda *about: int(not hangs.wait(30)))
+    trail = start(checkpoint_copies=(tmp_path,))
+    wait(lambda: trail.counts["sealed"] >= 3)
+    hangs.set()
+
+
+LINES = [b'{"n":%d}\n' % n for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("there", "found"),
+    [
+        pytest.param(None, LINES[:3], id="nothing"),
+        pytest.param(LINES[:1], LINES[:3], id="the first"),
+        pytest.param(LINES[:3], LINES[:3], id="all"),
+        pytest.param([*LINES[:2], LINES[2][:4]], LINES[:3], id="a torn line"),
+        pytest.param([LINES[0], LINES[2]], [LINES[0], LINES[2], LINES[1]], id="a gap"),
+        pytest.param([LINES[0], b"x"], LINES[:3], id="a torn line of something else"),
+        pytest.param([LINES[0], b"other\n"], [LINES[0], b"other\n", LINES[1], LINES[2]], id="a line that is not ours"),
+        pytest.param(LINES, LINES, id="more than is durable"),
+    ],
+)
+def test_what_is_added_to_a_copy(tmp_path, there, found):
+    ours, place = tmp_path / "ours", tmp_path / "place"
+    ours.mkdir()
+    place.mkdir()
+    (ours / "2026-01.ndjson").write_bytes(b"".join(LINES))
+    if there is not None:
+        (place / "s-2026-01.ndjson").write_bytes(b"".join(there))
+    mirror(ours, place, "s", {"2026-01.ndjson": len(b"".join(LINES[:3]))})
+    assert (place / "s-2026-01.ndjson").read_bytes() == b"".join(found)
+
+
 class TestKey:
     def test_made_once(self, tmp_path):
         path = tmp_path / KEY
@@ -234,13 +300,13 @@ def test_a_chain_of_the_dead_is_not_covered_until_somebody_has_looked(tmp_path):
 
 def test_a_checkpoint_that_could_not_be_synced_leaves_no_line(tmp_path, monkeypatch):
     path = tmp_path / "2026-01.ndjson"
-    notary._append(path, Sealed("{}", "00"))
+    append(path, encode(Sealed("{}", "00")) + b"\n")
     whole = path.read_bytes()
 
     def fail(fd):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("gateway.audit.notary.os.fsync", fail)
+    monkeypatch.setattr("gateway.audit.lines.os.fsync", fail)
     with pytest.raises(OSError, match="Input/output"):
-        notary._append(path, Sealed('{"n":2}', "00"))
+        append(path, encode(Sealed('{"n":2}', "00")) + b"\n")
     assert path.read_bytes() == whole
