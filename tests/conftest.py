@@ -97,7 +97,8 @@ def server_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def postgres_server(server_folder: Path) -> Iterator[Postgres]:
-    server = EmbeddedPostgres(server_folder / "pg", shared_buffers="16MB", max_connections=60)
+    # NOTE: a killed server loses nothing by it, only a machine does; a restart would wait for thousands of files.
+    server = EmbeddedPostgres(server_folder / "pg", shared_buffers="16MB", max_connections=60, fsync="off")
     server.start()
     migrate(server.admin_dsn)
     postgres = Postgres(server)
