@@ -1,7 +1,8 @@
 """Searches of a large audit trail: `python -m loadtests.audit_search --events 10000000`, a table, then RESULT and JSON.
 
 The table is filled by the server itself with made-up events of six months: two phases of each access, 500 units, some
-rare values. Then a mix of searches runs as the gateway runs them, one after another. `--keep` leaves the database.
+rare values. Then a mix of searches runs as the gateway runs them, one after another; each kind must meet the bar.
+`--keep` leaves the database.
 """
 
 from __future__ import annotations
@@ -25,30 +26,35 @@ import psycopg
 BEGAN_MS = 1_767_225_600_000
 """The first of January 2026."""
 SPAN_S = 181 * 86_400
-PATIENTS, USERS, UNITS, ROUTES = 200_000, 20_000, 500, 40
+PATIENTS, USERS, UNITS, ROUTES, ORGANISATIONS = 200_000, 20_000, 500, 40, 2_000
 BAR_MS = 200.0
 
 FILL = """
 INSERT INTO audit.event (chain, sequence, occurred_at, kind, phase, duration_us, request_id, outcome, rule, status,
     method, trace, delivery, unit, agent, patient, resource_id, client_address, route, action, resource_type, phi,
     purpose, issuer, subject, role, audience, organisation, client, token_id, node, config_version, hash, canonical)
-SELECT chain, n / 4 + 1, at, 'access', phase, duration_us, request_id, outcome,
-    CASE outcome WHEN 'refused' THEN 'binding:unit' ELSE 'allowed' END,
+SELECT chain, n / 4 + 1, at, 'access', phase, duration_us, request_id, outcome, rule,
     CASE outcome WHEN 'refused' THEN 403 ELSE 200 END,
     'GET', '', 'response_started', unit, 'caregate/0.1.0', patient, resource_id, address, route, action,
-    'Observation', true, purpose, 'https://id.example.org/staff', subject, role, 'staff-portal', 'org-1', client,
-    request_id, 'node-1', 7, sha256(request_id::bytea),
+    type, true, purpose, issuer, subject, role, 'staff-portal', organisation, client,
+    request_id, node, 7, sha256(request_id::bytea),
     '{"v":1,"kind":"access","phase":"' || phase || '","at_ms":' || (extract(epoch FROM at) * 1000)::bigint
     || ',"duration_us":' || duration_us || ',"request_id":"' || request_id || '","outcome":"' || outcome
-    || '","rule":"allowed","status":200,"method":"GET","delivery":"response_started","unit":"' || unit
+    || '","rule":"' || rule || '","status":200,"method":"GET","delivery":"response_started","unit":"' || unit
     || '","agent":"caregate/0.1.0","patient":"' || patient || '","resource_id":"' || resource_id
     || '","client_address":"' || address || '","route":"' || route || '","action":"' || action
-    || '","resource_type":"Observation","phi":true,"purpose":"' || purpose
-    || '","issuer":"https://id.example.org/staff","subject":"' || subject || '","role":"' || role
-    || '","audience":"staff-portal","organisation":"org-1","token_id":"' || request_id
-    || '","node":"node-1","config_version":7}'
+    || '","resource_type":"' || type || '","phi":true,"purpose":"' || purpose
+    || '","issuer":"' || issuer || '","subject":"' || subject || '","role":"' || role
+    || '","audience":"staff-portal","organisation":"' || organisation || '","token_id":"' || request_id
+    || '","node":"' || node || '","config_version":7}'
 FROM (
-    SELECT n,
+    SELECT *, CASE WHEN outcome <> 'refused' THEN 'allowed' WHEN m %% 20000 = 7 THEN 'token:revoked'
+        ELSE 'binding:unit' END AS rule FROM (
+    SELECT n, m,
+        CASE WHEN m %% 50000 = 5 THEN 'node-9' ELSE 'node-' || m %% 4 END AS node,
+        CASE WHEN m %% 50000 = 6 THEN 'https://id.example.org/old' ELSE 'https://id.example.org/staff' END AS issuer,
+        CASE WHEN m %% 50000 = 8 THEN 'Consent' ELSE 'Observation' END AS type,
+        'org-' || abs(hashint8(m + 41)::bigint) %% %(organisations)s AS organisation,
         (ARRAY['a000000000000000', 'b000000000000000', 'c000000000000000', 'd000000000000000'])[n %% 4 + 1] AS chain,
         date_trunc('milliseconds', timestamptz '2026-01-01 00:00:00+00' + n * interval '1 second' * %(step)s) AS at,
         CASE n %% 2 WHEN 0 THEN 'intent' ELSE 'outcome' END AS phase, 3000 + n %% 90000 AS duration_us,
@@ -64,7 +70,7 @@ FROM (
         CASE WHEN m %% 100 = 1 THEN 'C' WHEN m %% 100 = 2 THEN 'U' WHEN m %% 50000 = 3 THEN 'D' ELSE 'R' END AS action,
         CASE WHEN m %% 10 < 4 THEN 'patient' WHEN m %% 100000 = 77 THEN 'platform_admin' ELSE 'practitioner' END AS role
     FROM (SELECT n, n / 2 AS m FROM generate_series(%(from)s::bigint, %(to)s::bigint) AS n) numbers
-) made
+) drawn ) made
 """
 
 
@@ -81,7 +87,7 @@ def fill(dsn: str, events: int, tell: bool = True) -> float:
         for first in range(0, events, step):
             values = {
                 "from": first, "to": min(events, first + step) - 1, "step": SPAN_S / events, "patients": PATIENTS,
-                "users": USERS, "units": UNITS, "routes": ROUTES,
+                "users": USERS, "units": UNITS, "routes": ROUTES, "organisations": ORGANISATIONS,
             }  # fmt: skip
             connection.execute(FILL, values)
             if tell:
@@ -142,6 +148,20 @@ def mix(rounds: int, draw: random.Random) -> Iterator[tuple[str, str]]:
         yield "address", f"{span(180)}&address=10.1.{draw.randrange(200)}.{draw.randrange(250)}"
         yield "route, a week", f"{span(7)}&route={any_of('route', ROUTES)}"
         yield "entity", f"{span(180)}&entity=Observation/obs-{draw.randrange(3_000_000)}"
+        yield "node", f"{span(180)}&node=node-{draw.randrange(4)}"
+        yield "node that is rare", f"{span(180)}&node=node-9"
+        yield "node of none", f"{span(180)}&node=node-99"
+        yield "organisation", f"{span(180)}&organisation={any_of('org', ORGANISATIONS)}"
+        yield "issuer that is rare", f"{span(180)}&issuer=https://id.example.org/old"
+        yield "entity type that is rare", f"{span(180)}&entity-type=Consent"
+        yield "entity type of none", f"{span(180)}&entity-type=Basic"
+        yield "rule that is rare", f"{span(180)}&rule=token:revoked"
+        yield "rule that is common", f"{span(180)}&rule=allowed"
+        yield "rule of none", f"{span(180)}&rule=nothing"
+        yield "phase intent", f"{span(180)}&phase=intent"
+        yield "phase of none", f"{span(180)}&phase=completion"
+        yield "kind of none", f"{span(180)}&kind=login"
+        yield "two nodes", f"{span(180)}&node=node-9,node-1"
         yield "nobody", f"{span(180)}&user=nobody&role=patient"
         yield "dates alone", span(180)
         yield "page of 200", f"{span(30)}&unit={any_of('unit', UNITS)}&_count=200"
@@ -216,13 +236,15 @@ def report(times: dict[str, list[float]], events: int, filled_s: float, size_byt
     for name, of in times.items():
         print(f"{name:34}{len(of):6}{statistics.median(of):10.1f}{quantile(of, 0.95):10.1f}{max(of):10.1f}")
     every = [one for of in times.values() for one in of]
+    slowest = max(times, key=lambda name: quantile(times[name], 0.95))
     final = {
         "events": events, "searches": len(every), "median_ms": round(statistics.median(every), 1),
         "p95_ms": round(quantile(every, 0.95), 1), "worst_ms": round(max(every), 1), "fill_s": round(filled_s),
-        "size_gb": round(size_bytes / 1e9, 1),
+        "size_gb": round(size_bytes / 1e9, 1), "slowest": slowest,
+        "slowest_p95_ms": round(quantile(times[slowest], 0.95), 1),
     }  # fmt: skip
     print("RESULT " + orjson.dumps(final).decode())
-    return 0 if final["p95_ms"] < BAR_MS else 1
+    return 0 if final["slowest_p95_ms"] < BAR_MS else 1
 
 
 if __name__ == "__main__":

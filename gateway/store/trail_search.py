@@ -36,15 +36,23 @@ SELECT occurred_at, chain, sequence, canonical FROM audit.visible e WHERE {}
 ORDER BY occurred_at DESC, chain DESC, sequence DESC LIMIT %s
 """
 _RESULT: LiteralString = "(extract(epoch FROM occurred_at) * 1000)::bigint, chain, sequence, canonical"
-_SPREAD = ("patient", "request_id", "resource_id", "subject", "client_address", "client", "unit", "route", "role")
+_SPREAD = (
+    "patient", "request_id", "resource_id", "subject", "client_address", "client", "unit", "route", "role",
+    "organisation", "node", "issuer", "resource_type", "rule",
+)  # fmt: skip
 """Columns of which several values are asked for one by one."""
 _TIME: LiteralString = "timestamptz 'epoch' + %s * interval '1 ms'"
 _PARTIAL: dict[str, LiteralString] = {
     "action": "action <> '' AND action <> 'R'",
     "outcome": "outcome <> 'allowed' AND outcome <> 'pending' AND outcome <> 'complete'",
     "kind": "kind <> 'access'",
+    "rule": "rule <> '' AND rule <> 'allowed'",
+    "phase": "phase <> 'outcome'",
 }
-_COMMON = {"action": {"R", ""}, "outcome": {"allowed", "pending", "complete"}, "kind": {"access"}}
+_COMMON = {
+    "action": {"R", ""}, "outcome": {"allowed", "pending", "complete"}, "kind": {"access"}, "rule": {"allowed"},
+    "phase": {"outcome"},
+}  # fmt: skip
 
 
 _NAMES: dict[str, LiteralString] = {

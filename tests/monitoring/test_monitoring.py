@@ -35,6 +35,9 @@ WELL = {
     'caregate_audit_events_total{outcome="written"}': "0+600x60",
     'caregate_audit_events_total{outcome="damaged"}': "0x60",
     'caregate_limit_refusals_total{limit="per-caller"}': "0+60x60",
+    'caregate_trace_spans_total{outcome="exported"}': "0+600x60",
+    'caregate_trace_spans_total{outcome="dropped"}': "7x60",
+    'caregate_trace_spans_total{outcome="failed"}': "0x60",
     'caregate_refusals_total{origin="client", code="role-refused"}': "0+6x120",
     'caregate_requests_total{status="200"}': "0+600x60",
     'caregate_requests_total{status="503"}': "0+6x60",
@@ -53,6 +56,7 @@ FIRING = {
     "CaregateConfigurationSkew": {"caregate_config_version": "8x60"},
     "CaregateQueueNearFull": {"caregate_relay_buffer_ratio": "0.75x60"},
     "CaregateErrors": {'caregate_requests_total{status="503"}': "0+60x60"},
+    "CaregateSpansLost": {'caregate_trace_spans_total{outcome="failed"}': "0+30x60"},
     "CaregateMetricSeriesDropped": {"caregate_metric_series_dropped": "4x60"},
 }
 
