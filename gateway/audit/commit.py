@@ -10,9 +10,9 @@ from functools import partial
 import gevent
 from gevent.event import Event
 from gevent.hub import Waiter
-from gevent.threadpool import ThreadPool
 
 from gateway.audit.spool import Spool, sync_files
+from gateway.audit.syncing import SyncThread
 from gateway.errors import AuditUnavailable
 
 log = logging.getLogger("caregate.audit")
@@ -29,7 +29,7 @@ class Commit:
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._threads = ThreadPool(1)
+        self._thread = SyncThread()
         self._news = Event()
         self._waiting: list[Waiter[bool]] = []
         self._stuck = False
@@ -58,7 +58,7 @@ class Commit:
         self._greenlet.kill()
         self._tell(self._waiting, durable=False)
         self._waiting = []
-        self._threads.kill()
+        self._thread.stop()
 
     def _run(self) -> None:
         while True:
@@ -71,30 +71,28 @@ class Commit:
 
     def _sync(self, batch: list[Waiter[bool]]) -> bool:
         head, descriptors = self._spool.files_to_sync(time.time_ns() // 1_000_000)
-        began = self._threads.spawn(sync_files, [*self.beside(), *descriptors])
-        try:
-            began.get(timeout=SLOW_S)
-        except gevent.Timeout:
+        self._thread.begin(sync_files, [*self.beside(), *descriptors])
+        if not self._thread.wait(SLOW_S):
             log.error("the audit spool's disk has not answered for %s s", SLOW_S)
-            self._refuse_until(began, batch)
+            self._refuse_until_it_moves(batch)
             return False
-        except OSError as error:
-            log.error("the audit spool could not be synced: %s", error.strerror)
+        if self._thread.error is not None:
+            log.error("the audit spool could not be synced: %s", self._thread.error)
             self._spool.sync_failed()
             return False
         self.durable = head.sequence
         self._spool.synced(head)
         return True
 
-    def _refuse_until(self, began: gevent.event.AsyncResult[None], batch: list[Waiter[bool]]) -> None:
+    def _refuse_until_it_moves(self, batch: list[Waiter[bool]]) -> None:
         """The disk hangs: nobody waits for it until it moves again."""
         self._stuck = True
         self._tell(batch + self._waiting, durable=False)
         batch.clear()
         self._waiting = []
         self._spool.state.suspect = True
-        began.wait()
-        if began.exception is not None:
+        self._thread.wait()
+        if self._thread.error is not None:
             self._spool.sync_failed()
         self._stuck = False
         log.warning("the audit spool's disk answers again")
