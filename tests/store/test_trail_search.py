@@ -9,7 +9,7 @@ import pytest
 from gateway.audit.chain import genesis, link
 from gateway.audit.columns import COLUMNS, row
 from gateway.audit.event import AuditEvent, decode, encode
-from gateway.audit.search import Place, Scope, parse
+from gateway.audit.search import FIELDS, Place, Scope, parse
 from gateway.errors import DatabaseTimeout
 from gateway.store.pool import Database
 from gateway.store.trail_search import SearchStore
@@ -149,6 +149,16 @@ def test_a_search_that_takes_too_long_is_ended(store, events, monkeypatch):
     store._timeout_ms = 5_000
     monkeypatch.undo()
     assert store.find(parse(SPAN, count=1, most=1), ALL)
+
+
+def test_each_parameter_has_an_index(postgres):
+    """Else what is rare, or not there, is looked for in every event of the range: `make audit-search`."""
+    with psycopg.connect(postgres.admin_dsn) as connection:
+        rows = connection.execute(
+            "SELECT substring(indexdef FROM '\\((\\w+)[,)]') FROM pg_indexes "
+            "WHERE schemaname = 'audit' AND tablename = 'event'"
+        ).fetchall()
+    assert set(FIELDS.values()) - {column for (column,) in rows} == set()
 
 
 class TestLogins:
