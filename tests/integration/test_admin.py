@@ -445,6 +445,32 @@ def test_the_command_and_the_api_explain_alike(site: Site, ask: Callable[..., An
         assert token not in shown.stdout
 
 
+@pytest.mark.parametrize(
+    ("patient", "rule", "status"), [(story.OTHER, "allowed", 0), (story.WITHDRAWN, "consent", 403)], ids=["yes", "no"]
+)
+def test_a_consent_is_asked_for_where_it_is_wanted(
+    site: Site, ask: Callable[..., Answer], patient: str, rule: str, status: int
+) -> None:
+    """The portal's own function, by the API and by the command; without the wish nobody is asked."""
+    token = site.token("practitioner", f'units=["{story.HOSPITAL}"]', subject="user-weber")
+    target = f"/units/v1/{story.HOSPITAL}/patients/{patient}/conditions"
+    asked = {"method": "GET", "target": target, "token": token, "purpose": "TREAT"}
+    for wish, wanted in (
+        (False, ("allowed", 0, "not-asked")),
+        (True, (rule, status, "refused" if status else "passed")),
+    ):
+        found = ask("POST", "/explain", {**asked, "ask_consent": wish}).json
+        step = next(step for step in found["steps"] if step["step"] == "consent")
+        assert (found["rule"], found["status"], step["outcome"]) == wanted
+        assert step["facts"] == {"function": "portal.consent_permits"}
+        told = command(
+            site, "GET", target, "--token", "-", "--purpose", "TREAT", "--run-dir", str(site.directory / "run"),
+            *(["--ask-consent"] if wish else []), stdin=token,
+        )  # fmt: skip
+        assert told.returncode == (1 if wanted[1] else 0), told.stdout + told.stderr
+        assert ("if the patient consents" in told.stdout) == (not wish)
+
+
 def command(site: Site, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "gateway.cli.main", "explain", *arguments], input=stdin, capture_output=True, text=True,
