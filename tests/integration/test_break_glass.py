@@ -46,6 +46,10 @@ def record(unit: str, patient: str) -> str:
     return f"/units/v1/{unit}/patients/{patient}/observations"
 
 
+def search(unit: str, query: str) -> str:
+    return f"/fhir/v1/{unit}/Observation?{query}"
+
+
 def events(platform, case: str) -> list[tuple[str, str]]:
     with psycopg.connect(platform._postgres.admin_dsn) as admin:
         return admin.execute(
@@ -67,9 +71,17 @@ def test_one_record_is_opened_read_ended_and_reviewed(platform, call, wait, doct
         (story.HOSPITAL, story.OWN, "GET"), (story.POST, story.OTHER, "GET"), (story.HOSPITAL, story.OTHER, "POST"),
     ):  # fmt: skip
         assert call(method, record(unit, patient), doctor).status in (403, 405), (unit, patient, method)
+    named = f"subject=Patient/{story.OTHER}"
+    assert call("GET", search(story.HOSPITAL, named), doctor).status == 200
+    for unit, query in (
+        (story.HOSPITAL, f"patient={story.OWN}"), (story.HOSPITAL, f"{named}&patient={story.OWN}"),
+        (story.POST, named), (story.HOSPITAL, "code=x"),
+    ):  # fmt: skip
+        assert call("GET", search(unit, query), doctor).status == 403, (unit, query)
     assert [one["case"] for one in call("GET", CASES, doctor).json["cases"]] == [case]
     assert call("DELETE", f"{CASES}/{case}", doctor).status == 204
     assert call("GET", record(story.HOSPITAL, story.OTHER), doctor).status == 403
+    assert call("GET", search(story.HOSPITAL, named), doctor).status == 403
     assert call("DELETE", f"{CASES}/{case}", doctor).status == 404
 
     auditor = issue("auditor", sub="user-auditor", auth_time=int(time.time()))
@@ -83,17 +95,17 @@ def test_one_record_is_opened_read_ended_and_reviewed(platform, call, wait, doct
     assert call("POST", f"{CASES}/{case}/review", auditor, review).status == 409
     assert case not in [one["case"] for one in call("GET", REVIEWS, auditor).json["cases"]]
 
-    found = wait(lambda: (rows := events(platform, case)) and len(rows) >= 15 and rows)
+    found = wait(lambda: (rows := events(platform, case)) and len(rows) >= 16 and rows)
     kinds = [kind for kind, _ in found]
     assert kinds[0] == "break-glass.started"
-    assert kinds.count("break-glass.used") == 12
+    assert kinds.count("break-glass.used") == 13
     assert kinds[-2:] == ["break-glass.ended", "break-glass.reviewed"]
     with psycopg.connect(platform._postgres.admin_dsn) as admin:
         rules = admin.execute(
             "SELECT count(*) FROM audit.event WHERE rule = 'break-glass' AND phase = 'outcome' AND subject = %s",
             ("user-emergency",),
         ).fetchone()
-    assert rules == (12,)
+    assert rules == (13,)
 
 
 def test_a_unit_s_own_reviewer_sees_its_own_cases(platform, call, doctor, issue):
