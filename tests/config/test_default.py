@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from gateway.config.load import load_text
 from gateway.config.parse import parse
 from gateway.config.role_defaults import lifetimes_of
+from gateway.context import Principal
 from gateway.rbac.decide import decide
+from gateway.rbac.scopes import granted
+from gateway.selftest.model import World, cells
 from tests.config.conftest import write_pair
+from tests.http.policy_model import standing
 
 ROOT = Path(__file__).resolve().parents[2] / "gateway"
 DEFAULT = ROOT / "config" / "default.yaml"
@@ -20,10 +26,12 @@ ROLES = {
     "patient", "practitioner", "hcu_clerk", "hcu_admin", "partner", "unit_agent", "platform_admin", "auditor",
     "support",
 }  # fmt: skip
+WORLD = ("pat-1", "pat-2"), ("north", "south")
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
+def directory(tmp_path_factory):
+    """With a key pair for each role."""
     directory = tmp_path_factory.mktemp("default")
     (directory / "keys").mkdir()
     for name, role in yaml.safe_load(DEFAULT.read_text())["roles"].items():
@@ -31,6 +39,11 @@ def loaded(tmp_path_factory):
         made = ec.generate_private_key(ec.SECP256R1()) if elliptic else ed25519.Ed25519PrivateKey.generate()
         write_pair(directory / "keys", name, made)
         (directory / "keys" / f"{name}.key").chmod(0o600)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def loaded(directory):
     return load_text(DEFAULT.read_bytes(), directory, {}).snapshot
 
 
@@ -76,10 +89,41 @@ def test_a_role_sees_nothing_of_other_audiences(loaded, role, principal_of):
             assert not decision.allowed, route.name
 
 
+def watching(text):
+    """Every second controller asks for what nobody has, and what needs a scope for another one, but both only watch."""
+    found = yaml.safe_load(text)
+    for number, controller in enumerate(found["controllers"].values()):
+        if number % 2:
+            controller["permission"] = {"name": "nobody.has", "shadow": True}
+        if "unit_agent" in controller["roles"]:
+            controller["scope"] = {"need": "Patient.d", "shadow": True}
+    return yaml.safe_dump(found)
+
+
+@pytest.mark.parametrize("change", [str, watching], ids=["as it is", "with rules in shadow"])
+def test_each_decision_is_the_plain_models(directory, change):
+    """Role x route x own or other patient x own or other unit, by the policy itself, without a platform."""
+    text = change(DEFAULT.read_text())
+    snapshot, read, world = load_text(text.encode(), directory, {}).snapshot, yaml.safe_load(text), World(*WORLD)
+    answers = Counter()
+    for cell in cells(read):
+        if cell.state != "fresh":
+            continue
+        role, route = snapshot.roles[cell.role], snapshot.controllers[cell.route]
+        scopes = None if role.scopes is None else granted(role.scopes, tuple(read["roles"][cell.role]["scopes"]))
+        claims = world.claims(read, cell.route)
+        who = Principal("s", "i", role.audience, cell.role, role.permissions, "j", "k", 0.0, claims, scopes=scopes)
+        names = re.findall(r"{(\w+)", route.template)
+        decision = decide(who, route, {name: world.value(name, cell) for name in names}, cell.method)
+        refused = "404" if decision.hidden else "401" if decision.rule == "audience" else "403"
+        wanted = standing(read, *(getattr(cell, name) for name in cell.__slots__))
+        assert ("passes" if decision.allowed else refused) == (wanted or "passes"), (str(cell), decision)
+        answers[wanted] += 1
+    assert min(answers[one] for one in ("passes", "401", "403", "404")) > 5, answers
+
+
 @pytest.fixture
 def principal_of():
-    from gateway.context import Principal
-
     def make(snapshot, name):
         role = snapshot.roles[name]
         return Principal("s", "i", role.audience, name, role.permissions, "j", "k", 0.0, {})
