@@ -113,7 +113,7 @@ def test_large_bodies_are_read_to_their_end_before_the_answer(service):
 @pytest.mark.parametrize(("more", "met"), [(0.0, True), (0.01, False)], ids=["at the limit", "above"])
 def test_an_overhead_is_a_difference(row, ours, other, name, limit, more, met):
     def figure(server: str, value: float) -> Figure:
-        return Figure(row, server, 1.0, 500.0, value, value)
+        return Figure(row, server, value, 500.0, value, value)
 
     bar = next(b for b in judge([figure(ours, 3.0 + limit + more), figure(other, 3.0)]) if name in b.bar)
     assert (bar.ratio, bar.limit, bar.met) == (round(limit + more, 3), limit, met)
