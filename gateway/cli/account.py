@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from gateway.cli.operator import Unusable, add_options, dsn_of, settings_of, unusable
+from gateway.cli.operator import Unusable, add_options, dsn_of, read_settings, unusable
 
 if TYPE_CHECKING:
     from gateway.store.account_operator import AccountOperator
@@ -152,7 +152,7 @@ def _totp(operator: AccountOperator, options: argparse.Namespace) -> int:
     if not known:
         return _told(False, "", options.login)
     try:
-        vault = Vault(account_key(settings_of(options), options.data_dir))
+        vault = Vault(account_key(read_settings(), options.data_dir))
     except (OSError, ValueError) as error:
         raise Unusable(f"CAREGATE_ACCOUNT_KEY: {error}") from None
     secret = totp.new_secret()

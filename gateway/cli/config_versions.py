@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway.cli.operator import Unusable, add_options, dsn_of, run_dir_of, settings_of
+from gateway.cli.operator import Unusable, add_options, dsn_of, read_settings, run_dir_of
 from gateway.config.change import Applied, Changes, Stale, add, difference
 from gateway.config.fault import Fault
 from gateway.config.load import Refused, load_text, read_text
@@ -123,7 +123,7 @@ def _change_offline(
     known = newest.number if newest is not None else 0
     if options.base not in (None, known):
         raise Stale(options.base, newest)
-    loaded = load_text(raw, settings_of(options).config_path.parent)
+    loaded = load_text(raw, read_settings().config_path.parent)
     add(store, known, loaded.snapshot.digest, raw, author, reason)
     print(f"version {known + 1}, digest {loaded.snapshot.digest[:12]}; functions not checked: --offline")
     return 0

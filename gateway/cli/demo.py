@@ -62,7 +62,7 @@ def _run(options: argparse.Namespace) -> int:
         print("Caregate demo starts", flush=True)
         platform.start()
         _tell_story(platform)
-        _serve(platform, stopping)
+        _serve(platform)
     except (DemoError, OSError) as error:
         print(f"caregate demo: {error}", file=sys.stderr)
         return 1
@@ -112,7 +112,7 @@ def _tell_story(platform: Platform) -> None:
     print(f"\nCaregate is ready on {base}; Ctrl-C stops everything.", flush=True)
 
 
-def _serve(platform: Platform, stopping: _Stop) -> None:
+def _serve(platform: Platform) -> None:
     """Carry out what `caregate demo unit ...` asks for, and watch the children, until a signal."""
     from gateway.demo.platform import DemoError
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.auth.rotation import ALGORITHMS, SETTLE_S, await_keys, role_of, rotate
-from gateway.cli.operator import Unusable, add_options, dsn_of, run_dir_of, settings_of, unusable
+from gateway.cli.operator import Unusable, add_options, dsn_of, read_settings, run_dir_of, unusable
 from gateway.config.reload import ReloadFailed, ask
 from gateway.config.versions import user_name
 
@@ -166,7 +166,7 @@ def _rotate(store: KeyOperator, options: argparse.Namespace) -> int:
 def _seal(options: argparse.Namespace) -> KeySeal:
     from gateway.auth.key_seal import key_seal
 
-    settings = settings_of(options)
+    settings = read_settings()
     directory: Path = options.data_dir or settings.data_dir
     seal = key_seal(settings, directory, make=True)
     assert seal is not None  # noqa: S101 - made if there was none

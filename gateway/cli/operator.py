@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="of the running gateway; CAREGATE_RUN_DIR")
 
 
-def settings_of(options: argparse.Namespace) -> Settings:
+def read_settings() -> Settings:
     """Raises: Unusable."""
     try:
         return Settings.from_environ()
@@ -41,7 +41,7 @@ def run_dir_of(options: argparse.Namespace) -> Path:
     """Where the gateway's sockets are. Raises: Unusable."""
     if options.run_dir is not None:
         return Path(options.run_dir)
-    return Path(options.data_dir) / "run" if options.data_dir is not None else settings_of(options).run_dir
+    return Path(options.data_dir) / "run" if options.data_dir is not None else read_settings().run_dir
 
 
 def connect(options: argparse.Namespace) -> UnitOperator:
@@ -59,7 +59,7 @@ def dsn_of(options: argparse.Namespace) -> str:
     dsn = options.dsn or os.environ.get(DSN_VARIABLE, "")
     if dsn:
         return str(dsn)
-    settings = settings_of(options)
+    settings = read_settings()
     if settings.dsn and options.data_dir is None:
         raise Unusable(f"give --dsn or set {DSN_VARIABLE}: a login as caregate_operator")
     from gateway.store.embedded import EmbeddedPostgres
