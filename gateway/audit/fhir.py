@@ -34,6 +34,8 @@ _SUBTYPES = {"C": "create", "R": "read", "U": "update", "D": "delete", "E": "ope
 _OUTCOMES = {"allowed": "0", "complete": "0", "refused": "4", "failed": "8", "cut": "8"}
 _ID = re.compile(r"[A-Za-z0-9.-]{1,64}\Z")
 _TYPE = re.compile(r"[A-Z][A-Za-z]{0,63}\Z")
+_NO_STRING = re.compile(r"[^\S \r\n\t]|[\0-\x08\x0e-\x1f]")
+"""What a FHIR string cannot hold: control characters, and white space but blank, tab and line ends."""
 _PSEUDONYM = re.compile(r"p\.[0-9a-f]{32}\Z")
 """How gateway.audit.pseudonyms writes one."""
 
@@ -68,7 +70,7 @@ def audit_event(event: AuditEvent, chain: str, sequence: int, name_of: NameOf = 
     profile = _profile(event)
     if profile:
         resource = {"resourceType": "AuditEvent", "id": resource.pop("id"), "meta": {"profile": [profile]}, **resource}
-    return resource
+    return {name: _as_string(value) for name, value in resource.items()}
 
 
 def bundle(
@@ -210,6 +212,15 @@ def _what(event: AuditEvent, patient: str) -> dict[str, Any]:
 
 def _identified(system: str, value: str) -> dict[str, Any]:
     return {"identifier": {"system": _uri(_OURS + system), "value": value}}
+
+
+def _as_string(value: Any) -> Any:
+    """A value with only such texts in it as FHIR can hold."""
+    if isinstance(value, str):
+        return _NO_STRING.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, list):
+        return [_as_string(one) for one in value]
+    return {name: _as_string(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 def _uri(text: str) -> str:

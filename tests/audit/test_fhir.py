@@ -136,6 +136,14 @@ def test_whatever_an_event_holds_is_a_valid_resource(data):
     assert sum(agent["requestor"] for agent in found["agent"]) == 1
 
 
+@pytest.mark.parametrize("text", ["\x0c", "a\x1fb\x85c", "\u2028", "\x01", "a\tb\r\nc"])
+def test_text_that_fhir_cannot_hold(text):
+    found = resource(request_id=text, agent=text, rule=text, detail={"a": text})
+    FhirAuditEvent.model_validate_json(json.dumps(found))
+    assert faults(found) == []
+    assert ("\ufffd" in json.dumps(found, ensure_ascii=False)) == ("\n" not in text)
+
+
 def test_pages_are_valid_bundles():
     for count in (0, 1, 3):
         resources = [resource(request_id=f"r-{n}") for n in range(count)]
