@@ -42,7 +42,7 @@ TEXT = rb"[\t\x20-\x7e\x80-\xff]*"
 HEAD = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: " + TEXT + rb")?\r\n((?:" + TOKEN + rb":" + TEXT + rb"\r\n)*)\r\n")
 QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
 EXTENSIONS = rb"(?:[ \t]*;[ \t]*" + TOKEN + rb"(?:[ \t]*=[ \t]*(?:" + TOKEN + rb"|" + QUOTED + rb"))?)*"
-CHUNK = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*" + EXTENSIONS + rb"\r\n")
+CHUNK = re.compile(rb"([0-9a-fA-F]{1,15})" + EXTENSIONS + rb"\r\n")
 TRAILERS = re.compile(rb"(?:" + TOKEN + rb":" + TEXT + rb"\r\n)*\r\n")
 
 
