@@ -78,7 +78,7 @@ outage: build
 
 fuzz: build
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
-	@$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS)
+	@$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) $(if $(JOBS),--jobs $(JOBS))
 
 audit-search: build
 	@$(BIN)/python -m loadtests.audit_search --events $(or $(EVENTS),10000000)

@@ -42,8 +42,8 @@ class Identity:
         """
         self.identify(req.context.gateway, req.env)
 
-    def identify(self, ctx: RequestContext, env: dict[str, Any]) -> None:
-        """Find the caller of a request.
+    def identify(self, ctx: RequestContext, env: dict[str, Any]) -> Verified | None:
+        """Find the caller of a request; what his token says, None if he has none.
 
         Raises: TokenAmbiguous, TokenInvalid, KeysUnavailable.
         Yields to the hub: for a key of an identity provider that is not known.
@@ -54,7 +54,7 @@ class Identity:
             ctx.rule = f"token:{_REFUSED_UNREAD[type(error)]}"
             raise
         if token is None or ctx.path.startswith(UNIT_LINKS):
-            return
+            return None
         snapshot: Snapshot = ctx.snapshot
         try:
             verified = self._verify(ctx, snapshot, token)
@@ -66,6 +66,7 @@ class Identity:
         if principal is None:
             principal = verified.principal = principal_of(snapshot, verified)
         ctx.principal = principal
+        return verified
 
     def _verify(self, ctx: RequestContext, snapshot: Snapshot, token: str) -> Verified:
         """Raises: TokenError, KeysUnavailable."""

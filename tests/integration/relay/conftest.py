@@ -34,6 +34,7 @@ from gateway.relay.core import Limits
 from gateway.relay.decoding import decode
 from gateway.relay.frames import GoAway, Hello, Response, Welcome, encode
 from gateway.relay.session import UnitSession
+from tests.integration.relay.sockets import accepted, descriptors
 
 UNIT, OTHER, GHOST, CLOSED = "probe-unit", "other-unit", "ghost-unit", "closed-unit"
 CONTEXT_KEY = "context-key-of-the-probe-unit-with-enough-bytes-0123456789"
@@ -303,9 +304,6 @@ class Answer:
         return json.loads(self.body)
 
 
-NETLINK_SOCK_DIAG = 4
-
-
 class Caller:
     """A kept connection to one worker of our choice."""
 
@@ -334,24 +332,6 @@ class Caller:
         # NOTE: a response that is being read keeps the socket open over its close.
         os.close(sock.detach())
         self.connection.sock = None
-
-
-def _accepted(port: int, caller_port: int) -> int:
-    """The inode of the gateway's end of a connection, 0 while no worker has accepted it.
-
-    PERF: /proc/net/tcp says it too, in tens of milliseconds where thousands of connections have ended lately.
-    Source: sock_diag(7): SOCK_DIAG_BY_FAMILY is 20; after the header of 16 bytes `idiag_state` is byte 1, where
-    TCP_ESTABLISHED is 1, and `idiag_inode` the word at 68.
-    """
-    address = socket.inet_aton("127.0.0.1") + bytes(12)
-    ends = struct.pack("!HH", port, caller_port) + address + address
-    ask = struct.pack("=BBxxI", socket.AF_INET, socket.IPPROTO_TCP, 0xFFFFFFFF) + ends + b"\0\0\0\0" + b"\xff" * 8
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as diag:
-        diag.send(struct.pack("=IHHII", 16 + len(ask), 20, 1, 0, 0) + ask)
-        answer = diag.recv(4096)
-    if struct.unpack_from("=H", answer, 4)[0] != 20 or answer[17] != 1:
-        return 0
-    return int(struct.unpack_from("=I", answer, 16 + 68)[0])
 
 
 class Rig:
@@ -389,9 +369,9 @@ class Rig:
         raise AssertionError(f"worker {pid} accepts no connection")
 
     def _owner(self, sock: socket.socket) -> int:
-        inode = wait_for(lambda: _accepted(self.port, sock.getsockname()[1]), 5, 0.001)
+        inode = wait_for(lambda: accepted(self.port, sock.getsockname()[1]), 5, 0.001)
         wanted = f"socket:[{inode}]"
-        return int(wait_for(lambda: next((p for p in self.pids() if wanted in _descriptors(p)), None), 5, 0.001))
+        return int(wait_for(lambda: next((p for p in self.pids() if wanted in descriptors(p)), None), 5, 0.001))
 
     def caller(self, pid: int) -> Caller:
         return Caller(self, pid)
@@ -554,15 +534,6 @@ def read_head(sock: socket.socket) -> tuple[bytes, bytes]:
         data += piece
     head, _, rest = data.partition(b"\r\n\r\n")
     return head, rest
-
-
-def _descriptors(pid: int) -> set[str]:
-    found = set()
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError):
-                found.add(os.readlink(entry.path))
-    return found
 
 
 def wait_for(check: Callable[[], Any], limit_s: float = 10.0, every_s: float = 0.02) -> Any:
