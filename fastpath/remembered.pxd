@@ -21,7 +21,6 @@ cdef struct Slot:
 
 cdef class Remembered:
     cdef Slot* _slots
-    cdef void* _block
     cdef size_t _mask
     cdef readonly Py_ssize_t count
 

@@ -10,12 +10,14 @@ Source: SipHash-2-4, 128 bits (Aumasson, Bernstein).
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
-from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdlib cimport free
 from libc.string cimport memcpy
 
+cdef extern from "remembered.h" nogil:
+    void* remembered_block(size_t size)
+
 cdef enum:
-    LINE = 64
     FEWEST = 16
 
 
@@ -29,11 +31,11 @@ cdef class Remembered:
 
     def __dealloc__(self):
         cdef size_t i
-        if self._block != NULL:
+        if self._slots != NULL:
             for i in range(self._mask + 1):
                 if self._slots[i].value != NULL:
                     Py_DECREF(<object> self._slots[i].value)
-            PyMem_Free(self._block)
+            free(self._slots)
 
     def __len__(self):
         return self.count
@@ -70,23 +72,21 @@ cdef class Remembered:
         return slot
 
     cdef int _make(self, size_t slots) except -1:
-        cdef void* block = PyMem_Calloc(slots * sizeof(Slot) + LINE, 1)
+        cdef void* block = remembered_block(slots * sizeof(Slot))
         if block == NULL:
             raise MemoryError
-        self._block = block
-        self._slots = <Slot*> ((<size_t> block + LINE - 1) & ~<size_t> (LINE - 1))
+        self._slots = <Slot*> block
         self._mask = slots - 1
         return 0
 
     cdef int _grow(self) except -1:
         cdef Slot* slots = self._slots
-        cdef void* block = self._block
         cdef size_t count = self._mask + 1, i
         self._make(2 * count)
         for i in range(count):
             if slots[i].value != NULL:
                 self._place(&slots[i].digest)[0] = slots[i]
-        PyMem_Free(block)
+        free(slots)
         return 0
 
     def get(self, bytes digest not None):
