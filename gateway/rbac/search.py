@@ -107,6 +107,8 @@ def _decide_binding(binding: Binding, claim: object, pairs: Pairs, bases: Iterab
     for name, value in pairs:
         base = re.split(r"[:.]", name, maxsplit=1)[0]
         if base not in binding.names:
+            if _is_disguised(base, binding.names):
+                return SEARCH_REFUSED
             continue
         if name != base and (binding.reference is None or name != f"{base}:{binding.reference}"):
             return SEARCH_REFUSED  # a chain, or a modifier such as :not, :missing, :identifier
@@ -123,6 +125,8 @@ def patients_searched(where: Binding, pairs: Pairs, bases: Iterable[str]) -> set
     for name, value in pairs:
         base = re.split(r"[:.]", name, maxsplit=1)[0]
         if base not in where.names:
+            if _is_disguised(base, where.names):
+                return None
             continue
         if name not in (base, f"{base}:{where.reference}"):
             return None
@@ -133,6 +137,11 @@ def patients_searched(where: Binding, pairs: Pairs, bases: Iterable[str]) -> set
                 return None
             found.add(record)
     return found
+
+
+def _is_disguised(base: str, names: Iterable[str]) -> bool:
+    """SEC: `Patient=` is no `patient=` to us, but it is to a server that does not look at the case of names."""
+    return base.strip().casefold() in {name.casefold() for name in names}
 
 
 def _is_own(member: str, binding: Binding, claim: object, bases: Iterable[str], *, typed: bool) -> bool:
