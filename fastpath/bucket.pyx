@@ -23,14 +23,10 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.string cimport memcpy, memset
 
+from fastpath.primitives cimport fetch, siphash64
+
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
-
-cdef extern from "siphash.h" nogil:
-    uint64_t siphash64(const uint64_t* key, const uint8_t* text, size_t size)
-
-cdef extern from * nogil:
-    void fetch "__builtin_prefetch"(const void* address)
 
 cdef uint64_t MAGIC = 0x6361726567627431ULL
 cdef int64_t MAX_NS = 1LL << 62

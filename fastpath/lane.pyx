@@ -19,15 +19,13 @@ from libc.string cimport memcmp
 from fastpath.bucket cimport BucketTable, Taken, tokens_left
 from fastpath.cells cimport Cells
 from fastpath.context cimport Principal, RequestContext
+from fastpath.primitives cimport fetch
 from fastpath.token cimport Verified, Verifier
 
 cdef extern from "Python.h":
     bint PyUnicode_IS_COMPACT_ASCII(object text)
     const unsigned char* PyUnicode_1BYTE_DATA(object text)
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
-
-cdef extern from * nogil:
-    void fetch "__builtin_prefetch"(const void* address)
 
 cdef enum:
     MAX_CHARGES = 8

@@ -1,11 +1,7 @@
 """What is remembered under the keyed hash of a text, as other kernels read it."""
 
 from cpython.object cimport PyObject
-from libc.stdint cimport uint8_t, uint64_t
-
-cdef extern from "siphash.h" nogil:
-    uint64_t siphash64(const uint64_t* key, const uint8_t* text, size_t size)
-    void siphash128(uint64_t* hash, const uint64_t* key, const uint8_t* text, size_t size)
+from libc.stdint cimport uint64_t
 
 
 cdef struct Digest:

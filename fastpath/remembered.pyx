@@ -11,8 +11,11 @@ Source: SipHash-2-4, 128 bits (Aumasson, Bernstein).
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport uint8_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
+
+from fastpath.primitives cimport siphash64, siphash128
 
 cdef extern from "remembered.h" nogil:
     void* remembered_block(size_t size)

@@ -108,9 +108,10 @@ cdef class Modulus:
                 raise MemoryError
         self._narrow = <rsa4_modulus*> ((<size_t> self._block + 31) & ~<size_t> 31)
         _spread(self._narrow.rr, pow(2, 2 * bits, modulus), RSA4_LIMBS, RSA4_BITS)
+        inverse = -pow(modulus, -1, 1 << bits) % (1 << bits)
         for i in range(4):
             _spread(self._narrow.n.by[i], modulus << RSA4_BITS * i, RSA4_ROW, RSA4_BITS)
-            _spread(self._narrow.inverse.by[i], -pow(modulus, -1, 1 << bits) % (1 << bits) << RSA4_BITS * i, RSA4_ROW, RSA4_BITS)
+            _spread(self._narrow.inverse.by[i], inverse << RSA4_BITS * i, RSA4_ROW, RSA4_BITS)
 
     def __dealloc__(self):
         PyMem_Free(self._block)

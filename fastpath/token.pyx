@@ -9,23 +9,21 @@ Source: RFC 7515 (JWS), RFC 7518 (algorithms), RFC 7519 (claims), RFC 8037 (EdDS
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from cpython.object cimport PyObject
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.math cimport floor
 from libc.stdint cimport uint8_t
 from libc.string cimport memchr, memcpy
 
-from fastpath.remembered cimport Digest, Remembered, siphash128
+from fastpath.remembered cimport Digest, Remembered
 from fastpath.revoked cimport Revoked
+from fastpath.primitives cimport fetch, siphash128
 from fastpath.strict cimport base64url_bytes, decode_json_object
 
 import hashlib
 import hmac
 import math
 import os
-
-cdef extern from * nogil:
-    void fetch "__builtin_prefetch"(const void* address)
 
 cdef enum:
     MAX_TOKEN_BYTES = 8192
@@ -250,8 +248,9 @@ cdef class Verifier:
     """Verifies tokens against a fixed set of keys and remembers those that passed.
 
     The cache holds at most `cache_size` tokens in two generations (a token used since the last turn survives the next
-    one), known by a keyed hash of 128 bits and not kept as text, and those of on average 1 KiB; what is refused is never kept, so a flood of tokens grows nothing. A hit
-    checks time, revocation and the key again. Not for use from several threads at once.
+    one), known by a keyed hash of 128 bits and not kept as text, and those of on average 1 KiB; what is refused is
+    never kept, so a flood of tokens grows nothing. A hit checks time, revocation and the key again. Not for use from
+    several threads at once.
     Shapes: `known_audiences` are the audiences this gateway has at all, by default those of `keys`; `revoked` maps a
     jti to the time until which its revocation must be kept; `checks` are (claim, is it good?, what it must be), run on
     the claims that are there.

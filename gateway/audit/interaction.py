@@ -11,9 +11,10 @@ from urllib.parse import unquote_plus
 
 from gateway.rbac.fhir import RESOURCE_ID, RESOURCE_TYPES
 from gateway.rbac.reference import id_of
+from gateway.rbac.search import OF_PATIENT
 
 PATIENT = "Patient"
-_NAMES = {"patient": True, "subject": False, "patient:Patient": True, "subject:Patient": True}
+_NAMES = {name: name == "patient" for name in OF_PATIENT} | {f"{name}:{PATIENT}": True for name in OF_PATIENT}
 """Parameters of a search that name a patient: does an id alone do?"""
 _OF_PATIENTS = {**_NAMES, "_id": True}
 _SEARCH = "_search"

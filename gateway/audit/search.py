@@ -16,9 +16,9 @@ from urllib.parse import parse_qsl, urlencode
 MAX_VALUES = 20
 _MAX_VALUE_CHARS = 256
 _MAX_MS = 253_402_300_799_999
+"""The end of the year 9999."""
 _MAX_OFFSET_S = 14 * 3600
 """The widest zone there is, and XML Schema's limit, which FHIR's dates have."""
-"""The end of the year 9999."""
 
 FIELDS: dict[str, str] = {
     "patient": "patient",

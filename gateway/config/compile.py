@@ -21,6 +21,7 @@ from gateway.config.fault import WHOLE, step
 from gateway.config.keyring import Keyring
 from gateway.config.model import (
     App,
+    Audited,
     Bind,
     Client,
     ClientKey,
@@ -59,6 +60,7 @@ from gateway.routing.model import (
     Limit,
     LimitKey,
     Logging,
+    Need,
     Purpose,
     ResourceAction,
     Route,
@@ -343,7 +345,7 @@ def _route(name: str, controller: Controller, limits: dict[str, Limit], bases: t
         response_max_bytes=controller.response_max_bytes,
         deadline_ms=controller.deadline_ms,
         logging=_logging(controller.log),
-        metadata=_audited(controller),
+        metadata=_audited(controller.audit, need),
     )
 
 
@@ -391,8 +393,7 @@ def _typed_names(binding: Binding) -> Iterator[str]:
         yield from (f"{name}:{binding.reference}" for name in binding.names)
 
 
-def _audited(controller: Controller) -> dict[str, str]:
-    audit, need = controller.audit, need_of(controller)
+def _audited(audit: Audited, need: Need | None) -> dict[str, str]:
     fhir = audit.fhir
     if fhir is None and audit.resource is None and need is not None:
         fhir = need.param

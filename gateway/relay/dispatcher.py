@@ -151,14 +151,9 @@ class Dispatcher:
         request.deadline_ms = self._left_ms(call)
         request.unit = None
         try:
-            exchange.stream = stream = link.start(request, call.deadline_s, exchange, piece, end)
+            return self._start_on(link, call, exchange, piece, end)
         except NotSendable:
             return None
-        except Oversize:
-            raise HeadersTooLarge from None
-        exchange.link = link
-        call.stream = link.session.streams[stream]
-        return link
 
     def _left_ms(self, call: Call) -> int:
         """Raises: UnitQueueTimeout."""
