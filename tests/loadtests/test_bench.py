@@ -8,12 +8,14 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from loadtests.bench import __main__ as bench
 from loadtests.bench import rows as rows_module
 from loadtests.bench import run, servers
+from loadtests.bench.audit_rows import audit_rows
 from loadtests.bench.peers import configs
 from loadtests.bench.policy import Portal, make_keys
 from loadtests.bench.report import LIMITS, OVERHEADS, Figure, as_document, judge, plot, remarks, table
@@ -75,6 +77,28 @@ def test_the_trail_is_all_that_the_durable_route_has_more(rows, tmp_path):
     assert durable == plain
 
 
+def test_the_durable_row_has_each_route_without_the_trail_and_with_it(monkeypatch):
+    asked = []
+
+    class Ours:
+        agent = None
+
+        def start(self, name, **options):
+            asked.append((name.removeprefix("caregate-audit-"), options["phi"], "LD_PRELOAD" in options["environment"]))
+            return SimpleNamespace(folders=[])
+
+    monkeypatch.setattr("loadtests.bench.audit_rows.build_shim", lambda: "/nowhere/shim.so")
+    (row,) = audit_rows(Ours())
+    for contender in row.contenders:
+        (folder,) = contender.start().folders
+        shutil.rmtree(folder)
+    assert asked == [
+        ("none", False, True), ("durable", True, True), ("relay-none", False, True), ("relay-durable", True, True),
+    ]  # fmt: skip
+    paths = [contender.path for contender in row.contenders]
+    assert paths[0] == paths[1] != paths[2] == paths[3]
+
+
 def test_what_a_durable_event_costs_is_a_difference():
     none, durable = _figure("audit_durable", "caregate", 20.0), _figure("audit_durable", "caregate-durable", 28.5)
     cpu, p99 = judge([none, durable])
@@ -131,6 +155,7 @@ def test_a_short_run(tmp_path, wrong):
 SCRIPT = """
 import dataclasses, json, os, sys
 from pathlib import Path
+from types import SimpleNamespace
 from loadtests.bench.database import portal_database
 from loadtests.bench.report import as_document
 from loadtests.bench.row import Contender, Row
