@@ -59,3 +59,10 @@ def test_it_holds_what_it_remembers_and_lets_go_of_it() -> None:
     assert sys.getrefcount(value) == before
     with pytest.raises(ValueError, match="16 bytes"):
         Remembered().get(b"short")
+
+
+def test_memory_that_held_something_else_is_an_empty_table() -> None:
+    for _ in range(3):
+        used = [bytearray(b"\xff" * 512) for _ in range(200)]
+        del used
+        assert Remembered().get(b"\xff" * 16) is None
