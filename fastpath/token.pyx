@@ -38,7 +38,7 @@ class TokenError(ValueError):
     """A token that is refused: `code` for programs, `detail` for people. Neither echoes the token.
 
     Shapes: `code` is malformed, header, algorithm, unknown-key, signature, expired, not-yet-valid, issued-in-future,
-    issuer, audience, subject, lifetime, role, claims, revoked or too-large.
+    issuer, audience, subject, lifetime, role, claims, bound, revoked or too-large.
     """
 
     def __init__(self, code, detail):
@@ -526,6 +526,9 @@ cdef class Verifier:
         _check_scope(claims, "scp")
         verified.jti = _text(claims, "jti", "claims")
         verified.role = key.role
+        # SEC: it is for whoever proves to have a key (RFC 7800, 3.1), and no proof is asked for here. Whatever it says.
+        if "cnf" in claims:
+            raise TokenError("bound", "the token is bound to a key of the sender's")
         if key._mapping is not None:
             verified.role, verified.audience, claims, role_lifetime_s = key._mapping(claims)
             verified.claims = claims

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from fastpath.token import TokenError
+from fastpath.token import TokenError, Verified
 from gateway.auth.attempts import Attempts
 from gateway.config.snapshot import CompiledApp, CompiledClient, CompiledTokens
 from gateway.errors import ClientUnauthenticated
@@ -74,10 +74,19 @@ class Clients:
             raise ClientUnauthenticated() from None
         owner: CompiledClient | CompiledApp = verified.key.attachment
         named = form.get("client_id", owner.id)
-        if verified.subject != owner.id or named != owner.id or not verified.jti:
+        if verified.subject != owner.id or named != owner.id or not verified.jti or not _is_for_us_alone(verified):
             raise ClientUnauthenticated()
         # SEC: by the client too, or one could use up another's assertions by guessing their ids.
         digest = hashlib.sha256(f"{owner.id}\n{verified.jti}".encode()).digest()
         if not self._store.spend(digest, verified.expires_at_s + LEEWAY_S):
             raise ClientUnauthenticated()
         return Caller(client=owner) if isinstance(owner, CompiledClient) else Caller(app=owner)
+
+
+def _is_for_us_alone(assertion: Verified) -> bool:
+    """SEC: one that names another server too could have been given to that one, and be shown here by it.
+
+    Source: draft-ietf-oauth-rfc7523bis.
+    """
+    aud = assertion.claims["aud"]
+    return isinstance(aud, str) or len(aud) == 1

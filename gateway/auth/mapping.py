@@ -24,7 +24,6 @@ TAKEN: Final = (
     "scp",
     "client_id",
     "azp",
-    "cnf",
     "acr",
     "amr",
     "auth_time",

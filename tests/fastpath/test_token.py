@@ -291,6 +291,12 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "empty sub": (token(sub=""), "subject"),
     "sub is a number": (token(sub=1), "subject"),
     "sub is null": (token(sub=None), "subject"),
+    # bound to a key of the sender's, which nobody checks
+    "cnf of a DPoP key": (token(cnf={"jkt": "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"}), "bound"),
+    "cnf of a certificate": (token(cnf={"x5t#S256": "bwcK0esc3ACC3DB2Y5_lESsXE8o9ltc05O89jdN-dg2"}), "bound"),
+    "cnf empty": (token(cnf={}), "bound"),
+    "cnf null": (token(cnf=None), "bound"),
+    "cnf spelt with an escape": (raw_payload(json.dumps(CLAIMS)[:-1].encode() + b', "\\u0063nf": {}}'), "bound"),
     # the rest
     "another role": (token(role="platform_admin"), "role"),
     "roles in a list": (token(role=["patient"]), "role"),
