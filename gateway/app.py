@@ -120,7 +120,7 @@ class Gateway:
         self.audit = AuditTrail(
             self.database,
             settings.data_dir,
-            node=settings.node,
+            node=settings.node_name,
             segment_bytes=settings.audit_segment_bytes,
             spool_bytes=settings.audit_spool_bytes,
             count=self._count_audit,
@@ -240,13 +240,12 @@ class Gateway:
         """Where spans go, if anything is traced."""
         if not settings.trace_endpoint:
             return None
-        node = settings.node or os.uname().nodename
         return Exporter(
             settings.trace_endpoint,
             {
                 "service.name": "caregate",
                 "service.version": __version__,
-                "service.instance.id": f"{node}-{os.getpid()}",
+                "service.instance.id": f"{settings.node_name}-{os.getpid()}",
             },
             __version__,
             queue=settings.trace_queue,

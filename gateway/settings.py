@@ -108,7 +108,7 @@ class Settings:
     relay_buffer_bytes: int = 268_435_456
     """Relay buffers of one worker."""
     node: str = ""
-    """How this gateway is named in audit events; empty: the machine's name."""
+    """How this gateway is named in audit events, to units and in their timelines; empty: the machine's name."""
     audit_segment_bytes: int = 4_194_304
     """One file of a worker's audit spool; the next one is made before it is needed."""
     audit_spool_bytes: int = 4_294_967_296
@@ -175,6 +175,11 @@ class Settings:
         settings = cls(**values)  # type: ignore[arg-type]
         settings._validate()
         return settings
+
+    @property
+    def node_name(self) -> str:
+        """This gateway's name, for the audit trail, units and operators."""
+        return self.node or os.uname().nodename
 
     def _validate(self) -> None:
         for field in fields(self):

@@ -52,10 +52,12 @@ class UnitConnection(Link):
         max_connections: int,
         token: LinkToken,
         check_token: TokenCheck,
+        node: str = "",
         on_settled: Callable[[bool], None] = lambda said_hello: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_settled` is called once: True when the unit has said HELLO, False at the end if it never did."""
+        """`node` is what the unit is told; `on_settled` is called once: True when the unit has said HELLO, False at the
+        end if it never did."""
         # A frame of the largest size and the header of its WebSocket message.
         carrier = UnitSocket(sock, unread, limits.max_frame)
         super().__init__(GatewaySession(limits, clock()), carrier, clock)
@@ -66,6 +68,7 @@ class UnitConnection(Link):
         self.seat = ("", -1)
         self.agent = ""
         self.token = token
+        self._node = node
         self._clock_ahead_ms: float | None = None
         self.keeps_keys = False
         self.connected_at_s = time.time()
@@ -100,6 +103,7 @@ class UnitConnection(Link):
         welcome = Welcome(
             conn=self.conn,
             epoch=self.epoch,
+            node=self._node,
             worker=os.getpid(),
             caps=[LEDGER],
             max_streams=limits.max_streams,

@@ -132,13 +132,16 @@ class ConnectResource:
         spread: Callable[[CompiledUnit, Any], None] = lambda unit, sock: None,
         draining: Callable[[], bool],
         gate: DialGate,
+        refuse: Callable[[Login], None] = lambda login: None,
     ) -> None:
+        """`refuse` raises for whoever was revoked since his token was checked."""
         self._tokens = tokens
         self._take_over = take_over
         self._has_room = has_room
         self._spread = spread
         self._draining = draining
         self._gate = gate
+        self._refuse = refuse
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer 101 and leave the connection to the relay. Yields to the hub: yes.
@@ -154,6 +157,8 @@ class ConnectResource:
         if not self._has_room(login.unit):
             raise Conflict("The unit has as many connections as it may have", retry_after_s=60)
         self._spread(login.unit, env.get("caregate.socket"))
+        # SEC: the checks before may have waited; who is revoked now gets no 101.
+        self._refuse(login)
         ctx = getattr(req.context, "gateway", None)
         if ctx is not None:
             ctx.unit = login.unit.id

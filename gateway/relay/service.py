@@ -11,7 +11,7 @@ import gevent
 from gevent import socket
 
 from gateway.config.snapshot import CompiledUnit, Snapshot, SnapshotHolder
-from gateway.errors import Overloaded
+from gateway.errors import Forbidden, Overloaded, TokenInvalid
 from gateway.relay.admission import DialGate
 from gateway.relay.connection import UnitConnection
 from gateway.relay.core import Limits
@@ -28,6 +28,11 @@ from gateway.relay.used_tokens import UsedTokens
 
 TOKEN_REVOKED: Final = "token-revoked"  # noqa: S105 - a reason
 """Why a link ends whose token was revoked."""
+KEY_REVOKED: Final = "key-revoked"
+"""Why the registry refuses a key, see Relay.refuses."""
+
+MAX_NODE: Final = 64
+"""Characters of the gateway's name that units are told."""
 
 PROBE_S: Final = 1.0
 """How long a connection may take to prove that it lives when its unit dials once more than it may."""
@@ -57,6 +62,7 @@ class Relay:
         self._holder = holder
         self._metrics = metrics
         self._log = log
+        self._node = getattr(settings, "node_name", "")[:MAX_NODE]
         self._draining = False
         self._moves_per_s = getattr(settings, "relay_moves_per_s", 800)
         self._connections: set[UnitConnection] = set()
@@ -90,6 +96,7 @@ class Relay:
             spread=self.spread,
             draining=lambda: self._draining,
             gate=self._gate,
+            refuse=self.refuse,
         )
 
     # --- life
@@ -169,6 +176,14 @@ class Relay:
         dead = sum(1 for probe in probes if not probe.value)
         return self.registry.count(unit.id) - dead < unit.max_connections
 
+    def refuse(self, login: Login) -> None:
+        """Raises: Forbidden, TokenInvalid if this worker knows by now that the link must not be."""
+        why = self._refusal(login.unit.id, login.token)
+        if why in (TOKEN_REVOKED, KEY_REVOKED):
+            raise TokenInvalid()
+        if why:
+            raise Forbidden("The unit is disabled")
+
     def spread(self, unit: CompiledUnit, sock: Any) -> None:
         """Under TLS a second connection cannot be passed to a sibling: its unit is told to dial again, a few times.
 
@@ -225,6 +240,7 @@ class Relay:
             self._limits,
             max_connections=unit.max_connections,
             token=login.token,
+            node=self._node,
             check_token=self.tokens.renewed,
             on_settled=self._gate.settled,
         )

@@ -22,6 +22,7 @@ from gateway.config.snapshot import (
     Snapshot,
     SnapshotHolder,
 )
+from gateway.relay.service import KEY_REVOKED
 from gateway.units.model import Changes, ContextRow, KeyRow, UnitRow
 
 log = structlog.get_logger()
@@ -95,7 +96,7 @@ class Roster:
         if unit in self._revoked:
             return "revoked"
         key = self.keys.get(kid)
-        return "key-revoked" if key is not None and key.revoked else ""
+        return KEY_REVOKED if key is not None and key.revoked else ""
 
     def document_context(self, unit: str) -> bytes | None:
         """The context key that the configuration gives a unit; no other is used then."""

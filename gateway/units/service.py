@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from typing import Final
 
@@ -67,7 +66,7 @@ class Units:
             self._store.write,
             held=lambda: {connection.unit for connection in relay.registry.all_local()},
             count=lambda outcome, number: metrics.inc("caregate_unit_timeline", (outcome,), number),
-            node=f"{socket.gethostname()[:64]}/{os.getpid()}",
+            node=f"{settings.node_name[:64]}/{os.getpid()}",
         )
         self.roster.on_change = self._on_change
         relay.refuses = self.roster.refuses

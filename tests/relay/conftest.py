@@ -264,7 +264,8 @@ class Unit:
 
     def _take(self, event: ev.Event) -> None:
         match event:
-            case ev.WelcomeReceived():
+            case ev.WelcomeReceived(welcome):
+                self.welcome = welcome
                 self.welcomed.set()
             case ev.RequestReceived(stream, _, body, end):
                 self.bodies[stream] = bytearray()

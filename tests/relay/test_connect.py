@@ -158,9 +158,40 @@ def test_a_disabled_unit_loses_its_link_and_others_keep_theirs(rig):
     assert clinic.goaway is None
 
 
-def test_one_that_was_revoked_while_it_dialled_is_told(rig):
+def test_units_are_told_the_gateways_name(rig):
+    worker = rig.worker(node_name="gate-1")
+    unit = rig.unit(worker)
+    assert unit.welcome.node == "gate-1"
+
+
+REVOKED = [
+    ("unit", {"refuses": lambda unit, kid: "revoked"}, 403),
+    ("key", {"refuses": lambda unit, kid: "key-revoked"}, 401),
+    ("token", {"revoked": lambda unit, jti, issued_s: True}, 401),
+]
+
+
+@pytest.mark.parametrize(("known", "status"), [c[1:] for c in REVOKED], ids=[c[0] for c in REVOKED])
+def test_who_is_revoked_while_its_dial_is_checked_gets_no_101(rig, known, status):
     worker = rig.worker()
-    worker.relay.refuses = lambda unit, kid: "revoked"
+
+    def wait_for_room(unit):
+        """The last check that may wait for something."""
+        for name, answer in known.items():
+            setattr(worker.relay, name, answer)
+        return True
+
+    worker.relay.connect_resource._has_room = wait_for_room
+    _, got, head = dial(rig, worker, rig.handshake(rig.unit_token()))
+    assert got == status
+    assert b"Sec-WebSocket-Accept" not in head
+    assert not worker.relay._connections
+
+
+def test_one_that_was_revoked_between_its_dial_and_its_link_is_told(rig):
+    worker = rig.worker()
+    answers = iter(["", "revoked"])
+    worker.relay.refuses = lambda unit, kid: next(answers, "revoked")
     unit = rig.unit(worker, wait=False)
     assert unit.over.wait(3)
     assert (unit.goaway.code, unit.goaway.why) == (fr.GoAwayCode.UNIT_DISABLED, "revoked")
