@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from gateway.auth.settled import await_workers
+from gateway.auth.settled import UNITS, await_workers
 from gateway.cli.operator import Unusable, add_options, connect, dsn_of, run_dir_of, unusable
 from gateway.config.reload import ReloadFailed
 from gateway.config.versions import user_name
@@ -115,6 +115,13 @@ def _guarded(options: argparse.Namespace, act: Callable[[argparse.Namespace, Rev
 def _revoke(options: argparse.Namespace, store: RevocationOperator) -> int:
     from gateway.store.revocation import NewRevocation
 
+    units = 0
+    if options.kind == "unit" and not options.tokens_only:
+        # First: in between, a unit whose token is revoked would sign the next one and be let in.
+        with connect(options) as operator:
+            operator.revoke(options.value, options.reason)
+            units = operator.revision()
+        print(f"{options.value} is shut out until `caregate unit enable {options.value}`")
     revoked = store.add(
         NewRevocation(
             kind=options.kind,
@@ -127,17 +134,15 @@ def _revoke(options: argparse.Namespace, store: RevocationOperator) -> int:
             reason=options.reason,
         )
     )
-    if options.kind == "unit" and not options.tokens_only:
-        with connect(options) as operator:
-            operator.revoke(options.value, options.reason)
-        print(f"{options.value} is shut out until `caregate unit enable {options.value}`")
-    return _await(options, revoked)
+    return _await(options, revoked, units)
 
 
-def _await(options: argparse.Namespace, revoked: Revoked) -> int:
-    """Say which workers know of it."""
+def _await(options: argparse.Namespace, revoked: Revoked, units: int) -> int:
+    """Say which workers know of it, and of that revision of the units' registry."""
     try:
         known, late = await_workers(run_dir_of(options), revoked.revision)
+        if not late:
+            known, late = await_workers(run_dir_of(options), units, of=UNITS)
     except (ReloadFailed, Unusable) as error:
         print(f"revoked (revision {revoked.revision}); no worker was asked: {error}")
         return 0

@@ -18,6 +18,7 @@ _UNIT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _LIFETIME = re.compile(r"([1-9][0-9]{0,4})([mhd])")
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400}
 MAX_LIFETIME_S = 14 * 86_400
+EXIT_LATE = 1
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -97,6 +98,28 @@ def _warn_if_unknown(options: argparse.Namespace) -> None:
 
 def _revoke(operator: UnitOperator, options: argparse.Namespace) -> int:
     _warn_if_unknown(options)
+    status = _shut_out(operator, options)
+    return status or _await(options, operator.revision())
+
+
+def _await(options: argparse.Namespace, revision: int) -> int:
+    """Say which workers know of it."""
+    from gateway.auth.settled import UNITS, await_workers
+    from gateway.config.reload import ReloadFailed
+
+    try:
+        known, late = await_workers(run_dir_of(options), revision, of=UNITS)
+    except (ReloadFailed, Unusable) as error:
+        print(f"no worker was asked: {error}")
+        return 0
+    if late:
+        print(f"not yet known to worker {', '.join(map(str, late))}", file=sys.stderr)
+        return EXIT_LATE
+    print(f"in force in {len(known)} workers")
+    return 0
+
+
+def _shut_out(operator: UnitOperator, options: argparse.Namespace) -> int:
     if options.key is not None:
         return _told(
             operator.revoke_key(options.unit, options.key, options.reason),
@@ -105,7 +128,7 @@ def _revoke(operator: UnitOperator, options: argparse.Namespace) -> int:
         )
     return _told(
         operator.revoke(options.unit, options.reason),
-        f"{options.unit} is revoked; its links are being cut",
+        f"{options.unit} is revoked until `caregate unit enable {options.unit}`",
         f"{options.unit} is revoked already",
     )
 

@@ -218,6 +218,12 @@ class UnitOperator:
         """Refuse the key from now on, for ever; False if the unit has no such key that is not revoked."""
         return self._change(_REVOKE_KEY, (kid, unit), (unit, "key-revoked", kid, reason))
 
+    def revision(self) -> int:
+        """Up to which a worker must know the registry to know all that was changed until now."""
+        with answering():
+            row = self._connection.execute("SELECT number FROM caregate.unit_revision").fetchone()
+        return int(row[0]) if row is not None else 0
+
     def _change(self, query: LiteralString, values: tuple[str, ...], event: tuple[str, str, str, str]) -> bool:
         with answering(), self._connection.transaction():
             # Units and keys are changed under one lock, see store.units.

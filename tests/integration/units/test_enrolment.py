@@ -75,7 +75,9 @@ def test_revoking_a_key_cuts_the_links_of_that_key_alone(site, tmp_path):
     lost, kept = site.enrolled("site-5", tmp_path / "lost"), site.enrolled("site-5", tmp_path / "kept")
     cut, stays = [Link(site, "site-5", lost, i) for i in range(2)], Link(site, "site-5", kept)
     begun_s = time.monotonic()
-    site.operate("unit", "revoke", "site-5", "--key", lost.identity("site-5").kid)
+    done = site.operate("unit", "revoke", "site-5", "--key", lost.identity("site-5").kid)
+    assert done.stdout.splitlines()[-1] == "in force in 4 workers"
+    assert {Link(site, "site-5", lost).status for _ in range(12)} == {401}
     assert max(link.until_closed()[1] for link in cut) - begun_s < 3.0  # the command's own start is in it
     assert Link(site, "site-5", lost).status == 401
     assert Link(site, "site-5", kept, 1).status == 101
