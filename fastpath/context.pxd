@@ -43,5 +43,6 @@ cdef class RequestContext:
     cdef public str rule
     cdef public str shadow
     cdef public str purpose
+    cdef public tuple told
     cdef public bint intent_recorded
     cdef public bint keyed

@@ -89,6 +89,8 @@ if TYPE_CHECKING:
         """Purpose of use, where the route asks for one."""
         shadow: str = ""
         """Rules that only watch and would have refused the request, with commas between them."""
+        told: tuple[str, str] | None = None
+        """Id and patient of a FHIR resource, as a body that was read, or the answer to a create, names them."""
         intent_recorded: bool = False
         """The audit intent is durable: whatever happens now, it happened to a recorded request."""
 

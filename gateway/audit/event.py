@@ -26,6 +26,9 @@ _MAX_DETAIL_CHARS = 1024
 _ACTIONS = {"POST": "C", "GET": "R", "HEAD": "R", "PUT": "U", "PATCH": "U", "DELETE": "D"}
 _OTHER_ACTION = "E"
 _REQUIRED = frozenset({"request_id", "outcome", "rule"})
+_WRITES = frozenset({"POST", "PUT", "PATCH"})
+_WRITTEN = "{}"
+"""In place of a parameter: the type is the route's, and what was written may say the rest. No parameter is so named."""
 _FRAGMENT = ""
 """The key among a principal's grants, which are by route name, under which its part of an event is kept."""
 _MOST_ROUTES = 50_000
@@ -136,7 +139,8 @@ def _of_request(ctx: RequestContext) -> dict[str, str]:
 
 What = tuple[bytes, str | None, str, str | None, bool]
 """Of a route and method: its members; the parameter with the resource's id; that with the patient's; that with a path
-below a FHIR base, empty: the query alone may name a patient, None: neither; does it name a purpose?"""
+below a FHIR base, empty: the query alone may name a patient, _WRITTEN: what is written too, None: neither; does it
+name a purpose?"""
 
 
 class Accesses:
@@ -178,20 +182,25 @@ class Accesses:
             resource, param = told.get("resource_type", ""), told.get("resource_param")
             patient = param if resource == PATIENT and param is not None else "patient"
             names = route.query is None or bool(route.query)
-            asked = told.get("fhir_param") or ("" if resource in RESOURCE_TYPES and names else None)
+            asked = told.get("fhir_param")
+            if asked is None and resource in RESOURCE_TYPES:
+                asked = _WRITTEN if method in _WRITES else "" if names else None
             what = self._of(route, resource, action_of(method)), param, patient, asked, bool(told.get("purpose"))
             found = self._routes[route.name, method] = route, what
         return found[1]
 
     def _about(self, ctx: RequestContext, param: str) -> tuple[bytes | None, str, str]:
         """What a FHIR request itself says it is about. Shapes: (the route's members if they are others, id, patient);
-        `param` has a path below a FHIR base; empty where the route's type is fixed and only the query says more.
+        `param` has a path below a FHIR base; empty where the route's type is fixed and only the query says more,
+        _WRITTEN where what is written does too.
         """
         route = ctx.route
         assert route is not None  # noqa: S101
         bases = bases_of(route.bases, ctx.unit or ctx.params.get("unit", "")) if route.bases else ()
-        if not param:
-            return None, "", patient_searched(route.metadata.get("resource_type", ""), ctx.query, bases)
+        written, patient = ctx.told or ("", "")
+        if param in ("", _WRITTEN):
+            named = patient_searched(route.metadata.get("resource_type", ""), ctx.query, bases)
+            return None, written, named or patient
         found: About = about(ctx.method, ctx.params.get(param, ""), ctx.query, bases)
         action = found.action or action_of(ctx.method)
         key = (route.name, found.resource, action)
@@ -200,7 +209,7 @@ class Accesses:
             if len(self._members) >= _MOST_ROUTES:
                 self._members.clear()
             kept = self._members[key] = route, self._of(route, found.resource, action)
-        return kept[1], found.id, found.patient
+        return kept[1], found.id or written, found.patient or patient
 
     def _of(self, route: Route, resource: str, action: str) -> bytes:
         text = _member("route", route.name) + _member("action", action) + _member("resource_type", resource)

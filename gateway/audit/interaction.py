@@ -1,12 +1,13 @@
-"""What a request to a FHIR server is about, as its path and query say: type, id, patient. Pure.
+"""What a request to a FHIR server is about, as path, query, body and answer say: type, id, patient. Pure.
 
 Denied attempts are read too, so nothing here refuses: what is no FHIR names nothing.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote_plus
 
 from gateway.rbac.fhir import RESOURCE_ID, RESOURCE_TYPES
@@ -18,6 +19,9 @@ _NAMES = {name: name == "patient" for name in OF_PATIENT} | {f"{name}:{PATIENT}"
 """Parameters of a search that name a patient: does an id alone do?"""
 _OF_PATIENTS = {**_NAMES, "_id": True}
 _SEARCH = "_search"
+_SUBJECTS = ("patient", "subject")
+_LOCATION = re.compile(r"(?:^|/)([A-Za-z]+)/([A-Za-z0-9.\-]{1,64})(?:/_history/[A-Za-z0-9.\-]{1,64})?\Z")
+"""Source: FHIR, RESTful API, create: `[base]/[type]/[id]/_history/[vid]`."""
 
 
 class About(NamedTuple):
@@ -65,3 +69,26 @@ def patient_searched(resource: str, query: str, bases: Iterable[str] = ()) -> st
             if found is not None:
                 return found
     return ""
+
+
+def patient_written(document: Any, bases: Iterable[str] = ()) -> str:
+    """The patient of whom a resource in JSON says that it is about; empty if it names none."""
+    for name in _SUBJECTS if isinstance(document, dict) else ():
+        member = document.get(name)
+        reference = member.get("reference") if isinstance(member, dict) else None
+        found = id_of(reference, PATIENT, bases) if isinstance(reference, str) else None
+        if found is not None:
+            return found
+    return ""
+
+
+def created(resource: str, location: str, document: Any, bases: Iterable[str] = ()) -> tuple[str, str]:
+    """Id and patient of what a create has made, by its answer's Location and JSON (None: it has none)."""
+    found = _LOCATION.search(location)
+    key, patient = found[2] if found is not None and found[1] == resource else "", ""
+    if isinstance(document, dict) and document.get("resourceType", resource) == resource:
+        said = document.get("id")
+        if not key and isinstance(said, str) and RESOURCE_ID.match(said):
+            key = said
+        patient = patient_written(document, bases)
+    return key, key if resource == PATIENT else patient

@@ -29,6 +29,7 @@ from gateway.errors import (
 from gateway.http import problems
 from gateway.http.address import client_address
 from gateway.http.application import TOLD
+from gateway.http.created import note_created
 from gateway.http.trace import note_trace
 from gateway.metrics import LATENCY_BUCKETS_S, Metrics
 from gateway.routing.model import RESERVED_PREFIXES
@@ -157,6 +158,8 @@ class Accounting:
         if ctx.principal is None and not ctx.rule.startswith("token:"):
             return
         phi = ctx.route is not None and ctx.route.phi
+        if ctx.method == "POST":
+            note_created(ctx, resp)
         try:
             if phi:
                 self._audit.record(ctx, resp.status_code)

@@ -6,10 +6,12 @@ Only requests to routes that ask for any of it come here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import falcon
 
+from gateway.audit.interaction import PATIENT, patient_written
 from gateway.bodies import ReadBody
 from gateway.context import Principal, RequestContext, note_shadow
 from gateway.errors import (
@@ -227,6 +229,7 @@ class _Request:
             if "content-type" in req.env.get("caregate.duplicate", ()):
                 raise BadJson("Content-Type is given twice")
             self._document = read_document(raw, req.content_type or "", req.env.get("HTTP_CONTENT_ENCODING", ""))
+            ctx.told = "", self._patient_written()
             if self._refused is not None:
                 self._open(self._refused)
             decision = self._decide_document()
@@ -241,6 +244,16 @@ class _Request:
             self._note([binding.rule for binding in watched])
             return
         self._stop(decision)
+
+    def _patient_written(self) -> str:
+        """Whom the body names, for the audit trail: where a rule looks for a patient, else as FHIR has it."""
+        route = self._route
+        looked = [*route.bindings, *(b for b in (route.break_glass, route.consent and route.consent.patient) if b)]
+        for where in looked:
+            if where.source == "body" and where.reference == PATIENT:
+                with suppress(Unprocessable):
+                    return min(patients_written(where, self._document, self._bases) or (), default="")
+        return patient_written(self._document, self._bases)
 
     def _decide_document(self) -> Decision:
         """Raises: Unprocessable."""

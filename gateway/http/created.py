@@ -1,0 +1,53 @@
+"""What a create has made, as its answer says: the audit trail's outcome names it."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import falcon
+import orjson
+
+from gateway.audit.interaction import about, created
+from gateway.context import RequestContext
+from gateway.rbac.fhir import RESOURCE_TYPES
+from gateway.rbac.reference import bases_of
+
+MOST_BYTES: Final = 65_536
+"""Of an answer's body that is looked into."""
+_MADE: Final = (200, 201)
+
+
+def note_created(ctx: RequestContext, resp: falcon.Response) -> None:
+    """Remember id and patient of the record that a POST of one type of FHIR has made."""
+    route = ctx.route
+    if route is None or ctx.error is not None or resp.status_code not in _MADE:
+        return
+    resource = _type_of(ctx, route.metadata)
+    if resource not in RESOURCE_TYPES:
+        return
+    bases = bases_of(route.bases, ctx.unit or ctx.params.get("unit", "")) if route.bases else ()
+    known = ctx.told or ("", "")
+    key, patient = created(resource, resp.get_header("location") or "", _document(resp), bases)
+    ctx.told = key, patient or known[1]
+
+
+def _type_of(ctx: RequestContext, told: dict[str, str]) -> str:
+    """The type of what is made; empty for a search, an operation, and what names a record already."""
+    if "fhir_param" in told:
+        found = about(ctx.method, ctx.params.get(told["fhir_param"], ""), "")
+        return "" if found.id or found.action else found.resource
+    return "" if told.get("resource_param") in ctx.params else told.get("resource_type", "")
+
+
+def _document(resp: falcon.Response) -> Any:
+    """The answer's JSON if all of it is in hand; None for what is streamed, coded or another type."""
+    data = resp.data
+    kind = (resp.content_type or "").partition(";")[0].strip().lower()
+    if data is None or len(data) > MOST_BYTES or resp.get_header("content-encoding") is not None:
+        return None
+    if kind != "application/json" and not kind.endswith("+json"):
+        return None
+    try:
+        return orjson.loads(data)
+    except ValueError:
+        return None
