@@ -117,6 +117,11 @@ class Exchange:
         """Is its answer wanted although the gateway no longer waits for it?"""
         return False
 
+    @property
+    def holds_place(self) -> bool:
+        """Does a local service have it?"""
+        return self._service is not None and not self._finished
+
     # --- the greenlet
 
     def run(self) -> None:
@@ -164,7 +169,7 @@ class Exchange:
         if self._connection is not None:
             self._connection.close()
         if self._service is not None:
-            self._service.running -= 1
+            self._services.leave(self._service)
         self._finished = True
         left = sum(map(len, self._body))
         self._body.clear()
@@ -189,10 +194,9 @@ class Exchange:
 
     def _take_place(self, service: Service) -> None:
         limits = service.settings
-        if service.running >= limits.max_concurrent:
+        if not self._services.enter(service):
             raise Failed(ResetCode.SHED, "service busy", False)
         self._service = service
-        service.running += 1
         if limits.deadline_s is not None:
             self._deadline_s = min(self._deadline_s, self._started_s + limits.deadline_s)
         if self._too_large():

@@ -83,6 +83,7 @@ class Link:
         self._pong: bytes | None = None
         self._closing: bytes | None = None
         self._leaving = False
+        self._lease = settings.max_streams
         self._welcomed_s = 0.0
         self._renew_s = float("inf")
         self._end = ""
@@ -105,6 +106,18 @@ class Link:
         """End now; what is open is lost."""
         self._session.close(GoAwayCode.DRAIN, why)
         self._finish(why)
+
+    def lease(self, full: bool) -> None:
+        """Tell the gateway how many requests to send at once: what runs now, while no service has a place.
+
+        It then answers the others itself, or gives them to another machine of the unit, without a way here and back.
+        """
+        running = sum(exchange.holds_place for exchange, _ in self._exchanges.values())
+        lease = min(self._lease, max(1, running)) if full else self._settings.max_streams
+        if lease != self._lease and self._session.state is State.ACTIVE:
+            self._lease = lease
+            self._session.send_lease(lease)
+            self._wake.set()
 
     # --- the two greenlets
 

@@ -58,6 +58,7 @@ class Agent:
         self._ledger = _ledger(settings, log, now)
         self._health = health or Health(settings.health_file)
         self.services = Services(settings, self._ledger)
+        self.services.on_full = self._lease
 
     def start(self) -> None:
         """Dial every connection. Yields to the hub: until the ledger is open or is known to be unusable."""
@@ -173,6 +174,10 @@ class Agent:
             self._active.discard(link)
             self._health.fault(link.outcome.get(block=False).reason if link.outcome.ready() else "ended")
             self._tell_health()
+
+    def _lease(self, full: bool) -> None:
+        for link in self._active:
+            link.lease(full)
 
     def _tell_health(self) -> None:
         if self._stopping.is_set():

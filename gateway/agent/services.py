@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,19 +67,40 @@ class Service:
 class Services:
     """All of a unit's services, shared by its connections to the gateway.
 
-    Shapes: `detached` are exchanges whose stream is gone and whose answer is still wanted, for the ledger.
+    Shapes: `detached` are exchanges whose stream is gone and whose answer is still wanted, for the ledger. `on_full` is
+    told True whenever a request is sent back because no service has a place, False once half of the places are free.
     """
 
     def __init__(self, settings: AgentSettings, ledger: Ledger | None = None) -> None:
         self.context = settings.context
         self.ledger = ledger
+        self.on_full: Callable[[bool], None] = lambda full: None
+        self._full = False
         self.detached: set[gevent.Greenlet] = set()
         self._services = [Service(one) for one in settings.services]
+        self._places = sum(one.max_concurrent for one in settings.services)
         self._services.sort(key=lambda service: len(service.settings.prefix), reverse=True)
 
     def find(self, path: str) -> Service | None:
         """The longest prefix wins. `path` is canonical."""
         return next((service for service in self._services if service.settings.serves(path)), None)
+
+    def enter(self, service: Service) -> bool:
+        """Give a request a place, until `leave`; False if its service has none."""
+        if service.running >= service.settings.max_concurrent:
+            if all(one.running >= one.settings.max_concurrent for one in self._services):
+                self._full = True
+                self.on_full(True)
+            return False
+        service.running += 1
+        return True
+
+    def leave(self, service: Service) -> None:
+        """The request has its answer."""
+        service.running -= 1
+        if self._full and 2 * sum(one.running for one in self._services) <= self._places:
+            self._full = False
+            self.on_full(False)
 
     def detach(self, greenlet: gevent.Greenlet) -> None:
         """Remember a greenlet until it ends."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gevent
+import gevent.lock
 import pytest
 
 from gateway.agent.allowlist import AllowList, parse_rule
 from gateway.agent.endpoint import Endpoint
 from gateway.agent.services import ServiceSettings
 from gateway.relay import events as ev
+from gateway.relay.core import NotSendable
 from gateway.relay.frames import ResetCode
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
@@ -76,6 +78,60 @@ def test_a_busy_service_sheds_and_takes_again(rig, read):
     assert {peer.expect(ev.ResponseReceived).stream for _ in running} == set(running)
     rig.wait_for(lambda: not rig.agent.services.find("/").running)
     assert peer.answer(peer.request())[1] == b"hi"
+
+
+def test_an_agent_without_a_place_asks_for_no_more_until_half_are_free(rig, read):
+    turns = gevent.lock.Semaphore(0)
+
+    def serve(number, sock):
+        while read(sock):
+            turns.acquire()
+            sock.sendall(OK)
+
+    rig.service.handler = serve
+    peer = rig.connect(max_concurrent=4)
+    running = {peer.request() for _ in range(4)}
+    rig.wait_for(lambda: rig.service.connections == 4)
+    assert peer.session.max_streams == 64, "not yet: nobody was sent back"
+    peer.request()
+    assert refused(peer)[0] == ResetCode.SHED
+    rig.wait_for(lambda: peer.session.max_streams == 4)
+    with pytest.raises(NotSendable, match="streams"):
+        peer.request()
+    turns.release()
+    running.remove(peer.expect(ev.ResponseReceived).stream)
+    running.add(peer.request())
+    rig.wait_for(lambda: rig.agent.services.find("/").running == 4)
+    assert peer.session.max_streams == 4, "a place that is free is taken"
+    for _ in range(2):
+        turns.release()
+        running.remove(peer.expect(ev.ResponseReceived).stream)
+    rig.wait_for(lambda: peer.session.max_streams == 64)
+    turns.release()
+    turns.release()
+    assert {peer.expect(ev.ResponseReceived).stream for _ in running} == running
+
+
+def test_a_service_without_a_place_keeps_nobody_from_another(rig, read):
+    release = gevent.event.Event()
+
+    def serve(number, sock):
+        while request := read(sock):
+            if b"/small" in request:
+                release.wait(5)
+            sock.sendall(OK)
+
+    rig.service.handler = serve
+    here = Endpoint(False, "127.0.0.1", rig.service.port, "")
+    peer = rig.connect(services=(ServiceSettings(here), ServiceSettings(here, "/small", max_concurrent=1)))
+    first = peer.request(target="/small/x")
+    rig.wait_for(lambda: rig.agent.services.find("/small/x").running == 1)
+    peer.request(target="/small/x")
+    assert refused(peer)[0] == ResetCode.SHED
+    assert peer.answer(peer.request(target="/x"))[1] == b"hi"
+    assert peer.session.max_streams == 64
+    release.set()
+    assert peer.answer(first)[1] == b"hi"
 
 
 def test_its_own_deadline(rig, read):
