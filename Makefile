@@ -26,8 +26,9 @@ python:
 run: build
 	@exec $(BIN)/caregate demo run --port $(PORT)
 
+# Tests mostly wait: two processes take less than two thirds of the time of one, see tests/sharing.py.
 test: build
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 lint: build
 	$(BIN)/ruff check .

@@ -8,11 +8,27 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway.store.embedded import EmbeddedPostgres
 from gateway.store.migrate import migrate
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.sharing import ByPlatform
+
+    config.option.loadscopereorder = False
+    return ByPlatform(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        from tests.sharing import turn
+
+        items.sort(key=lambda item: turn(item.nodeid))
 
 
 class Postgres:

@@ -212,40 +212,48 @@ def _kid(token: bytes) -> str:
 
 
 def _issue(options: argparse.Namespace) -> int:
-    from gateway.config.role_defaults import lifetimes_of
-
     claims = dict(options.claim)
     if len(claims) != len(options.claim):
         raise Unusable("--claim: a claim is given twice")
     for name in sorted(SET_BY_ROLE & claims.keys()):
         raise Unusable(f"--claim {name}: set by the role and its audience")
-    document, key = _role_key(_config_path(options.config), options.role, options.kid)
-    role = document.roles[options.role]
-    lifetime_s = lifetimes_of(options.role, role).access_s if options.ttl is None else options.ttl
+    token, key, issued = issue(_config_path(options.config), options.role, claims, options.ttl, options.kid)
+    print(token)
+    _warn_if_refused(token, key, issued)
+    return 0
+
+
+def issue(
+    config: Path, role_name: str, claims: dict[str, Any], lifetime_s: int | None, kid: str | None = None
+) -> tuple[str, KeyMaterial, dict[str, Any]]:
+    """A token of a role of the configuration document, the key that signed it, and its claims. Raises: Unusable."""
+    from gateway.config.role_defaults import lifetimes_of
+
+    document, key = _role_key(config, role_name, kid)
+    role = document.roles[role_name]
+    if lifetime_s is None:
+        lifetime_s = lifetimes_of(role_name, role).access_s
     if lifetime_s > role.max_lifetime_s:
         raise Unusable(f"--ttl: {lifetime_s} s is over max_lifetime_s of the role, {role.max_lifetime_s} s")
     now_s = math.floor(time.time())
     issued = {
         "iss": document.audiences[role.audience].issuer,
         "aud": role.audience,
-        "sub": f"debug:{options.role}",
+        "sub": f"debug:{role_name}",
         "iat": now_s,
         "exp": now_s + lifetime_s,
         "jti": str(uuid.uuid4()),
-        "role": options.role,
+        "role": role_name,
         **claims,
     }
-    token = issue_token(issued, key)
-    print(token)
-    _warn_if_refused(token, key, issued, now_s)
-    return 0
+    return issue_token(issued, key), key, issued
 
 
-def _warn_if_refused(token: str, key: KeyMaterial, issued: dict[str, Any], now_s: float) -> None:
+def _warn_if_refused(token: str, key: KeyMaterial, issued: dict[str, Any]) -> None:
     audience = (issued["aud"],)
     mine = Key(key.kid, key.alg, key.verifying, issuer=issued["iss"], audiences=audience, role=issued["role"])
     try:
-        Verifier([mine], require_kid=False, checks=CHECKS).verify(token, now_s)
+        Verifier([mine], require_kid=False, checks=CHECKS).verify(token, issued["iat"])
     except TokenError as error:
         _complain(f"the gateway refuses this token: {error}")
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import json
 import os
 import signal
 import socket
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import psycopg
 
+from gateway.cli.token import Unusable, issue
 from gateway.config.load import Refused, load
 from gateway.demo import CONTROL, story
 from gateway.demo.accounts import Logins, make_accounts
@@ -296,15 +296,10 @@ class Platform:
 
     def _issue_tokens(self, config: Path) -> None:
         for name, (role, claims) in story.TOKENS.items():
-            arguments = [f"--claim={k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in claims.items()]
-            result = subprocess.run(  # noqa: S603 - our own argv, no shell
-                [sys.executable, "-m", "gateway.cli.main", "token", "issue",
-                 "--config", str(config), "--role", role, "--ttl", str(_TOKEN_LIFETIME_S), *arguments],
-                capture_output=True, text=True, check=False, env=self._env, cwd=ROOT,
-            )  # fmt: skip
-            if result.returncode:
-                raise DemoError(f"no token for {role}: {result.stderr.strip()}")
-            self.tokens[name] = result.stdout.strip()
+            try:
+                self.tokens[name] = issue(config, role, claims, _TOKEN_LIFETIME_S)[0]
+            except Unusable as error:
+                raise DemoError(f"no token for {role}: {error}") from error
         lines = "".join(f"export {name}='{token}'\n" for name, token in self.tokens.items())
         path = self.directory / "tokens.env"
         path.touch(mode=0o600)

@@ -68,7 +68,8 @@ class Written:
 
     def store(self) -> None:
         with psycopg.connect(self.dsn, autocommit=True) as connection, connection.cursor() as cursor:
-            cursor.execute("TRUNCATE audit.event, audit.checkpoint")
+            # PERF: TRUNCATE makes the files of every month and index anew: a second and a half.
+            cursor.execute("DELETE FROM audit.event; DELETE FROM audit.checkpoint")
             with cursor.copy(f"COPY audit.event ({', '.join(COLUMNS)}) FROM STDIN") as copy:
                 for chain, records in self.chains.items():
                     for record in records:

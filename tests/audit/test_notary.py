@@ -27,7 +27,7 @@ from gateway.store.pool import Database
 @pytest.fixture
 def database(postgres):
     with psycopg.connect(postgres.admin_dsn, autocommit=True) as connection:
-        connection.execute("TRUNCATE audit.event, audit.checkpoint")
+        connection.execute("DELETE FROM audit.event; DELETE FROM audit.checkpoint")
     database = Database(postgres.gateway_dsn, pool_max=2)
     database.open()
     yield database

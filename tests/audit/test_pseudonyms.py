@@ -161,7 +161,8 @@ class TestTrail:
                 cursor = connection.execute(query, values)
                 return cursor.fetchall() if cursor.description else []
 
-        ask("TRUNCATE audit.event, audit.patient, audit.erased_patient")
+        for table in ("event", "patient", "erased_patient"):
+            ask(f"DELETE FROM audit.{table}")
         return ask
 
     @pytest.fixture
@@ -176,7 +177,8 @@ class TestTrail:
         yield trail
         trail.stop(timeout_s=5)
         database.close()
-        ask("TRUNCATE audit.event, audit.checkpoint, audit.patient, audit.erased_patient")
+        for table in ("event", "checkpoint", "patient", "erased_patient"):
+            ask(f"DELETE FROM audit.{table}")
 
     def events(self, ask, count):
         end = time.monotonic() + 15

@@ -1,4 +1,4 @@
-"""100,000 generated and damaged tokens: never more lenient than PyJWT, and every refusal beyond PyJWT's has its reason.
+"""30,000 generated and damaged tokens: never more lenient than PyJWT, and every refusal beyond PyJWT's has its reason.
 
 PyJWT is asked with every check it has: one algorithm, the key's audience, the issuer; exp, aud, iss and sub required.
 """
@@ -28,7 +28,7 @@ from joserfc.jws import JWSRegistry
 from fastpath.token import Key, TokenError, Verified, Verifier
 from gateway.auth.keys import KeyMaterial, issue_token, load_private_key, load_secret
 
-TOKENS = 100_000
+TOKENS = 30_000
 NOW = 1_700_000_000.25
 ISSUER = "https://id.example"
 HASHES = {"HS256": "sha256", "HS384": "sha384", "HS512": "sha512"}

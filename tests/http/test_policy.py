@@ -156,13 +156,13 @@ def test_preflight(client, path, origin, allowed):
 
 
 OWN_RESOURCES = [
-    ("/openapi/v1/openapi.json", "GET", {"https://app.test", "https://staff.test"}),
-    ("/me/access-log", "GET", {"https://app.test"}),
-    ("/audit/v1/AuditEvent", "GET", {"https://staff.test"}),
-    ("/audit/v1/AuditEvent/abc", "GET", {"https://staff.test"}),
-    ("/access/v1/break-glass", "POST", {"https://staff.test"}),
-    ("/access/v1/break-glass/abc", "DELETE", {"https://staff.test"}),
-    ("/access/v1/break-glass/abc/review", "POST", {"https://staff.test"}),
+    ("/openapi/v1/openapi.json", "GET", ("https://app.test", "https://staff.test")),
+    ("/me/access-log", "GET", ("https://app.test",)),
+    ("/audit/v1/AuditEvent", "GET", ("https://staff.test",)),
+    ("/audit/v1/AuditEvent/abc", "GET", ("https://staff.test",)),
+    ("/access/v1/break-glass", "POST", ("https://staff.test",)),
+    ("/access/v1/break-glass/abc", "DELETE", ("https://staff.test",)),
+    ("/access/v1/break-glass/abc/review", "POST", ("https://staff.test",)),
 ]
 
 
