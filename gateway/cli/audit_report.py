@@ -8,11 +8,14 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from gateway.cli.audit_source import Unusable, add_source, dsn_of, guarded, iso, note, patients_of
 from gateway.cli.said import positive
+
+if TYPE_CHECKING:
+    from gateway.audit.pseudonyms import NamesReader
 
 _TIMES = frozenset({"at", "first", "last"})
 _HELP = {
@@ -23,6 +26,8 @@ _HELP = {
     "break-glass": "emergency accesses that nobody has reviewed",
     "denials": "bursts of refusals of one caller",
 }
+_NAMED = ("patient", "resource_id")
+"""Columns in which a patient's pseudonym may stand."""
 _WIDTH = 40
 
 
@@ -63,11 +68,7 @@ def _report(options: argparse.Namespace) -> int:
         if options.report == "patient":
             values["patients"] = list(patients.names_of(options.patient))
         rows = [_shown(names, row) for row in reader.rows(options.report, values)]
-        if "patient" in names:
-            at = names.index("patient")
-            ids = patients.ids_of([str(row[at]) for row in rows])
-            for row in rows:
-                row[at] = ids.get(str(row[at]), row[at])
+        _tell_patients(patients, [names.index(name) for name in _NAMED if name in names], rows)
     # NOTE: what is not in the trail is not shown: `note` refuses if it cannot be told.
     query = " ".join(
         f"{name}={getattr(options, name)}" for name in ("user", "unit", "role") if getattr(options, name, "")
@@ -75,6 +76,14 @@ def _report(options: argparse.Namespace) -> int:
     note(options, "audit.reported", report=options.report, query=query, found=str(len(rows)))
     _WRITERS[options.format](sys.stdout, names, rows)
     return 0
+
+
+def _tell_patients(patients: NamesReader, columns: Sequence[int], rows: Sequence[list[object]]) -> None:
+    """Put ids in the place of pseudonyms, as far as they are known."""
+    ids = patients.ids_of([str(row[column]) for row in rows for column in columns])
+    for row in rows:
+        for column in columns:
+            row[column] = ids.get(str(row[column]), row[column])
 
 
 def _values(options: argparse.Namespace) -> dict[str, object]:

@@ -20,8 +20,15 @@ COLUMNS = (
 )  # fmt: skip
 _SPAN: LiteralString = (
     "e.occurred_at >= timestamptz 'epoch' + %(from)s * interval '1 ms' "
-    "AND e.occurred_at < timestamptz 'epoch' + %(to)s * interval '1 ms' AND e.phase = 'outcome'"
+    "AND e.occurred_at < timestamptz 'epoch' + %(to)s * interval '1 ms'"
 )
+_OUTCOME: LiteralString = "e.phase = 'outcome'"
+_ONCE: LiteralString = """
+(e.phase = 'outcome' OR (e.phase = 'intent' AND NOT EXISTS (
+    SELECT FROM audit.event o WHERE o.request_id = e.request_id AND o.request_id <> '' AND o.phase = 'outcome'
+    AND o.occurred_at BETWEEN e.occurred_at - interval '1 minute' AND e.occurred_at + interval '1 hour')))
+"""
+"""One event of each access, as in trail_search: who died before the outcome may have seen the record all the same."""
 _ACCESSES: dict[str, LiteralString] = {
     "patient": "e.patient = ANY (%(patients)s)",
     "user": "e.subject = %(user)s",
@@ -102,11 +109,11 @@ class ReportReader:
         Shapes: `values` has from, to, now (ms since 1970) and what else the report asks for.
         """
         if report == "denials":
-            query = sql.SQL(_DENIALS).format(sql.SQL(_SPAN))
+            query = sql.SQL(_DENIALS).format(sql.SQL(f"{_SPAN} AND {_OUTCOME}"))
         else:
             query = sql.SQL(
                 "SELECT {} FROM audit.event e WHERE {} AND ({}) ORDER BY occurred_at, chain, sequence"
-            ).format(sql.SQL(_COLUMNS), sql.SQL(_SPAN), sql.SQL(_ACCESSES[report]))
+            ).format(sql.SQL(_COLUMNS), sql.SQL(f"{_SPAN} AND {_ONCE}"), sql.SQL(_ACCESSES[report]))
         with self._connection.cursor("report") as cursor:
             yield from cursor.execute(query, values)
 

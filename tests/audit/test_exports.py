@@ -195,6 +195,20 @@ class TestReports:
             "2026-01-01T03"
         )
 
+    def test_an_access_without_an_outcome_is_one(self, events, report):
+        about = {"patient": "p-1", "phase": "intent", "outcome": "pending", "status": 0}
+        events(
+            *(self.access(n / 10, request_id=f"h-{n}", subject="s-3") for n in range(3)),
+            self.access(1, request_id="died", subject="s-3", unit="u-2", **about),
+            self.access(2, request_id="lived", subject="s-3", **about),
+            self.access(2.01, request_id="lived", subject="s-3", patient="p-1"),
+        )
+        shown = [(one["request"], one["outcome"]) for one in report("patient", "--patient", "p-1")]
+        assert shown == [("died", "pending"), ("lived", "allowed")]
+        assert [one["request"] for one in report("user", "--user", "s-3")] == ["h-0", "h-1", "h-2", "died", "lived"]
+        assert [one["request"] for one in report("night", "--from-hour", "1", "--to-hour", "2")] == ["died"]
+        assert [one["request"] for one in report("unit")] == ["died"]
+
     def test_another_unit(self, events, report):
         events(
             *(self.access(n, request_id=f"h-{n}") for n in range(5)), self.access(6, unit="u-2", request_id="x"),
