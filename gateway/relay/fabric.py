@@ -19,7 +19,6 @@ from gateway.relay.connection import UnitConnection
 from gateway.relay.handover import handover_path
 from gateway.relay.mesh_link import AskingLink, HoldingLink
 from gateway.relay.registry import Registry
-from gateway.relay.used_tokens import UsedTokens
 
 RESCAN_S: Final = 2.0
 """How often the directory is looked at for siblings that were missed; a new worker dials by itself, at once."""
@@ -33,10 +32,9 @@ JOIN_S: Final = 5.0
 class Fabric:
     """Membership is known by connection: when a link ends, the units behind it are gone."""
 
-    def __init__(self, run_dir: Path, registry: Registry, used: UsedTokens, name: str | None = None) -> None:
+    def __init__(self, run_dir: Path, registry: Registry, name: str | None = None) -> None:
         self._dir = run_dir
         self._registry = registry
-        self._used = used
         self.name = name or f"relay-{os.getpid()}.sock"
         self._listener: Any = None
         self._greenlets: list[Any] = []
@@ -44,7 +42,6 @@ class Fabric:
         self._scanned = False
         self._asking: set[AskingLink] = set()
         registry.announce = self._announce
-        used.announce = lambda mark, expires_s: self._tell({"used": [(mark, expires_s)]})
 
     def start(self) -> None:
         """Listen, dial the siblings that are there, keep looking. Yields to the hub: yes."""
@@ -94,7 +91,7 @@ class Fabric:
                 sock.close()
 
     def _ask(self, sock: Any) -> None:
-        link = AskingLink(sock, self._registry, self._used, self._dial)
+        link = AskingLink(sock, self._registry, self._dial)
         self._asking.add(link)
         try:
             link.run()
@@ -151,7 +148,6 @@ class Fabric:
             "down": [],
             "ledger": _ledgers(self._registry.all_local()),
             "past": [(unit, f.at_s, f.why) for unit, f in self._registry.farewells().items()],
-            "used": self._used.rows(),
         }
 
     def _announce(self, connection: UnitConnection, up: bool, why: str) -> None:

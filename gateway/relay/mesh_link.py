@@ -4,10 +4,9 @@
  u32 length of the rest | u8 kind (0 relay frame, 1 membership) | payload
 ```
 Membership is a JSON object {name, up: [[unit, conn, epoch, instance, index]…], down: [[unit, conn, why, at_s]…],
-past: [[unit, at_s, why]…], used: [[mark of a unit token, its end]…],
-ledger: [conn of `up` whose agent keeps idempotency keys…]}. A worker that holds units dials its siblings and
-says HELLO as a unit would: to them it is all of its units at once. What crosses are relay frames with the same credits;
-only the stream id is another one, and REQ names the unit.
+past: [[unit, at_s, why]…], ledger: [conn of `up` whose agent keeps idempotency keys…]}. A worker that holds units
+dials its siblings and says HELLO as a unit would: to them it is all of its units at once. What crosses are relay frames
+with the same credits; only the stream id is another one, and REQ names the unit.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from gateway.relay.link import CarrierFault, Failure, Link, Sink, quietly_shut
 from gateway.relay.readable import Readable
 from gateway.relay.registry import Membership, Registry, by_use
 from gateway.relay.session import GatewaySession, UnitSession
-from gateway.relay.used_tokens import UsedTokens
 
 MESH_LIMITS: Final = Limits(
     max_streams=8_192,
@@ -54,14 +52,13 @@ _Moment = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
 
 
 class MembershipRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a sibling tells of itself, its units and the tokens it has seen. Units: `*_s` seconds since 1970."""
+    """What a sibling tells of itself and its units. Units: `*_s` seconds since 1970."""
 
     name: Annotated[str, msgspec.Meta(pattern=r"^(relay-[A-Za-z0-9_.-]+\.sock)?$", max_length=64)] = ""
     up: list[tuple[str, str, int, str, int]] = []
     down: list[tuple[str, str, str, _Moment]] = []
     past: list[tuple[str, _Moment, str]] = []
     ledger: list[str] = []
-    used: list[tuple[str, _Moment]] = []
 
 
 _decode_membership: Final = msgspec.json.Decoder(MembershipRecord).decode
@@ -161,12 +158,11 @@ def _membership(payload: bytes) -> MembershipRecord:
 class AskingLink(Link):
     """The side that asks: a sibling dialled and announces its units. Requests go out here like to a unit."""
 
-    def __init__(self, sock: Any, registry: Registry, used: UsedTokens, on_name: Callable[[str], None]) -> None:
+    def __init__(self, sock: Any, registry: Registry, on_name: Callable[[str], None]) -> None:
         carrier = UnixCarrier(sock, self._on_membership)
         session = GatewaySession(MESH_LIMITS, time.monotonic())
         super().__init__(session, carrier)
         self._registry = registry
-        self._used = used
         self._on_name = on_name
         self.name = ""
 
@@ -200,8 +196,6 @@ class AskingLink(Link):
             self._registry.add_remote(self, Membership(unit, conn, epoch, instance, index, conn in record.ledger))
         for unit, conn, why, at_s in record.down:
             self._registry.remove_remote(self, unit, conn, why, at_s)
-        for mark, expires_s in record.used:
-            self._used.recall(mark, expires_s)
 
     def on_ended(self) -> None:
         self._registry.drop_link(self, "worker-lost")

@@ -73,13 +73,13 @@ class Relay:
             hello_s=getattr(settings, "relay_hello_timeout_ms", 5_000) / 1000,
         )
         self.registry = Registry(self._on_event)
-        self._used = used = UsedTokens(directory=settings.run_dir / "used-tokens")
-        self.fabric = Fabric(settings.run_dir, self.registry, used)
+        self._used = UsedTokens(settings.run_dir / "used-tokens.ring")
+        self.fabric = Fabric(settings.run_dir, self.registry)
         self.handover = Handover(settings.run_dir, self.fabric.name, self._receive)
         self._held: Counter[str] = Counter()
         self._sent_off: Counter[str] = Counter()
         self._watch: Any = None
-        self.tokens = UnitTokens(holder, used)
+        self.tokens = UnitTokens(holder, self._used)
         self.refuses: Callable[[str, str], str] = lambda unit, kid: ""
         """Why the registry of units refuses a (unit, key id), "" if it does not; `enforce` after a change."""
         self.revoked: Callable[[str, str, float], bool] = lambda unit, jti, issued_s: False
@@ -104,7 +104,7 @@ class Relay:
     def start(self) -> None:
         """Join the mesh. Yields to the hub: yes."""
         self._holder.subscribe(self._on_snapshot)
-        self._used.open(time.time())
+        self._used.open()
         self.fabric.start()
         self.handover.start()
         self._watch = gevent.spawn(self._look_on)
@@ -147,6 +147,7 @@ class Relay:
         while self._connections and time.monotonic() < end_s:
             gevent.sleep(0.01)
         self.fabric.stop()
+        self._used.close()
 
     def _look_on(self) -> None:
         """One timer for all connections."""
