@@ -123,7 +123,8 @@ class Link:
 
     def run(self) -> None:
         """Read until the connection ends, then fail what is open. Yields to the hub: yes."""
-        self._wake_writer()
+        if self.session.has_frames or self.carrier.has_replies():
+            self._send_soon()
         self._schedule()
         try:
             self._read_loop()

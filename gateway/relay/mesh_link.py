@@ -19,7 +19,6 @@ from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 import msgspec
-import orjson
 
 from gateway.errors import Delivery
 from gateway.relay import events as ev
@@ -75,9 +74,8 @@ class UnixCarrier:
         self._replies: list[bytes] = []
         self._rest = b""
 
-    def announce(self, membership: dict[str, Any]) -> None:
+    def announce(self, payload: bytes) -> None:
         """Queue a membership record; it leaves before the next frames."""
-        payload = orjson.dumps(membership)
         self._replies.append(_HEAD.pack(len(payload) + 1, _MEMBERSHIP) + payload)
 
     def read(self) -> list[bytes] | None:
@@ -219,9 +217,10 @@ class HoldingLink(Link):
         self._registry = registry
         self._forwards: dict[int, Forward] = {}
 
-    def announce(self, membership: dict[str, Any]) -> None:
-        self.carrier.announce(membership)
-        self._wake_writer()
+    def announce(self, payload: bytes) -> None:
+        """Tell the sibling a membership record."""
+        self.carrier.announce(payload)
+        self._send_soon()
 
     def _on_request(self, event: ev.RequestReceived) -> None:
         forward = Forward(self, event.stream)

@@ -226,9 +226,12 @@ class Relay:
             sock.close()
 
     def _receive(self, unit_id: str, token: LinkToken, sock: Any, unread: bytes) -> None:
-        """A sibling authenticated and upgraded this connection."""
+        """A sibling authenticated and upgraded this connection.
+
+        While this worker drains one may still come that was on its way; it is told to dial again, as the others are.
+        """
         unit = self._holder.current.units.get(unit_id)
-        if unit is not None and not self._draining:
+        if unit is not None:
             self._hold(Login(unit, token), sock, unread)
 
     def _hold(self, login: Login, sock: Any, unread: bytes) -> None:
@@ -292,6 +295,8 @@ class Relay:
         self.observe(event, unit, details)
         if event == "connection.lost":
             return  # every sibling sees it, and the units that are lost with it have lines of their own
+        if event == "unit.up" and not self.registry.local(unit):
+            return  # the worker that holds it says so
         if self._log is not None:
             told = {name: own_word(text) if isinstance(text, str) else text for name, text in details.items()}
             self._log.info(event, unit=unit, **told)

@@ -14,6 +14,7 @@ from gateway.errors import Overloaded
 from gateway.relay import frames as fr
 from gateway.relay.decoding import decode
 from gateway.relay.endpoint import accept_key
+from gateway.relay.mesh_link import HoldingLink
 from gateway.relay.service import SENT_OFF
 
 
@@ -255,6 +256,39 @@ def test_a_token_is_for_one_dial_at_whichever_worker(rig):
     assert dial(rig, first, rig.handshake(token))[1] == 101
     assert dial(rig, second, rig.handshake(token))[1] == 401
     assert dial(rig, rig.worker(), rig.handshake(token))[1] == 401
+
+
+def test_connections_that_come_together_are_told_together_and_one_that_goes_at_once(rig, monkeypatch):
+    told = []
+    announce = HoldingLink.announce
+    monkeypatch.setattr(HoldingLink, "announce", lambda link, payload: (told.append(payload), announce(link, payload)))
+    monkeypatch.setattr("gateway.relay.fabric.TELL_S", 0.2)
+    here, there = rig.worker(), rig.worker()
+    rig.until(lambda: len(told) == 2 and here.relay.fabric.siblings and there.relay.fabric.siblings)
+
+    def come(number: int) -> SimpleNamespace:
+        connection = SimpleNamespace(
+            unit=f"u{number}", conn=f"c{number}", epoch=1, seat=("i", 0), keeps_keys=False, retired=False, ended=False
+        )
+        here.relay.fabric._announce(connection, True, "")
+        return connection
+
+    for number in range(3):
+        come(number)
+    rig.until(lambda: there.relay.registry.connected("u2"))
+    assert len(told) == 3
+    come(3)
+    gevent.sleep(0)
+    last = come(4)
+    assert len(told) == 3
+    rig.until(lambda: there.relay.registry.connected("u4"))
+    assert len(told) == 4
+    here.relay.fabric._announce(last, False, "lost")
+    rig.until(lambda: not there.relay.registry.connected("u4"))
+    last.retired = last.ended = True
+    here.relay.fabric._announce(last, False, "lost")
+    gevent.sleep(0.005)
+    assert len(told) == 5
 
 
 def test_silence_is_the_end(rig):
