@@ -251,6 +251,11 @@ class NamesReader:
             return (patient,)
         return (patient, *(name for name, _ in self._ask("lookup", [keys.lookup(patient)])))
 
+    def lookup_of(self, patient: str) -> str | None:
+        """By what all of a patient's names are found, those of later too; None without the key."""
+        keys = self._keys()
+        return None if keys is None else keys.lookup(patient[:_MOST_CHARS])
+
     def ids_of(self, names: Sequence[str]) -> dict[str, str]:
         """The ids of those names that were not erased."""
         keys, wanted = self._keys(), sorted({name for name in names if _NAME.match(name)})

@@ -50,8 +50,8 @@ class Plan:
     records: int = 0
 
 
-def plan(store: Store, reader: Reader, acts: Acts, now_ms: int, keep_months: int) -> Plan:
-    """What is due, with every record that would go verified first.
+def plan(store: Store, reader: Reader, acts: Acts, anchors: Anchors, now_ms: int, keep_months: int) -> Plan:
+    """What is due, with every record that would go verified first, also against what was signed.
 
     Raises: RemovalRefused if some of it is not as it was written: that is evidence.
     """
@@ -65,8 +65,9 @@ def plan(store: Store, reader: Reader, acts: Acts, now_ms: int, keep_months: int
     if found.months:
         for chain, first, last, count in store.ranges(found.months):
             before = _before(store, acts, chain, first)
-            found.removed.append(_verified(reader, chain, first, last, before))
+            found.removed.append(_verified(reader, anchors, chain, first, last, before))
             found.records += count
+            _look_behind(store, acts, anchors, chain, last)
     return found
 
 
@@ -82,9 +83,18 @@ def _before(store: Store, acts: Acts, chain: str, first: int) -> bytes:
     return bytes.fromhex(gone.hash)
 
 
-def _verified(reader: Reader, chain: str, first: int, last: int, before: bytes) -> Removed:
+def _look_behind(store: Store, acts: Acts, anchors: Anchors, chain: str, last: int) -> None:
+    """SEC: where the end of a chain was cut off, its removal would take away what shows it."""
+    signed = max(anchors.heads.get(chain, {}), default=0)
+    if signed > last and store.hash_of(chain, last + 1) is None and acts.at(chain, last + 1) is None:
+        raise RemovalRefused(
+            f"chain {chain}: records {last + 1} to {signed} are missing, a checkpoint has signed them: verify the trail"
+        )
+
+
+def _verified(reader: Reader, anchors: Anchors, chain: str, first: int, last: int, before: bytes) -> Removed:
     verdict = Verdict()
-    check = ChainCheck(chain, Anchors(), verdict, Start(first - 1, before))
+    check = ChainCheck(chain, anchors, verdict, Start(first - 1, before))
     check.feed(reader.lines(chain, first - 1, last))
     if verdict.findings or check.sequence != last:
         what = verdict.findings[0] if verdict.findings else f"chain {chain}: ends before record {last}"

@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gateway.cli.audit_source import (
     Unusable,
+    checkpoints_of,
     dsn_of,
     folder_of,
     guarded,
+    keys_of,
     note,
+    outside_of,
     patients_of,
     private_key_of,
     time_of,
     who,
 )
 
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    from gateway.audit.verify import Anchors
+    from gateway.store.trail import TrailReader
+
 clock: Callable[[], float] = time.time
 """Tests of retention set it to another time."""
 _KEEP = "CAREGATE_AUDIT_RETENTION_MONTHS"
 _KEEP_MONTHS = 72
+_HOLD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MOST_REASON = 500
 
 
 def add_actions(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -53,6 +66,10 @@ def add_actions(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_options(remove)
     remove.add_argument("--keep-months", type=int, help=f"{_KEEP}; default {_KEEP_MONTHS}, six years")
     remove.add_argument("--signing-key", type=Path, metavar="FILE", help="default: audit/checkpoint.key")
+    remove.add_argument(
+        "--key", type=Path, action="append", metavar="FILE", help="public key of older checkpoints; more than once"
+    )
+    remove.add_argument("--checkpoints", type=Path, metavar="PATH", help="those outside the database; as for verify")
     remove.add_argument("--reason", default="retention", help="stands in the act")
     remove.add_argument("--dry-run", action="store_true", help="say what would be removed")
     remove.set_defaults(run=guarded(_remove))
@@ -79,12 +96,18 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def _hold(options: argparse.Namespace) -> int:
     from gateway.audit.timestamp import instant
-    from gateway.store.retention import RetentionStore
+    from gateway.store.retention import LOOKUP, RetentionStore
     from gateway.store.trail import TrailReader
 
+    if "" in options.patient or not 1 <= len(options.reason) <= _MOST_REASON:
+        raise Unusable(f"--patient takes an id, --reason 1 to {_MOST_REASON} characters")
+    if _HOLD.fullmatch(options.name) is None:
+        raise Unusable("the name of a hold is 1 to 64 letters, digits, dots, hyphens and underscores")
     with TrailReader(dsn_of(options)) as trail:
         known = patients_of(options, trail)
         patients = sorted({name for patient in options.patient for name in known.names_of(patient)})
+        lookups = {known.lookup_of(patient) for patient in options.patient} - {None}
+        patients += sorted(f"{LOOKUP}{lookup}" for lookup in lookups)
     times = tuple(instant(at_ms) if at_ms else "" for at_ms in (options.from_ms, options.to_ms))
     with RetentionStore(dsn_of(options)) as store:
         made = store.hold(options.name, patients, options.unit, (times[0], times[1]), options.reason)
@@ -129,10 +152,11 @@ def _remove(options: argparse.Namespace) -> int:
     keep_months, key, folder = _keep_months(options), private_key_of(options), folder_of(options)
     now_ms = round(clock() * 1000)
     dsn = dsn_of(options)
+    keys = [key.public_key(), *(keys_of(options) if options.key else ())]
     with RetentionStore(dsn) as store, TrailReader(dsn) as reader:
-        acts = read_acts([*store.acts(), *read_file(folder / ACTS)], [key.public_key()])
+        acts = read_acts([*store.acts(), *read_file(folder / ACTS)], keys)
         try:
-            found = plan(store, reader, acts, now_ms, keep_months)
+            found = plan(store, reader, acts, _signed(options, reader, keys), now_ms, keep_months)
         except RemovalRefused as refused:
             print(f"caregate audit: {refused}")
             return 1
@@ -150,6 +174,23 @@ def _remove(options: argparse.Namespace) -> int:
     return 0
 
 
+def _signed(options: argparse.Namespace, reader: TrailReader, keys: Sequence[Ed25519PublicKey]) -> Anchors:
+    """What was signed, here and outside the database. Raises: RemovalRefused if it is not as it was signed."""
+    from gateway.audit.notary import read_shipped
+    from gateway.audit.removing import RemovalRefused
+    from gateway.audit.span import span_of
+    from gateway.audit.verify import Verdict, compare_copies, read_checkpoints
+
+    verdict = Verdict()
+    in_database, outside = list(reader.numbered_checkpoints()), checkpoints_of(options)
+    compare_copies(in_database, outside, read_shipped(outside_of(options)), verdict)
+    span = span_of([*(sealed for _, _, sealed in in_database), *outside], 0, 0)
+    anchors = read_checkpoints(span.sealed, keys, verdict)
+    if verdict.findings:
+        raise RemovalRefused(f"{verdict.findings[0]}: nothing is removed before that is explained")
+    return anchors
+
+
 def _erase(options: argparse.Namespace) -> int:
     from gateway.audit.pseudonyms import KEY, Keys, load_or_make_key
     from gateway.store.retention import RetentionStore
@@ -158,9 +199,10 @@ def _erase(options: argparse.Namespace) -> int:
     if not path.exists():
         raise Unusable(f"{path}: does not exist; give --patient-key FILE, or --data-dir for the gateway's own")
     lookup = Keys(load_or_make_key(path)).lookup(options.patient)
-    note(options, "audit.erased", reason=options.reason)
     with RetentionStore(dsn_of(options)) as store:
-        count = store.erase(lookup)
+        store.check_erasable(lookup, options.patient)
+        note(options, "audit.erased", reason=options.reason)
+        count = store.erase(lookup, options.patient)
     print(f"{count} names of the patient are erased")
     return 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 from psycopg import sql
@@ -25,8 +25,13 @@ SELECT chain, min(sequence), max(sequence), count(*) FROM (
 _HELD = """
 SELECT h.name FROM audit.hold h WHERE h.released_at IS NULL AND EXISTS (
     SELECT FROM {} e WHERE e.occurred_at >= h.from_at AND e.occurred_at < h.to_at
-    AND (h.unit = '' OR e.unit = h.unit) AND (cardinality(h.patients) = 0 OR e.patient = ANY (h.patients)))
+    AND (h.unit = '' OR e.unit = h.unit)
+    AND (cardinality(h.patients) = 0 OR e.patient = ANY (h.patients) OR e.patient IN (
+        SELECT p.name FROM audit.patient p WHERE '{}' || encode(p.lookup, 'hex') = ANY (h.patients))))
 """
+LOOKUP: Final = "lookup:"
+"""What a hold begins with that names a patient by the lookup of his names: those he is given later are held too."""
+_NAMING = "SELECT name FROM audit.hold WHERE released_at IS NULL AND patients && %s::text[] ORDER BY name"
 
 
 class RetentionStore:
@@ -58,7 +63,7 @@ class RetentionStore:
 
     def holds_of(self, month: str) -> list[str]:
         """The holds that keep a month."""
-        return [name for (name,) in self._connection.execute(sql.SQL(_HELD).format(_table(month)))]
+        return [name for (name,) in self._connection.execute(sql.SQL(_HELD).format(_table(month), sql.SQL(LOOKUP)))]
 
     def ranges(self, months: Sequence[str]) -> list[tuple[str, int, int, int]]:
         """The records of some months. Shapes: (chain, first, last, count), each without a gap."""
@@ -81,11 +86,14 @@ class RetentionStore:
     def remove(self, number: int, sealed: SealedAct, months: Sequence[str], removed: Sequence[Removed]) -> None:
         """Note the act and drop its months, both or neither.
 
-        Raises: TrailUnreadable if a month holds other records than the act says.
+        Raises: TrailUnreadable if a month holds other records than the act says, or a legal hold came meanwhile.
         """
         with self._connection.transaction():
+            self._connection.execute("LOCK TABLE audit.hold IN SHARE MODE")
             for month in months:
                 self._connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(_table(month)))
+                if holds := self.holds_of(month):
+                    raise TrailUnreadable(f"{month} is held by {', '.join(holds)} by now: nothing was removed")
             expected = [(one.chain, one.first, one.last) for one in removed]
             if [found[:3] for found in self.ranges(months)] != sorted(expected):
                 raise TrailUnreadable(
@@ -98,9 +106,20 @@ class RetentionStore:
             for month in months:
                 self._connection.execute(sql.SQL("DROP TABLE {}").format(_table(month)))
 
-    def erase(self, lookup: str) -> int:
-        """Erase what joins a patient to its names; how many there were."""
+    def check_erasable(self, lookup: str, patient: str) -> None:
+        """Raises: TrailUnreadable if a legal hold in force names the patient."""
+        holds = self._connection.execute(_NAMING, ([LOOKUP + lookup, patient],)).fetchall()
+        if holds:
+            raise TrailUnreadable(f"the patient is held by {', '.join(name for (name,) in holds)}: nobody is erased")
+
+    def erase(self, lookup: str, patient: str) -> int:
+        """Erase what joins a patient to its names; how many there were.
+
+        Raises: TrailUnreadable if a legal hold in force names the patient.
+        """
         with self._connection.transaction():
+            self._connection.execute("LOCK TABLE audit.hold IN SHARE MODE")
+            self.check_erasable(lookup, patient)
             self._connection.execute(
                 "INSERT INTO audit.erased_patient (name) SELECT name FROM audit.patient "
                 "WHERE lookup = decode(%s, 'hex') ON CONFLICT DO NOTHING",
@@ -133,8 +152,10 @@ class RetentionStore:
     def holds(self) -> Iterator[tuple[Any, ...]]:
         """All holds. Shapes: name, patients, unit, from, to, reason, made at, made by, released at."""
         yield from self._connection.execute(
-            "SELECT name, cardinality(patients), unit, from_at::text, to_at::text, reason, made_at::text, made_by, "
-            "released_at::text FROM audit.hold ORDER BY made_at"
+            "SELECT name, (SELECT count(*) FROM unnest(patients) one WHERE one NOT LIKE %s), unit, from_at::text, "
+            "to_at::text, reason, made_at::text, made_by, "
+            "released_at::text FROM audit.hold ORDER BY made_at",
+            (f"{LOOKUP}%",),
         )
 
 

@@ -6,6 +6,7 @@ import json
 import psycopg
 import pytest
 
+from gateway.audit.pseudonyms import KEY, Keys, load_or_make_key
 from gateway.audit.retention import due
 from gateway.audit.trail import AuditTrail
 from gateway.cli import audit_retention
@@ -179,6 +180,74 @@ def test_what_is_not_as_it_was_written_is_not_removed(audit, trail):
     assert months(trail.dsn) == ["01", "02", "03", "04"]
 
 
+def rewritten(trail):
+    trail.rewrite(B, 3, subject="somebody else")
+    trail.store()
+
+
+SIGNED_OTHERWISE = {
+    "rewritten": (rewritten, f"chain {B} record 1: rewritten: records 1 to 31 are not those that were signed"),
+    "cut off": (
+        lambda trail: execute(trail.dsn, f"DELETE FROM audit.event WHERE chain = '{B}' AND sequence > 20"),
+        f"chain {B}: records 21 to 110 are missing, a checkpoint has signed them",
+    ),
+    "a checkpoint removed": (
+        lambda trail: execute(trail.dsn, "DELETE FROM audit.checkpoint WHERE number = 2"),
+        "number 2 of 5555555555555555 is missing",
+    ),
+    "a checkpoint changed": (
+        lambda trail: execute(trail.dsn, "UPDATE audit.checkpoint SET signature = repeat('0', 128) WHERE number = 1"),
+        "not what was signed",
+    ),
+}
+
+
+@pytest.mark.parametrize(("tamper", "found"), SIGNED_OTHERWISE.values(), ids=SIGNED_OTHERWISE)
+def test_what_is_not_as_it_was_signed_is_not_removed(audit, trail, tamper, found):
+    tamper(trail)
+    status, out = audit("remove", now=at(2032, 2, 1))
+    assert (status, found in out) == (1, True), out
+    assert months(trail.dsn) == ["01", "02", "03", "04"]
+
+
+def test_checkpoints_of_an_older_key(audit, trail, tmp_path):
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    newer = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (tmp_path / "audit" / "checkpoint.key").write_bytes(newer)
+    assert audit("remove", now=at(2032, 2, 1))[0] == 1
+    assert audit("remove", "--key", str(tmp_path / "audit.pub"), now=at(2032, 2, 1))[0] == 0
+
+
+def test_a_hold_that_comes_at_the_last_moment(audit, trail, monkeypatch):
+    from gateway.store.retention import RetentionStore
+
+    original = RetentionStore.remove
+
+    def late(self, *arguments):
+        assert self.hold("late", [], "", ("", ""), "court order")
+        original(self, *arguments)
+
+    monkeypatch.setattr(RetentionStore, "remove", late)
+    status, out = audit("remove", now=at(2032, 2, 1))
+    assert (status, "2026-01 is held by late by now: nothing was removed" in out) == (2, True), out
+    assert months(trail.dsn) == ["01", "02", "03", "04"]
+
+
+@pytest.mark.parametrize(
+    "about",
+    [["case 7", "--reason", "x"], ["", "--reason", "x"], ["c", "--reason", ""], ["c", "--reason", "x" * 501],
+     ["c", "--reason", "x", "--patient", ""]],
+)  # fmt: skip
+def test_a_hold_that_says_nothing_is_none(audit, trail, about):
+    status, out = audit("hold", *about)
+    assert (status, "constraint" in out) == (2, False), out
+    assert audit("holds")[1] == ""
+
+
 HOLDS = {
     "a patient": (["--patient", "pat\t\\3", "--from", "2026-02-10", "--to", "2026-02-12"], ["02"]),
     "a patient nobody saw": (["--patient", "nobody"], []),
@@ -203,6 +272,44 @@ def test_legal_hold(audit, trail, about, kept):
     audit("remove", now=at(2032, 4, 1))
     assert months(trail.dsn) == ["04"]
     assert audit("verify")[0] == 0, "also where a month in the middle went first"
+
+
+@pytest.fixture
+def keys(trail, tmp_path):
+    """The key of patients; their table is empty afterwards."""
+    yield Keys(load_or_make_key(tmp_path / "audit" / KEY))
+    execute(trail.dsn, "TRUNCATE audit.patient, audit.erased_patient")
+
+
+def name_patient(trail, keys, patient):
+    row = keys.make(patient, keys.lookup(patient))
+    execute(
+        trail.dsn,
+        "INSERT INTO audit.patient (name, lookup, sealed) VALUES "
+        f"('{row.name}', decode('{row.lookup}', 'hex'), decode('{row.sealed}', 'hex'))",
+    )
+    return row.name
+
+
+def test_a_name_that_a_patient_is_given_later_is_held_too(audit, trail, keys):
+    assert audit("hold", "case-7", "--patient", "anna", "--reason", "court order")[0] == 0
+    assert "case-7  in force  1 names of a patient" in audit("holds")[1]
+    name = name_patient(trail, keys, "anna")
+    name_patient(trail, keys, "berta")
+    execute(trail.dsn, f"UPDATE audit.event SET patient = '{name}' WHERE chain = '{A}' AND sequence = 70")
+    status, out = audit("remove", "--dry-run", now=at(2032, 3, 1))
+    assert (status, out.splitlines()[0]) == (0, "2026-02 is kept: held by case-7"), out
+    assert "2026-01: 93 records" in out
+
+
+def test_nobody_is_erased_whom_a_hold_names(audit, trail, keys, tmp_path):
+    name_patient(trail, keys, "anna")
+    for name, patient in (("case-7", "anna"), ("case-8", "berta")):
+        assert audit("hold", name, "--patient", patient, "--reason", "court order")[0] == 0
+    status, out = audit("erase", "--patient", "anna", "--reason", "asked for")
+    assert (status, "the patient is held by case-7: nobody is erased" in out) == (2, True), out
+    audit("release", "case-7")
+    assert audit("erase", "--patient", "anna", "--reason", "asked for") == (0, "1 names of the patient are erased\n")
 
 
 def test_a_dry_run_removes_nothing(audit, trail):
