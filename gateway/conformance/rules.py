@@ -288,6 +288,19 @@ def _bad_field(kit: Kit) -> None:
 # --- life
 
 
+@rule("sync", "a stream that two SYNCs running lack is reset by the unit, one that a single SYNC lacks is not")
+def _sync(kit: Kit) -> None:
+    peer = kit.peer()
+    lost, kept = peer.request("/hang"), peer.request("/slow/1000")
+    peer.expect(fr.Ack, lost)
+    peer.send(fr.Sync([kept]))
+    peer.silent(0.3, lost)
+    peer.send(fr.Sync([]))
+    frame = peer.first_of((fr.Reset, fr.ResponseFrame))
+    need(isinstance(frame, fr.Reset) and frame.stream == lost, "the stream that both lists lack is not reset")
+    peer.expect(fr.ResponseFrame, kept)
+
+
 @rule("drain", "after GOAWAY(DRAIN) a new connection comes before the old one ends, and open requests finish")
 def _drain(kit: Kit) -> None:
     peer = kit.fresh()

@@ -80,7 +80,10 @@ class Agent:
                 self.sock.sendall(encode_frame(OP_PONG, payload, b"mask"))
             elif opcode == OP_TEXT and BREAK != "text":
                 self.session.violate("text", "a text message")
-            elif opcode == OP_BINARY and not (BREAK == "ping" and payload[1] == fr.FrameType.PING):
+            elif opcode == OP_BINARY and not (
+                (BREAK == "ping" and payload[1] == fr.FrameType.PING)
+                or (BREAK == "sync" and payload[1] == fr.FrameType.SYNC)
+            ):
                 if BREAK == "window" and payload[1] == fr.FrameType.WELCOME:
                     payload = payload.replace(b'"stream_window":65536', b'"stream_window":99999')
                 for event in self.session.receive(payload, time.monotonic()):
