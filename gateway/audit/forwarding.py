@@ -88,6 +88,8 @@ class Forwarder:
         self._sent = dict(cursor.sent)
         self._settling: deque[tuple[float, dict[str, int]]] = deque()
         self._failures = 0
+        self.broken = False
+        """Did the last attempt to reach the collector, or the wait until what was sent is settled, fail?"""
 
     def round(self) -> int:
         """Send what is new; how many messages. A broken connection is none, and is tried again after a pause.
@@ -102,6 +104,7 @@ class Forwarder:
         except (ssl.SSLError, OSError) as error:
             self._break(error)
             return 0
+        self.broken = False
         self._settle()
         return count
 
@@ -166,6 +169,7 @@ class Forwarder:
             self._socket.close()
             self._socket = None
         self._settling.clear()
+        self.broken = True
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         log.warning("the syslog collector cannot be reached: %s", reason)
         self._sleep(_RETRY_S[min(self._failures, len(_RETRY_S) - 1)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -67,7 +68,9 @@ def add_actions(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     syslog.add_argument(
         "--cursor", type=Path, metavar="FILE", help="default: audit/syslog-cursor.json of the data directory"
     )
-    syslog.add_argument("--once", action="store_true", help="send what is there, then end")
+    syslog.add_argument(
+        "--once", action="store_true", help="send what is there, then end: with 1 if it is not all sent"
+    )
     syslog.set_defaults(run=guarded(_syslog))
 
 
@@ -172,19 +175,21 @@ def _syslog(options: argparse.Namespace) -> int:
     from gateway.store.trail import TrailReader, TrailUnreadable
 
     host, _, port = options.to.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
         raise Unusable("--to: takes HOST:PORT")
+    if not options.ca.is_file():
+        raise Unusable(f"--ca: no such file: {options.ca}")
     dsn, cursor = dsn_of(options), options.cursor or folder_of(options) / "syslog-cursor.json"
     tls = client_context(options.ca, options.cert, options.cert_key)
     forwarder = Forwarder(lambda: TrailReader(dsn), (host.strip("[]"), int(port)), tls, Cursor(cursor))
-    sent = 0
+    sent, unread = 0, False
     try:
         while True:
             try:
-                count = forwarder.round()
+                count, unread = forwarder.round(), False
             except TrailUnreadable as away:
-                print(f"caregate audit: {away}", flush=True)
-                count = 0
+                print(f"caregate audit: {away}", file=sys.stderr, flush=True)
+                count, unread = 0, True
             sent += count
             if options.once and count == 0:
                 break
@@ -195,7 +200,7 @@ def _syslog(options: argparse.Namespace) -> int:
     finally:
         forwarder.close()
     print(f"{sent} messages")
-    return 0
+    return 1 if options.once and (unread or forwarder.broken) else 0
 
 
 def _span(options: argparse.Namespace) -> str:

@@ -15,6 +15,7 @@ from gateway.audit.csv_text import EVENT_COLUMNS, cell
 from gateway.audit.event import AuditEvent, decode, encode
 from gateway.audit.syslog import frame, message
 from gateway.cli.main import main
+from tests.audit.test_rsyslog import write_certificate
 
 BEGAN_MS = 1_767_225_600_000
 HOUR_MS = 3_600_000
@@ -144,6 +145,20 @@ class TestSyslog:
         )  # fmt: skip
         assert rb'subject="a\"b\]c\\d"' in found[6]
         assert decode(found[7]) == event
+
+    @pytest.mark.parametrize(
+        ("to", "ca", "status", "said"),
+        [
+            ("127.0.0.1:1", "ca.pem", 1, "0 messages"), ("127.0.0.1:0", "ca.pem", 2, "HOST:PORT"),
+            ("127.0.0.1:65536", "ca.pem", 2, "HOST:PORT"), ("127.0.0.1", "ca.pem", 2, "HOST:PORT"),
+            ("127.0.0.1:1", "nothing.pem", 2, "--ca: no such file"),
+        ],
+    )  # fmt: skip
+    def test_what_is_not_sent_at_once_is_told(self, audit, tmp_path, monkeypatch, to, ca, status, said):
+        monkeypatch.setattr("gateway.audit.forwarding._RETRY_S", (0.0,))
+        write_certificate(tmp_path)
+        found, out = audit("syslog", "--to", to, "--ca", str(tmp_path / ca), "--once")
+        assert (found, said in out) == (status, True), out
 
     def test_frames(self):
         for text in (b"x", b"\xc3\xbc" * 700):
