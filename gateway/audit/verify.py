@@ -194,7 +194,8 @@ class ChainCheck:
         self._verdict = verdict
         self._sequence = start.sequence if start else 0
         self._hash = start.hash if start else genesis(chain)
-        self._start = self._trusted = self._sequence
+        self._trusted = self._sequence
+        self._fed = self._sealed = 0
         self._rewritten = False
         self._acts = acts or Acts()
 
@@ -227,6 +228,7 @@ class ChainCheck:
             elif not self._diagnose(line, canonical):
                 continue
             self._verdict.records += 1
+            self._fed += 1
             if self._sequence in heads:
                 self._meet_head(heads[self._sequence])
             elif self._sequence > self._last_head:
@@ -240,7 +242,7 @@ class ChainCheck:
             what = f"truncated: records {self._sequence + 1} to {last} are missing, a checkpoint has signed them"
             self._verdict.find(self._chain, self._sequence + 1, what)
         self._verdict.chains += 1
-        self._verdict.sealed += self._trusted - self._start
+        self._verdict.sealed += self._sealed
 
     def _skip(self, end: int | None = None) -> bool:
         """Go on behind records that were removed by right, as far as `end`; False if the next one was not."""
@@ -256,12 +258,12 @@ class ChainCheck:
                 what = "an act of removal says another hash than the checkpoint"
                 self._verdict.find(self._chain, gone.last, what)
             # What an act says is signed, as what a checkpoint says is.
-            self._trusted, self._start = gone.last, self._start + (gone.last - self._trusted)
+            self._trusted = gone.last
         return self._sequence > began
 
     def _meet_head(self, signed: str) -> None:
         if self._hash.hex() == signed:
-            self._trusted = self._sequence
+            self._trusted, self._sealed = self._sequence, self._fed
         elif not self._rewritten:
             self._rewritten = True
             what = f"rewritten: records {self._trusted + 1} to {self._sequence} are not those that were signed"
