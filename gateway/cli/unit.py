@@ -19,6 +19,7 @@ _LIFETIME = re.compile(r"([1-9][0-9]{0,4})([mhd])")
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400}
 MAX_LIFETIME_S = 14 * 86_400
 EXIT_LATE = 1
+MAX_REASON = 500
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -32,11 +33,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     revoke = commands.add_parser("revoke", help="cut the unit's links and refuse it, or one key of it, from now on")
     revoke.add_argument("--key", metavar="KID", help="this key only, for ever")
-    revoke.add_argument("--reason", default="", help="for the timeline")
+    revoke.add_argument("--reason", type=_reason, default="", help="for the timeline")
     revoke.set_defaults(act=_revoke)
 
     enable = commands.add_parser("enable", help="undo `revoke UNIT`; revoked keys stay revoked")
-    enable.add_argument("--reason", default="", help="for the timeline")
+    enable.add_argument("--reason", type=_reason, default="", help="for the timeline")
     enable.set_defaults(act=_enable)
 
     for command in (enrol, revoke, enable):
@@ -48,6 +49,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _unit(text: str) -> str:
     if not _UNIT.fullmatch(text):
         raise argparse.ArgumentTypeError("a unit's id is lower case letters, digits and hyphens, 63 at most")
+    return text
+
+
+def _reason(text: str) -> str:
+    if len(text) > MAX_REASON:
+        raise argparse.ArgumentTypeError(f"at most {MAX_REASON} characters")
     return text
 
 

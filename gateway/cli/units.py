@@ -40,7 +40,7 @@ def _run(options: argparse.Namespace) -> int:
         workers = _workers(options)
     except Unusable as error:
         return unusable("units", error)
-    records: list[UnitRecord] = []
+    records: list[UnitRecord] | None = None
     keys: list[RegisteredKey] = []
     events: list[UnitEvent] = []
     try:
@@ -50,7 +50,7 @@ def _run(options: argparse.Namespace) -> int:
             return unusable("units", error)
         print(f"note: {reason(error)}: only what the workers know is shown", file=sys.stderr)
     now = datetime.now(UTC)
-    rows = fleet(workers, records, keys, now)
+    rows = fleet(workers, records, keys, now, asked=bool(workers))
     if options.unit is None:
         _show_fleet(rows, options.json)
         return 0

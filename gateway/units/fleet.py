@@ -17,7 +17,7 @@ FLAP_WINDOW_S = 86_400
 class FleetRow:
     """One unit.
 
-    Shapes: `state` is connected, disconnected, never-connected, revoked or disabled; `connections` as the workers
+    Shapes: `state` is connected, disconnected, never-connected, unknown, revoked or disabled; `connections` as the workers
     describe them. Units: `rtt_ms`, `clock_offset_ms` milliseconds, a unit's clock ahead is positive; `key_age_s`
     seconds; times RFC 3339.
     """
@@ -41,11 +41,16 @@ class FleetRow:
 
 def fleet(
     workers: Iterable[dict[str, Any]],
-    records: Iterable[UnitRecord],
+    records: Iterable[UnitRecord] | None,
     keys: Iterable[RegisteredKey],
     now: datetime,
+    *,
+    asked: bool = True,
 ) -> list[FleetRow]:
-    """Every unit that the configuration or the database knows, by its id."""
+    """Every unit that the configuration or the database knows, by its id.
+
+    Shapes: `records` None: the database did not answer; `asked` False: no worker did.
+    """
     enabled: dict[str, bool] = {}
     held: dict[str, list[dict[str, Any]]] = {}
     for worker in workers:
@@ -53,12 +58,13 @@ def fleet(
         for connection in worker.get("connections", ()):
             entry = {**connection, "worker": worker.get("pid")}
             held.setdefault(str(entry.pop("unit")), []).append(entry)
-    by_unit = {record.unit: record for record in records}
+    by_unit = {record.unit: record for record in records or ()}
+    without = ("never-connected" if records is not None else "disconnected") if asked else "unknown"
     registered = list(keys)
     by_kid = {key.kid: key for key in registered}
     units = enabled.keys() | held.keys() | by_unit.keys() | {key.unit for key in registered}
     return [
-        _row(unit, enabled.get(unit, True), held.get(unit, []), by_unit.get(unit), by_kid, now)
+        _row(unit, enabled.get(unit, True), held.get(unit, []), by_unit.get(unit), by_kid, now, without)
         for unit in sorted(units)
     ]
 
@@ -70,8 +76,9 @@ def _row(
     record: UnitRecord | None,
     by_kid: dict[str, RegisteredKey],
     now: datetime,
+    without: str,
 ) -> FleetRow:
-    row = FleetRow(unit, _state(enabled, connections, record), connections)
+    row = FleetRow(unit, _state(enabled, connections, record, without), connections)
     row.streams = sum(connection["streams"] for connection in connections)
     row.rtt_ms = max((c["rtt_ms"] for c in connections if c["rtt_ms"] is not None), default=None)
     offsets = [c["clock_offset_ms"] for c in connections if c["clock_offset_ms"] is not None]
@@ -89,11 +96,13 @@ def _row(
     return row
 
 
-def _state(enabled: bool, connections: list[dict[str, Any]], record: UnitRecord | None) -> str:
+def _state(enabled: bool, connections: list[dict[str, Any]], record: UnitRecord | None, without: str) -> str:
+    """`without`: of a unit that has no connection, and of which nothing else is known."""
     if record is not None and record.revoked_at is not None:
         return "revoked"
     if not enabled:
         return "disabled"
     if connections:
         return "connected"
-    return "never-connected" if record is None or record.seen_at is None else "disconnected"
+    was_seen = record is not None and record.seen_at is not None
+    return "disconnected" if was_seen and without != "unknown" else without

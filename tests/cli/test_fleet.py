@@ -40,6 +40,20 @@ def test_states(known, held, records, state):
     assert [row.state for row in fleet([{"pid": 1, "known": known, "connections": held}], records, [], NOW)] == [state]
 
 
+NOT_ASKED = [
+    ("no database", True, None, "disconnected"),
+    ("no worker", False, [record()], "unknown"),
+    ("no worker, never seen", False, [record(seen_at=None)], "unknown"),
+    ("no worker, revoked", False, [record(revoked_at=NOW)], "revoked"),
+]
+
+
+@pytest.mark.parametrize(("asked", "records", "state"), [c[1:] for c in NOT_ASKED], ids=[c[0] for c in NOT_ASKED])
+def test_what_nobody_could_say_is_not_said(asked, records, state):
+    workers = [{"pid": 1, "known": {"north": True}, "connections": []}] if asked else []
+    assert [row.state for row in fleet(workers, records, [], NOW, asked=asked)] == [state]
+
+
 def test_the_connections_of_all_workers_are_one_row():
     workers = [
         {"pid": 1, "known": {"north": True}, "connections": [connection()]},
@@ -72,6 +86,7 @@ BAD = [
     ["unit", "enrol", "North"],
     ["unit", "enrol", "north", "--expires", "0h"],
     ["unit", "enrol", "north", "--expires", "30d"],
+    ["unit", "revoke", "north", "--reason", "x" * 501],
     ["unit"],
 ]
 
