@@ -17,9 +17,9 @@ FLAP_WINDOW_S = 86_400
 class FleetRow:
     """One unit.
 
-    Shapes: `state` is connected, disconnected, never-connected, unknown, revoked or disabled; `connections` as the workers
-    describe them. Units: `rtt_ms`, `clock_offset_ms` milliseconds, a unit's clock ahead is positive; `key_age_s`
-    seconds; times RFC 3339.
+    Shapes: `state` is connected, disconnected, never-connected, unknown, revoked or disabled; `connections` as the
+    workers describe them. Units: `rtt_ms`, `clock_offset_ms` milliseconds, a unit's clock ahead is positive;
+    `key_age_s` seconds; times RFC 3339.
     """
 
     unit: str
