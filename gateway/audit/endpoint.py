@@ -132,8 +132,8 @@ class SearchResource(_Reading):
             search = _with(search, patient=self._patients.names_of(search.where["patient"][0]))
         keys = search.where.get("resource_id", ())
         # NOTE: a resource that is the patient's own has the patient's name.
-        if len(keys) == 1 and search.where.get("resource_type", ("Patient",)) == ("Patient",):
-            search = _with(search, resource_id=self._patients.names_of(keys[0]))
+        if keys and search.where.get("resource_type", ("Patient",)) == ("Patient",):
+            search = _with(search, resource_id=tuple(name for key in keys for name in self._patients.names_of(key)))
         return search
 
 

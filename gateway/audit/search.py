@@ -46,7 +46,9 @@ FIELDS: dict[str, str] = {
 }
 """Parameter -> column."""
 _OWN = ("date", "_count", "_cursor", "_sort", "_format")
-_OUTCOMES = {"0": ("allowed", "complete"), "4": ("refused",), "8": ("failed", "cut"), "12": ()}
+_OUTCOMES = {"0": ("allowed", "complete"), "4": ("refused",), "8": ("failed", "cut"), "12": ("12",)}
+"""Of FHIR; what it calls a major failure no event has."""
+_ENDINGS = frozenset({"complete", "cut"})
 _WORDS = {
     "action": frozenset("CRUDE"),
     "outcome": frozenset({"pending", "allowed", "refused", "failed", "complete", "cut"}),
@@ -115,10 +117,12 @@ class Search:
 def _told(column: str, text: str) -> str:
     if column == "patient":
         return "*"
+    return ",".join(map(_told_entity, text.split(","))) if column == "resource_id" else text
+
+
+def _told_entity(text: str) -> str:
     kind = text.rpartition("/")[0]
-    if column == "resource_id" and kind in ("", "Patient"):
-        return f"{kind}/*" if kind else "*"
-    return text
+    return text if kind not in ("", "Patient") else f"{kind}/*" if kind else "*"
 
 
 def parse(query: str, *, count: int, most: int, names: Iterable[str] = FIELDS, needs_dates: bool = True) -> Search:
@@ -148,6 +152,8 @@ def parse(query: str, *, count: int, most: int, names: Iterable[str] = FIELDS, n
         else:
             known = ", ".join(sorted({*allowed, *_OWN}))
             raise SearchRefused(f"a parameter is not known; there are {known}")
+    sent = {word for name, text in pairs if name == "outcome" for word in text.split(",")}
+    _name_phase(where, bool(sent & _ENDINGS))
     from_ms, to_ms = _span(dates)
     if needs_dates and not (from_ms and to_ms < _MAX_MS):
         raise SearchRefused("date: a range is required, such as date=ge2026-05-01&date=lt2026-06-01")
@@ -174,14 +180,30 @@ def _add(where: dict[str, tuple[str, ...]], name: str, text: str) -> None:
         raise SearchRefused(f"{name}: 1 to {MAX_VALUES} values, separated by commas, {most}")
     if any("\0" in value for value in values):
         raise SearchRefused(f"{name}: has a NUL")
-    if column == "outcome":
-        values = tuple(word for value in values for word in _OUTCOMES.get(value, (value,)))
     words = _WORDS.get(column)
-    if words is not None and not set(values) <= words:
+    if words is not None and not set(values) <= words | (_OUTCOMES.keys() if column == "outcome" else set()):
         raise SearchRefused(f"{name}: takes {', '.join(sorted(words))}")
-    if name == "entity" and len(values) == 1 and "/" in values[0]:
-        where["resource_type"], values = (values[0].rpartition("/")[0],), (values[0].rpartition("/")[2],)
+    if column == "outcome":
+        values = tuple(dict.fromkeys(word for value in values for word in _OUTCOMES.get(value, (value,))))
+    if name == "entity" and any("/" in value for value in values):
+        kinds, values = zip(*(value.rpartition("/")[::2] for value in values), strict=True)
+        if not all(values) or len(set(kinds)) > 1 or not kinds[0] or "resource_type" in where:
+            raise SearchRefused("entity: takes ids, or Type/ID, of one type, which entity-type does not name as well")
+        where["resource_type"] = kinds[:1]
     where[column] = values
+
+
+def _name_phase(where: dict[str, tuple[str, ...]], told: bool) -> None:
+    """A completion is asked for by its outcome: without a phase it would never be found.
+
+    `told`: the parameter says so itself, and does not merely stand for it as FHIR's codes do.
+    """
+    ended = set(where.get("outcome", ())) & _ENDINGS
+    if not ended or not told or "phase" in where:
+        return
+    if set(where["outcome"]) - _ENDINGS:
+        raise SearchRefused("outcome: complete and cut are of completions, and not to be asked for with the others")
+    where["phase"] = ("completion",)
 
 
 def _count(text: str | None, count: int, most: int) -> int:

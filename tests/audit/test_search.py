@@ -2,9 +2,11 @@
 
 import calendar
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 
+from gateway.audit.endpoint import SearchResource
 from gateway.audit.search import Place, SearchRefused, parse
 from gateway.audit.timestamp import civil, instant
 
@@ -52,6 +54,13 @@ WHERE = {
     "patient as a reference": ("patient=Patient/p-1", {"patient": ("p-1",)}),
     "a patient's comma": ("patient=p,1", {"patient": ("p,1",)}),
     "FHIR's outcome": ("outcome=4,8", {"outcome": ("refused", "failed", "cut")}),
+    "an outcome that FHIR has": ("outcome=12", {"outcome": ("12",)}),
+    "an outcome twice": ("outcome=0,allowed", {"outcome": ("allowed", "complete")}),
+    "how a transfer ended": ("outcome=cut", {"outcome": ("cut",), "phase": ("completion",)}),
+    "the same with its phase": ("phase=completion&outcome=cut", {"outcome": ("cut",), "phase": ("completion",)}),
+    "entities of one type": (
+        "entity=Patient/a,Patient/b", {"resource_type": ("Patient",), "resource_id": ("a", "b")},
+    ),
     "our outcome": ("outcome=refused", {"outcome": ("refused",)}),
     "entity as a reference": (
         "entity=Observation/o-1", {"resource_type": ("Observation",), "resource_id": ("o-1",)},
@@ -89,6 +98,12 @@ REFUSED = {
     "NUL": (RANGE + "&user=%00", "NUL"),
     "no action": (RANGE + "&action=X", "action: takes C, D, E, R, U"),
     "no outcome": (RANGE + "&outcome=5", "outcome: takes"),
+    "outcomes of two phases": (RANGE + "&outcome=cut,allowed", "outcome: complete and cut"),
+    "entities of two types": (RANGE + "&entity=Patient/a,Observation/b", "entity: takes"),
+    "entities half with a type": (RANGE + "&entity=Patient/a,b", "entity: takes"),
+    "a type without an entity": (RANGE + "&entity=Patient/", "entity: takes"),
+    "an entity without its type": (RANGE + "&entity=/a", "entity: takes"),
+    "a type named twice": (RANGE + "&entity-type=Patient&entity=Patient/a", "entity: takes"),
     "no zone": ("date=ge2026-05-01T00:00:00%2B99:99&date=lt2026-06-01", "no such zone"),
     "no minutes of a zone": ("date=ge2026-05-01T00:00:00%2B01:60&date=lt2026-06-01", "no such zone"),
     "count 0": (RANGE + "&_count=0", "_count"),
@@ -128,10 +143,18 @@ def test_pages():
 
 def test_the_trail_is_not_told_the_patients_name_twice():
     assert "p-1" not in search(RANGE + "&patient=Patient/p-1&user=u").described
-    for entity in ("p-1", "Patient/p-1"):
+    for entity in ("p-1", "Patient/p-1", "Patient/x,Patient/p-1", "Patient/p-1,Patient/x", "p-1,x"):
         assert "p-1" not in search(f"{RANGE}&entity={entity}").described
     assert "o-1" in search(RANGE + "&entity=Observation/o-1").described
     assert "user=u" in search(RANGE + "&patient=p-1&user=u").described
+
+
+def test_patients_are_found_under_their_names_also_as_entities():
+    resource = SearchResource.__new__(SearchResource)
+    resource._patients = SimpleNamespace(names_of=lambda patient: (patient, f"p.{patient}"))
+    for query, found in (("entity=Patient/a,Patient/b", ("a", "p.a", "b", "p.b")), ("entity=a", ("a", "p.a")),
+                         ("entity=Observation/a", ("a",))):  # fmt: skip
+        assert resource._named(search(f"{RANGE}&{query}")).where["resource_id"] == found
 
 
 @pytest.mark.parametrize("at_ms", [0, 951_782_399_999, 951_782_400_000, 1_709_164_800_001, 4_107_542_399_000])
