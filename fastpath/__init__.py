@@ -23,6 +23,7 @@ _KERNELS = (
     "books",
     "events",
     "chain",
+    "syncer",
     "loop",
 )
 

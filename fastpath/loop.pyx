@@ -81,7 +81,7 @@ cdef class Loop:
     cdef RequestIds _ids
     cdef Outbox _outbox
     cdef bytes _leaving
-    cdef object _owed
+    cdef object _owed, _told
     cdef bint _may_wait
 
     def __init__(self, service, sock, raw, hub, greenlet, dict base not None, *, clock, int64_t tick_ns):
@@ -142,7 +142,7 @@ cdef class Loop:
         Yields to the hub: yes.
         """
         cdef Response response = self.response
-        cdef object result = None
+        cdef object result = None, told = None
         try:
             result = self._application(environ, response.start_response)
             if response.status is not None and response.status[:4] == "101 ":
@@ -150,10 +150,19 @@ cdef class Loop:
                 return
             if self._body is not None:
                 self._settle_body()
-            # NOTE: whoever counts on having sent (a hook, the end of a `phi` answer) gets no list, or is not waited with.
+            # NOTE: a hook counts on having sent.
             self._may_wait = type(result) is list and self._body is None and not self._unread and not self._service.observed
+            if type(result) is list:
+                told = environ.get("caregate.told")
             response.send(result)
+            if told is not None:
+                self._told, told = told, None
+                if self._leaving is None:
+                    self._tell(True)
         except BaseException as error:
+            if told is not None:
+                self._told = told
+                self._tell(False)
             self._answer_failed(environ, error)
         finally:
             if result is not None and type(result) is not list:
@@ -232,8 +241,9 @@ cdef class Loop:
         cdef bint may_wait = self._may_wait
         self._may_wait = False
         if self._leaving is not None:
-            pieces = (self._leaving, *pieces)
-            self._leaving = None
+            self.leave_now()
+            if self._owed is not None:
+                self._send_owed()
         if len(pieces) == 1:
             piece = pieces[0]
             if may_wait and self.response.keep_alive:
@@ -261,10 +271,24 @@ cdef class Loop:
         except BlockingIOError:
             sent = 0
         except OSError:
-            return 0  # NOTE: the greenlet waits for the next request, and will find the same.
-        if sent != len(piece):
-            self._owed = memoryview(piece)[sent:]
-            self._hub.loop.run_callback(self._resume)
+            # NOTE: the greenlet waits for the next request, and will find the same.
+            return self._tell(False)
+        if sent == len(piece):
+            return self._tell(True)
+        self._owed = memoryview(piece)[sent:]
+        self._hub.loop.run_callback(self._resume)
+        return 0
+
+    cdef int _tell(self, bint whole) except -1:
+        """Whoever wants to know hears whether all of the answer was sent."""
+        cdef object told = self._told
+        if told is None:
+            return 0
+        self._told = None
+        try:
+            told(whole)
+        except Exception:
+            self._service.failed("The end of an answer was not accounted for")
         return 0
 
     def _resume(self):
@@ -273,12 +297,19 @@ cdef class Loop:
             self._greenlet.switch()
 
     cdef int _send_owed(self) except -1:
+        cdef bint idle = self.idle
         owed, self._owed = self._owed, None
         self.idle = False
-        self._send_on(owed)
-        self.idle = True
+        try:
+            self._send_on(owed)
+        except BaseException:
+            self._tell(False)
+            raise
+        self._tell(True)
+        self.idle = idle
         return self._arm(<int64_t> self._clock() + self._keepalive_ns)
 
     def _leave(self):
-        """Before the connection ends: send the answer that waits in the outbox. Raises: OSError."""
+        """Before the connection ends: send the answer that waits in the outbox."""
         self.leave_now()
+        self._tell(False)

@@ -332,7 +332,9 @@ class Gateway:
         identity.knows_key = self.providers.knows
         self._admission, self._identity = admission, identity
         self.explainer = Explainer(admission, router, self.break_glass.case_of, consents=self._consents)
-        self._lanes = Lanes(self.holder, memory.buckets, self.metrics, admission, identity, router)
+        self._lanes = Lanes(
+            self.holder, memory.buckets, self.metrics, admission, identity, router, self.accounting.intent
+        )  # fmt: skip
         app.lane = self._lanes if self.holder.current.version else None
         app.req_options.strip_url_path_trailing_slash = False
         app.add_route("/relay/v1/connect", self.relay.connect_resource)

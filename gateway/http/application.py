@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 TOLD = "caregate.told"
 """Environ: who wants to know whether all of the answer was sent, see gateway.bodies.Transfer."""
+TELLS = "caregate.tells"
+"""Environ: the server itself tells them of an answer that is whole."""
 Steps = tuple[tuple[Callable[..., None], ...], ...]
 """The middleware's methods: before routing, between routing and the responder, after everything."""
 _BODILESS = frozenset({falcon.HTTP_100, falcon.HTTP_101, falcon.HTTP_204, falcon.HTTP_304})
@@ -79,9 +81,11 @@ class Application(falcon.App[Request, falcon.Response]):
         try:
             lane = self.lane
             done = lane.enter(env, req.context) if lane is not None and "caregate.path" in env else 0
-            if done == AUTHORIZED:
+            if lane is not None and done == AUTHORIZED:
                 ctx = req.context.gateway
                 grant = ctx.grant
+                if ctx.route.phi:
+                    lane.intent(ctx)
                 resource[0] = grant.resource
                 req.uri_template = ctx.route.template
                 responder = grant.responders[ctx.method]
@@ -129,7 +133,7 @@ class Application(falcon.App[Request, falcon.Response]):
         if body is None:
             body = self._finish_rest(req, resp, start_response)
         told = req.env.get(TOLD)
-        return body if told is None else Transfer(body, told)
+        return body if told is None or (type(body) is list and TELLS in req.env) else Transfer(body, told)
 
     def _finish_rest(self, req: Request, resp: falcon.Response, start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Any response, whatever its body comes from."""

@@ -35,6 +35,7 @@ class Lanes:
         admission: Admission,
         identity: Identity,
         router: Router,
+        intent: Callable[[RequestContext], None],
         clock_s: Callable[[], float] = time.time,
     ) -> None:
         self._buckets = buckets
@@ -42,6 +43,8 @@ class Lanes:
         self._admission = admission
         self._router = router
         self._clock_s = clock_s
+        self.intent = intent
+        """What is done between authorization and the resource of a `phi` route: see Authorization."""
         self.identify = identity.identify
         self.bucket: Callable[[Rule, RequestContext], int] = admission.bucket
         self.decode = decode_segment
@@ -80,7 +83,7 @@ class Lanes:
         target = self._router.endpoint(route, ctx.snapshot)
         grant.resource, grant.responders, grant.takes_fields = target.resource, target.responders, target.takes_fields
         grant.hidden = is_hidden_from(principal, route)
-        grant.plain = not (route.phi or route.careful)
+        grant.plain = not route.careful
         return grant
 
     def decide(self, ctx: RequestContext) -> Decision:

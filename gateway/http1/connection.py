@@ -15,6 +15,7 @@ from fastpath.http import Head, HeadError, HeadReader
 from fastpath.loop import RECEIVE_BYTES, Loop, Outbox
 from fastpath.responses import BODY_TO_CLOSE, RequestIds, Response, encode_response
 from gateway import errors as e
+from gateway.http.application import TELLS
 from gateway.http.problems import render
 from gateway.http1.body import Body, NoBody
 from gateway.http1.deadlines import TICK_NS, DeadlinePassed, Deadlines
@@ -86,6 +87,7 @@ class Connection(Loop):
         self._later: Any = None
         base["wsgi.input"] = NO_BODY
         base["caregate.socket"] = sock
+        base[TELLS] = True
         base["caregate.watch"] = self.watch
 
     # --- the loop

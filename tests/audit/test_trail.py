@@ -15,10 +15,12 @@ from gevent import monkey
 from gateway.audit import commit, shipper
 from gateway.audit.event import decode
 from gateway.audit.kinds import KINDS
+from gateway.audit.spool import sync_files
 from gateway.audit.trail import FOLDER, AuditTrail
 from gateway.context import Principal, RequestContext, new_request_id
 from gateway.errors import AuditUnavailable
 from gateway.store.pool import Database
+from tests.audit.disk import under
 
 SEGMENT = 262_144
 
@@ -142,34 +144,31 @@ def test_other_events(trail, table):
     assert (kind, unit, orjson.loads(canonical)["detail"]) == ("unit", "u-1", {"address": "192.0.2.9"})
 
 
-def test_many_waiting_requests_share_a_sync(trail, monkeypatch):
-    syncs = []
-    real = commit.sync_files
-    monkeypatch.setattr(commit, "sync_files", lambda files: (syncs.append(files), real(files)))
+def test_many_waiting_requests_share_a_sync(trail):
+    syncs, disk = [], under(trail)
+    disk.work = lambda files: (syncs.append(files), sync_files(files))
     trail.record(_request(), 0)
     before = len(syncs)
     gevent.joinall([gevent.spawn(trail.record, _request(n), 0) for n in range(200)], raise_error=True)
     assert 1 <= len(syncs) - before <= 4
 
 
-def test_a_recorded_event_is_synced_before_record_returns(trail, monkeypatch):
+def test_a_recorded_event_is_synced_before_record_returns(trail):
     order = []
-    real = commit.sync_files
 
     def slow(files):
         time.sleep(0.05)
-        real(files)
+        sync_files(files)
         order.append("synced")
 
-    monkeypatch.setattr(commit, "sync_files", slow)
+    under(trail).work = slow
     trail.record(_request(), 0)
     order.append("returned")
     assert order[:2] == ["synced", "returned"]
 
 
-def test_a_killed_waiter_harms_nobody(trail, monkeypatch):
-    real = commit.sync_files
-    monkeypatch.setattr(commit, "sync_files", lambda files: (time.sleep(0.05), real(files)))
+def test_a_killed_waiter_harms_nobody(trail):
+    under(trail).work = lambda files: (time.sleep(0.05), sync_files(files))
     jobs = [gevent.spawn(trail.record, _request(n), 0) for n in range(4)]
     gevent.sleep(0.01)
     jobs[1].kill()
@@ -178,17 +177,17 @@ def test_a_killed_waiter_harms_nobody(trail, monkeypatch):
     trail.record(_request(), 0)
 
 
-def test_a_disk_that_cannot_sync_acknowledges_nothing(trail, table, monkeypatch):
+def test_a_disk_that_cannot_sync_acknowledges_nothing(trail, table):
     def fail(files):
         raise OSError(5, "Input/output error")
 
-    real = commit.sync_files
-    monkeypatch.setattr(commit, "sync_files", fail)
+    disk = under(trail)
+    disk.work = fail
     lost = _request()
     with pytest.raises(AuditUnavailable):
         trail.record(lost, 0)
     assert table.ids() == {}, "what is not durable here is not shipped"
-    monkeypatch.setattr(commit, "sync_files", real)
+    disk.work = sync_files
     ctx = _request()
     trail.record(ctx, 0)
     table.wait_for([lost, ctx])
@@ -196,18 +195,18 @@ def test_a_disk_that_cannot_sync_acknowledges_nothing(trail, table, monkeypatch)
 
 def test_a_disk_that_hangs_and_then_fails_is_written_again(trail, monkeypatch):
     """The kernel takes what the failed sync should have written for written."""
-    real, again, hung = commit.sync_files, [], []
+    again, hung = [], []
 
     def hang_once(files):
         if hung:
-            return real(files)
+            return sync_files(files)
         hung.append(files)
         time.sleep(0.3)
         raise OSError(5, "Input/output error")
 
     # NOTE: the shipper syncs too, and may be the one whose sync hangs: one alone does, whosever it is.
     trail.record(_request(), 200)
-    monkeypatch.setattr(commit, "sync_files", hang_once)
+    under(trail).work = hang_once
     monkeypatch.setattr(commit, "SLOW_S", 0.05)
     monkeypatch.setattr(type(trail._spool), "sync_failed", lambda spool: again.append(spool.state.suspect))
     with pytest.raises(AuditUnavailable):
@@ -221,9 +220,9 @@ def test_a_disk_that_hangs_and_then_fails_is_written_again(trail, monkeypatch):
 
 
 def test_a_disk_that_hangs_is_refused_soon_and_then_used_again(trail, monkeypatch):
-    real = commit.sync_files
+    disk = under(trail)
     monkeypatch.setattr(commit, "SLOW_S", 0.05)
-    monkeypatch.setattr(commit, "sync_files", lambda files: (time.sleep(1.0), real(files)))
+    disk.work = lambda files: (time.sleep(1.0), sync_files(files))
     began = time.monotonic()
     jobs = [gevent.spawn(trail.record, _request(n), 0) for n in range(5)]
     gevent.joinall(jobs)
@@ -231,7 +230,7 @@ def test_a_disk_that_hangs_is_refused_soon_and_then_used_again(trail, monkeypatc
     with pytest.raises(AuditUnavailable):
         trail.record(_request(), 0)
     assert time.monotonic() - began < 0.9
-    monkeypatch.setattr(commit, "sync_files", real)
+    disk.work = sync_files
     gevent.sleep(1.2)
     trail.record(_request(), 0)
 
