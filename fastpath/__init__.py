@@ -1,4 +1,4 @@
-"""Compiled kernels of the request path: CPU only, no I/O, no clock, no import of `gateway`.
+"""Compiled kernels of the request path: CPU only, no clock, no I/O but that of `syncer`, no import of `gateway`.
 
 A kernel that is not built makes its import fail with the command that builds it: there is no slower fallback.
 """

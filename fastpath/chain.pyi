@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from mmap import mmap
 
 class Chain:
@@ -10,3 +11,5 @@ class Chain:
 
     # What the subclass does.
     def _roll(self, need_bytes: int) -> None: ...
+
+def sha256(parts: Iterable[bytes], *, here: bool = True) -> bytes: ...

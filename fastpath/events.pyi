@@ -3,6 +3,8 @@ from typing import Any
 
 from typing_extensions import Buffer
 
+from fastpath.chain import Chain
+
 class AccessText:
     def __init__(
         self,
@@ -14,8 +16,13 @@ class AccessText:
         actions: dict[str, str],
         name_of: Callable[[str], str] | None = None,
         names: dict[str, str] | None = None,
+        *,
+        clock_ns: Callable[[], int] | None = None,
+        since_ns: Callable[[], int] | None = None,
     ) -> None: ...
     def encode(self, ctx: Any, status: int, at_ms: int, took_us: int) -> bytes: ...
+    def keep(self, ctx: Any, status: int, chain: Chain) -> int: ...
+    def complete(self, ctx: Any, status: int, whole: bool, chain: Chain) -> int: ...
 
 class Rows:
     def __init__(

@@ -242,8 +242,8 @@ cdef class Loop:
         self._may_wait = False
         if self._leaving is not None:
             self.leave_now()
-            if self._owed is not None:
-                self._send_owed()
+        if self._owed is not None:
+            self._send_owed()
         if len(pieces) == 1:
             piece = pieces[0]
             if may_wait and self.response.keep_alive:
@@ -307,6 +307,8 @@ cdef class Loop:
             raise
         self._tell(True)
         self.idle = idle
+        if not idle:
+            return 0
         return self._arm(<int64_t> self._clock() + self._keepalive_ns)
 
     def _leave(self):

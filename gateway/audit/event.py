@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import orjson
 
+from fastpath.chain import Chain
 from fastpath.events import AccessText
 from gateway.audit.interaction import PATIENT, About, about, patient_searched
 from gateway.audit.kinds import kind_of
@@ -150,27 +151,30 @@ class Accesses:
     """
 
     def __init__(
-        self, node: str, name_of: Callable[[str], str] | None = None, names: dict[str, str] | None = None
+        self,
+        node: str,
+        name_of: Callable[[str], str] | None = None,
+        names: dict[str, str] | None = None,
+        clock_ns: Callable[[], int] | None = None,
+        since_ns: Callable[[], int] | None = None,
     ) -> None:
         """Shapes: `node` names this gateway; `name_of(patient)` is what stands in place of a patient's id, `names` what
-        it said before.
+        it said before. `clock_ns` and `since_ns` are the clocks of `keep` and `complete`: nanoseconds since 1970, and
+        of what requests are timed by.
         """
         self._node = _member("node", _text(node))
         self._routes: dict[tuple[str, str], tuple[Route, What]] = {}
         self._members: dict[tuple[str, str, str], tuple[Route, bytes]] = {}
-        self.encode: Callable[[RequestContext, int, int, int], bytes] = AccessText(
-            _caller_member, _who, self._what, self._about, self._node, _ACTIONS, name_of, names
-        ).encode
+        text = AccessText(
+            _caller_member, _who, self._what, self._about, self._node, _ACTIONS, name_of, names,
+            clock_ns=clock_ns, since_ns=since_ns,
+        )  # fmt: skip
+        self.encode: Callable[[RequestContext, int, int, int], bytes] = text.encode
         """The event of a request, its answer's status (0: the intent), ms since 1970, us since it began."""
-
-    def completion(self, ctx: RequestContext, status: int, whole: bool, at_ms: int, duration_us: int) -> bytes:
-        """The event that says how the transfer of an answer ended; the rest stands in the outcome of its request."""
-        rule = ctx.error.code if ctx.error is not None else ""
-        head = (
-            f'{{"v":1,"kind":"access","phase":"completion","at_ms":{at_ms},"duration_us":{duration_us},'
-            f'"request_id":"{ctx.id}","outcome":"{"complete" if whole else "cut"}","rule":"{rule}","status":{status}'
-        )
-        return head.encode() + self._node + b"}"
+        self.keep: Callable[[RequestContext, int, Chain], int] = text.keep
+        """Adds the event of a request that is answered now, by its status, to a chain."""
+        self.complete: Callable[[RequestContext, int, bool, Chain], int] = text.complete
+        """Adds the event that says how the transfer of an answer ended: status, was all of it sent?"""
 
     def _what(self, route: Route, method: str) -> What:
         """A route's members, and where a request says what it is about."""

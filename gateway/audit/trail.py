@@ -67,9 +67,10 @@ class AuditTrail:
         self._patients = patients
         self._pseudonyms: Pseudonyms | None = None
         self._names: dict[str, str] = {}
-        accesses = Accesses(self._node, None if patients is None else self._name_of, self._names)
-        self._encode = accesses.encode
-        self._completion = accesses.completion
+        accesses = Accesses(
+            self._node, None if patients is None else self._name_of, self._names, time.time_ns, time.monotonic_ns
+        )
+        self._keep, self._complete = accesses.keep, accesses.complete
         self._segment_bytes = segment_bytes
         self._spool_bytes = spool_bytes
         self._count = count
@@ -124,10 +125,8 @@ class AuditTrail:
         spool = self._spool
         if spool is None:
             return
-        now_ns = time.time_ns()
-        took_us = (time.monotonic_ns() - ctx.started_ns) // 1000
         try:
-            spool.append(self._encode(ctx, status, now_ns // 1_000_000, took_us if took_us > 0 else 0))
+            self._keep(ctx, status, spool)
         except SpoolFull:
             raise self._no_room() from None
 
@@ -145,9 +144,8 @@ class AuditTrail:
         spool = self._spool
         if spool is None:
             return
-        took_us = max(0, time.monotonic_ns() - ctx.started_ns) // 1000
         try:
-            spool.append(self._completion(ctx, status, whole, time.time_ns() // 1_000_000, took_us))
+            self._complete(ctx, status, whole, spool)
         except SpoolFull:
             self._no_room()
 

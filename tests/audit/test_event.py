@@ -3,6 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastpath.chain import Chain
+from gateway.audit.chain import link
 from gateway.audit.event import Accesses, decode, encode
 from gateway.context import Principal, RequestContext
 from gateway.errors import BindingRefused, DatabaseUnavailable, TokenInvalid, UnitResponseTimeout
@@ -40,9 +42,9 @@ class _Snapshot:
 def _context(**changes):
     values = {
         "method": "GET", "principal": Principal(**PRINCIPAL), "route": Route(**ROUTE), "rule": "allowed",
-        "snapshot": _Snapshot(), "client_address": "192.0.2.1",
+        "snapshot": _Snapshot(), "client_address": "192.0.2.1", "started_ns": 5,
     }  # fmt: skip
-    return RequestContext(id="r-1", started_ns=5, **{**values, **changes})
+    return RequestContext(id="r-1", **{**values, **changes})
 
 
 def _bytes(ctx, status):
@@ -220,9 +222,53 @@ def test_what_is_kept_of_a_route_is_of_that_route():
         assert event.phi == phi
 
 
-def test_completion():
-    event = decode(Accesses("n").completion(_context(), 200, False, 7, 9))
-    assert (event.phase, event.outcome, event.request_id, event.status) == ("completion", "cut", "r-1", 200)
+class Page(Chain):
+    """A chain with room for a record."""
+
+    def __init__(self):
+        self.hash, self.sequence, self._map, self._size, self._at = bytes(32), 0, bytearray(4096), 4096, 0
+
+    @property
+    def event(self):
+        return self._map[44 : self._at]
+
+
+def _clocked():
+    return Accesses("n", clock_ns=lambda: 1_700_000_000_123_456_789, since_ns=lambda: 9_999)
+
+
+@pytest.mark.parametrize(
+    ("whole", "rule", "error", "outcome"),
+    [
+        pytest.param(True, "", None, "complete", id="whole"),
+        pytest.param(False, "", None, "cut", id="cut"),
+        pytest.param(True, "unit-response-timeout", UnitResponseTimeout("u-1"), "complete", id="an error's answer"),
+    ],
+)
+def test_completion(whole, rule, error, outcome):
+    page = Page()
+    ctx = _context(started_ns=2_000, error=error)
+    assert _clocked().complete(ctx, 200, whole, page) == 1
+    event = decode(page.event)
+    assert encode(event) == page.event
+    assert (event.phase, event.outcome, event.rule, event.request_id, event.status) == (
+        "completion", outcome, rule, "r-1", 200,
+    )  # fmt: skip
+    assert (event.at_ms, event.duration_us, event.node) == (1_700_000_000_123, 7, "n")
+
+
+@pytest.mark.parametrize(("started_ns", "took_us"), [(2_000, 7), (50_000, 0)])
+def test_what_is_kept_at_once_is_the_event_of_this_moment(started_ns, took_us):
+    page, accesses, ctx = Page(), _clocked(), _context(started_ns=started_ns)
+    assert accesses.keep(ctx, 200, page) == 1
+    assert page.event == accesses.encode(ctx, 200, 1_700_000_000_123, took_us)
+    assert page.hash == link(bytes(32), 1, bytes(page.event))
+
+
+@pytest.mark.parametrize("number", [0, 7, 10, 99, 2**31, 2**63 - 1, -1, -(2**63)])
+def test_numbers_are_written_as_they_are(number):
+    event = decode(Accesses("n").encode(_context(), 200, number, 0))
+    assert event.at_ms == number
 
 
 TEXT = st.text(max_size=300)

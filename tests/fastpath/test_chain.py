@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastpath.chain import Chain
+from fastpath.chain import Chain, sha256
 from gateway.audit.chain import genesis, link
 from gateway.audit.spool import RECORD
 
@@ -71,3 +73,31 @@ def test_nothing_is_written_outside(change: dict[str, object], error: str) -> No
         chain.append(b"y" * 6)
     assert chain.sequence == 1
     assert b"y" not in chain.pages[0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.binary(max_size=200), max_size=8))
+def test_the_hash_is_hashlibs(parts: list[bytes]) -> None:
+    assert sha256(parts) == sha256(parts, here=False) == hashlib.sha256(b"".join(parts)).digest()
+
+
+def test_the_hash_is_hashlibs_at_every_size_up_to_three_blocks() -> None:
+    data = bytes(range(200))
+    assert [sha256([data[:size]]) for size in range(200)] == [
+        hashlib.sha256(data[:size]).digest() for size in range(200)
+    ]
+
+
+# FIPS 180-4's examples, from NIST's page of example values.
+@pytest.mark.parametrize(
+    ("message", "digest"),
+    [
+        (b"abc", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
+        (
+            b"abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq",
+            "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1",
+        ),
+    ],
+)
+def test_the_standards_examples(message: bytes, digest: str) -> None:
+    assert sha256([message]).hex() == digest

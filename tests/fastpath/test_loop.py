@@ -18,9 +18,17 @@ class Plain(Loop):
     """A connection that notes what goes out in several pieces."""
 
     sent_many: list[Any]
+    rest_fails: type[Exception] | None = None
 
     def _send_many(self, pieces: Sequence[bytes]) -> None:
         self.sent_many.append(pieces)
+
+    def _send_on(self, rest: memoryview) -> None:
+        if self.rest_fails is not None:
+            raise self.rest_fails
+
+    def _answer_failed(self, environ: dict[str, Any], error: BaseException) -> None:
+        assert isinstance(error, ConnectionResetError)
 
 
 class Turn:
@@ -35,6 +43,7 @@ class Turn:
         self.sent_many: list[Any] = []
         self.resumed: list[int] = []
         self.observed = False
+        self.failures: list[str] = []
         self.outbox = Outbox(self.at_end.append, lambda: self.now_ns)
 
     def connection(self, number: int, result: Callable[[], Any] = lambda: [BODY]) -> Loop:
@@ -52,6 +61,7 @@ class Turn:
             SimpleNamespace(
                 deadlines=None, application=application, reader=None, ids=None, outbox=self.outbox,
                 limits=SimpleNamespace(keepalive_ns=1), observed=self.observed,
+                failed=self.failures.append,
             ),
             SimpleNamespace(fileno=lambda: 1),
             SimpleNamespace(recv=None, send=send),
@@ -73,10 +83,10 @@ def turn() -> Turn:
     return Turn()
 
 
-def answer(loop: Loop, *, keep_alive: bool = True) -> None:
+def answer(loop: Loop, *, keep_alive: bool = True, told: Callable[[bool], object] | None = None) -> None:
     response: Response = loop.response
     response.begin(b"", False, False, keep_alive)
-    loop.answer({})
+    loop.answer({} if told is None else {"caregate.told": told})
 
 
 def order(turn: Turn) -> list[int]:
@@ -173,6 +183,70 @@ def test_what_is_sent_behind_a_waiting_answer_stays_behind_it(turn: Turn) -> Non
     answer(loop)
     loop.send((b"second",))
     turn.end()
-    [(first, second)] = turn.sent_many
+    [(_, first), (_, second)] = turn.sent
     assert (first[-len(BODY) :], second) == (BODY, b"second")
-    assert turn.sent == []
+
+
+# --- who wants to know whether all of it was sent
+
+
+def test_it_is_told_when_the_answer_has_left(turn: Turn) -> None:
+    told: list[bool] = []
+    answer(turn.connection(1), told=told.append)
+    assert told == []
+    turn.end()
+    assert told == [True]
+    turn.end()
+    assert told == [True]
+
+
+def test_it_is_told_at_once_of_an_answer_that_does_not_wait(turn: Turn) -> None:
+    told: list[bool] = []
+    answer(turn.connection(1), keep_alive=False, told=told.append)
+    assert told == [True]
+
+
+def test_it_is_told_that_the_connection_is_broken(turn: Turn) -> None:
+    told: list[bool] = []
+    loop = turn.connection(1)
+    answer(loop, told=told.append)
+    turn.takes = -1
+    turn.end()
+    assert told == [False]
+    answer(loop, keep_alive=False, told=told.append)
+    assert told == [False, False]
+
+
+@pytest.mark.parametrize("error", [None, ConnectionResetError])
+def test_it_is_told_when_the_rest_has_left_too(turn: Turn, error: type[Exception] | None) -> None:
+    told: list[bool] = []
+    loop = turn.connection(1)
+    loop.rest_fails = error
+    turn.takes = 10
+    answer(loop, told=told.append)
+    turn.end()
+    assert told == []
+    turn.takes = 1 << 20
+    if error is None:
+        loop.send((b"second",))
+    else:
+        with pytest.raises(error):
+            loop.send((b"second",))
+    assert told == [error is None]
+
+
+def test_it_is_told_when_the_connection_ends_before_the_rest_has_left(turn: Turn) -> None:
+    told: list[bool] = []
+    loop = turn.connection(1)
+    turn.takes = 10
+    answer(loop, told=told.append)
+    loop._leave()
+    assert told == [False]
+
+
+def test_whoever_is_told_harms_nobody(turn: Turn) -> None:
+    answer(turn.connection(1), told=lambda whole: 1 / 0)
+    answer(turn.connection(2))
+    turn.end()
+    assert order(turn) == [1, 2]
+    assert len(turn.failures) == 1

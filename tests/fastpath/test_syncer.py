@@ -1,0 +1,101 @@
+"""The thread that syncs: one thing at a time, told by its descriptor, with the first file's error."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fastpath.syncer import Syncer
+
+
+@pytest.fixture
+def syncer() -> Iterator[Syncer]:
+    syncer = Syncer()
+    yield syncer
+    syncer.stop()
+
+
+def ended(syncer: Syncer) -> int | None:
+    assert select.select([syncer.told], [], [], 10)[0], "nobody was told"
+    return syncer.ended()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[list[int]]:
+    files = [os.open(tmp_path / str(number), os.O_RDWR | os.O_CREAT) for number in range(3)]
+    yield files
+    for file in files:
+        os.close(file)
+
+
+def test_each_sync_is_told_once(syncer: Syncer, files: list[int]) -> None:
+    assert syncer.ended() is None
+    for _ in range(50):
+        syncer.begin(files)
+        assert ended(syncer) == 0
+        assert syncer.ended() is None
+    syncer.begin([])
+    assert ended(syncer) == 0
+
+
+def test_a_file_that_fails_is_told_and_the_next_sync_begins_anew(syncer: Syncer, files: list[int]) -> None:
+    reading, writing = os.pipe()
+    closed = os.dup(writing)
+    os.close(closed)
+    try:
+        syncer.begin([files[0], writing, closed, files[1]])
+        assert ended(syncer) == errno.EINVAL
+        syncer.begin([closed])
+        assert ended(syncer) == errno.EBADF
+        syncer.begin(files)
+        assert ended(syncer) == 0
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_one_at_a_time(syncer: Syncer, files: list[int]) -> None:
+    syncer.begin(files)
+    with pytest.raises(ValueError, match="under way"):
+        syncer.begin(files)
+    assert ended(syncer) == 0, "what was refused changed nothing"
+
+
+def test_nothing_is_begun_after_the_end(files: list[int]) -> None:
+    syncer = Syncer()
+    syncer.begin(files)
+    syncer.stop()
+    syncer.stop()
+    for call in (syncer.ended, lambda: syncer.begin(files), lambda: syncer.told):
+        with pytest.raises(ValueError, match="stopped"):
+            call()
+
+
+def test_the_thread_and_its_descriptor_go(files: list[int]) -> None:
+    def held() -> int:
+        return len(os.listdir("/proc/self/task")) + len(os.listdir("/proc/self/fd"))
+
+    before = held()
+    for _ in range(20):
+        syncer = Syncer()
+        syncer.begin(files)
+        ended(syncer)
+        syncer.stop()
+    for _ in range(1000):
+        if held() <= before:
+            return
+        select.select([], [], [], 0.01)
+    pytest.fail("threads or descriptors are left")
+
+
+@pytest.mark.parametrize("file", ["3", None, 1 << 40])
+def test_what_is_no_descriptor(syncer: Syncer, file: object, files: list[int]) -> None:
+    with pytest.raises((TypeError, OverflowError)):
+        syncer.begin([file])  # type: ignore[list-item]
+    syncer.begin(files)
+    assert ended(syncer) == 0
