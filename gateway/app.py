@@ -90,6 +90,9 @@ BARE = "CAREGATE_TEST_BARE"
 EARLY = "CAREGATE_TEST_EARLY_ANSWER"
 """A variable for the test of `make ledger`: answers are sent before their audit events are synced."""
 
+AUDIT_OUTCOMES = ("written", "refused", "damaged", "unwritten", "sealed", "unsealed", "uncopied")
+"""Scraped from the start on: an alert on an increase does not see one from nothing to 1."""
+
 WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
@@ -133,6 +136,8 @@ class Gateway:
             months_ahead=settings.audit_months_ahead,
             checkpoint_copies=(Path(settings.audit_checkpoint_copy),) if settings.audit_checkpoint_copy else (),
         )
+        for outcome in AUDIT_OUTCOMES:
+            self.metrics.cell("caregate_audit_events", (outcome,))
         self.audit_reading = AuditReading(settings, self.audit, self._patient_keys(settings))
         self.relay = Relay(settings, self.holder, self.metrics, self.log)
         self.units = Units(settings, self.holder, self.database, self.relay, self.metrics, note=self.audit.try_note)

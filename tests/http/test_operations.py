@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import falcon.testing
 import gevent
 import pytest
@@ -74,3 +77,13 @@ def test_without_room_for_the_trail_nothing_is_ready(gateway, operations, monkey
     found = operations.simulate_get("/readyz")
     assert found.status_code == 503
     assert found.json["dependencies"]["audit"]["status"] == "down"
+
+
+def test_what_an_alert_waits_for_is_scraped_before_it_happens(operations):
+    """An increase from a series that is not there yet is none."""
+    alerts = (Path(__file__).parents[2] / "docs" / "monitoring" / "alerts.yaml").read_text()
+    waited = {one for found in re.findall(r'caregate_audit_events_total{outcome=~"(.+?)"}', alerts)
+              for one in found.split("|")}  # fmt: skip
+    assert waited > {"damaged", "unsealed"}
+    scraped = operations.simulate_get("/metrics").text
+    assert all(f'caregate_audit_events_total{{outcome="{one}"}} 0.0' in scraped for one in waited)
