@@ -2,6 +2,8 @@
 
 Run: `python -m loadtests.fleet --plan PLAN [--connections 2] [--share 0/4] [--report FILE] [--journal FILE]`; SIGTERM
 or Ctrl-C ends it, and the last line is what it counted, as JSON. The journal gets a line of each POST that was run.
+With `--hold` it dials when it gets SIGUSR1, with tokens that were signed before: each real agent signs its own on a
+machine of its own.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ REFUSED_WAIT_S = 60.0
 STABLE_AFTER_S = 10.0
 STOP_S = 5.0
 REPORT_EVERY_S = 0.5
+HOLD_LOOK_S = 0.5
 
 
 @dataclass(slots=True)
@@ -44,6 +47,7 @@ class Counts:
     """`up` is how many connections each unit has now that were not told to move; the rest only grows.
 
     Units: `first_dial_s`, `whole_s` seconds of time.monotonic; `whole_s`: since when all seats are up, 0 if not.
+    `first_cpu_s`, `whole_cpu_s`: CPU seconds of this process, at the first dial and when all were up the first time.
     Shapes: `posts` are the targets of the POSTs that were run, in their order.
     """
 
@@ -51,6 +55,8 @@ class Counts:
     live: int = 0
     first_dial_s: float = 0.0
     whole_s: float = 0.0
+    first_cpu_s: float = 0.0
+    whole_cpu_s: float = 0.0
     posts: list[str] = field(default_factory=list)
     up: Counter[str] = field(default_factory=Counter)
     requests: int = 0
@@ -64,6 +70,12 @@ class Counts:
         self.live += 1
         if self.live == self.seats:
             self.whole_s = time.monotonic()
+            self.whole_cpu_s = self.whole_cpu_s or time.process_time()
+
+    def dialled(self) -> None:
+        self.dials += 1
+        if not self.first_dial_s:
+            self.first_dial_s, self.first_cpu_s = time.monotonic(), time.process_time()
 
     def went(self, unit: str) -> None:
         self.up[unit] -= 1
@@ -83,6 +95,7 @@ class Counts:
             "connections": self.live,
             "first_dial_s": self.first_dial_s,
             "whole_s": self.whole_s,
+            "dial_cpu_s": max(0.0, self.whole_cpu_s - self.first_cpu_s),
             "requests": self.requests,
             "dials": self.dials,
             "lost": self.lost,
@@ -94,7 +107,7 @@ class Counts:
 class Seat:
     """One connection of one unit, kept up: dials, serves, dials again; moves before its old connection ends."""
 
-    __slots__ = ("_backoff", "_counts", "_index", "_instance", "_last_close", "_old", "_settings")
+    __slots__ = ("_backoff", "_counts", "_index", "_instance", "_last_close", "_old", "_settings", "_token")
 
     def __init__(self, settings: AgentSettings, index: int, counts: Counts, instance: str) -> None:
         self._settings = settings
@@ -104,6 +117,11 @@ class Seat:
         self._backoff = Backoff()
         self._last_close: str | None = None
         self._old: UnitLink | None = None
+        self._token: str | None = None
+
+    def sign_ahead(self) -> None:
+        """The token of the first dial."""
+        self._token = self._settings.identity.token(time.time())
 
     def keep(self, delay_s: float) -> None:
         """Yields to the hub: until it is killed with Stopping."""
@@ -117,10 +135,10 @@ class Seat:
     def serve_once(self) -> float:
         """One connection from dial to its end or its move. Returns how long to wait before the next, in seconds."""
         counts, unit = self._counts, self._settings.identity.unit
-        counts.dials += 1
-        counts.first_dial_s = counts.first_dial_s or time.monotonic()
+        counts.dialled()
         started_s = time.monotonic()
-        link = UnitLink(self._settings, self._index, self._instance, self._last_close, counts.answered)
+        token, self._token = self._token, None
+        link = UnitLink(self._settings, self._index, self._instance, self._last_close, counts.answered, token)
         try:
             link.open()
         except HandshakeRefused as refusal:
@@ -198,6 +216,11 @@ class Fleet:
         self.counts.seats = len(self._seats)
         self._greenlets: list[gevent.Greenlet[..., None]] = []
 
+    def sign_ahead(self) -> None:
+        """Sign the tokens of the first dials; they are good for five minutes."""
+        for seat in self._seats:
+            seat.sign_ahead()
+
     def start(self) -> None:
         """Begin to dial."""
         for number, seat in enumerate(self._seats):
@@ -244,6 +267,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--journal", type=Path, help="file of the POSTs that were run, written at the end")
     parser.add_argument("--share", type=_share, default=(0, 1), metavar="I/N", help="every Nth unit from the Ith (0/1)")
     parser.add_argument("--dials-per-s", type=float, default=DIALS_PER_S, help="pace of the first dials (200)")
+    parser.add_argument("--hold", action="store_true", help="dial when SIGUSR1 comes, once the report is there")
     return parser.parse_args(argv)
 
 
@@ -259,6 +283,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, stop.set)
+    if options.hold:
+        begin = Event()
+        gevent.signal_handler(signal.SIGUSR1, begin.set)
+        fleet.sign_ahead()
+        if options.report is not None:
+            write_report(options.report, fleet.report())
+        while not begin.wait(HOLD_LOOK_S) and not stop.is_set():
+            pass
     fleet.start()
     _watch(fleet, stop, options.report, lambda line: print(line, flush=True))
     last = fleet.report()

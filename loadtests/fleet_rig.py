@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -26,7 +27,8 @@ from loadtests.rig import free_ports
 ABSENT = "absent-unit"
 """In the configuration, and never connected."""
 
-COUNTED = ("connected", "connections", "dials", "lost", "moved")
+COUNTED = ("connected", "connections", "dials", "lost", "moved", "dial_cpu_s")
+READY_S = 120.0
 SPARE_FILES = 1_000
 """Descriptors that a process needs beside its unit connections: mesh, database, callers, logs."""
 
@@ -52,7 +54,7 @@ def raise_file_limit(connections: int, workers: int, simulators: int) -> None:
 
 
 class FleetRig(Platform):
-    """`start`, `start_fleet`, and `stop` in any state."""
+    """`start`, `start_fleet`, `begin`, and `stop` in any state."""
 
     def __init__(
         self,
@@ -68,6 +70,9 @@ class FleetRig(Platform):
         gateway, operations = free_ports(2)
         super().__init__(directory, gateway, workers, tell=tell)
         self.ports.ops = operations
+        # What is installed has its bytecode; without it each worker that starts would compile all modules anew.
+        self._env.pop("PYTHONDONTWRITEBYTECODE", None)
+        self._env["PYTHONPYCACHEPREFIX"] = str(self.directory / "bytecode")
         self.units = unit_ids(units)
         self.seats = units * connections
         self.token = ""
@@ -101,14 +106,27 @@ class FleetRig(Platform):
     # --- the fleet
 
     def start_fleet(self, dials_per_s: float) -> None:
-        """Start the units; they dial at once. Units: `dials_per_s` of the whole fleet, and only its first dials."""
+        """Start the units' processes and wait until all are ready to dial.
+
+        Units: `dials_per_s` of the whole fleet, and only its first dials. Raises: DemoError.
+        """
         for number in range(self._simulators):
             self._spawn(
                 f"fleet-{number}", "-m", "loadtests.fleet", "--plan", str(self._plan),
                 "--connections", str(self._connections), "--share", f"{number}/{self._simulators}",
                 "--dials-per-s", str(dials_per_s / self._simulators),
-                "--report", str(self._report(number)), "--journal", str(self._journal(number)),
+                "--report", str(self._report(number)), "--journal", str(self._journal(number)), "--hold",
             )  # fmt: skip
+        until_s = time.monotonic() + READY_S
+        while any(read_report(self._report(number)) is None for number in range(self._simulators)):
+            if time.monotonic() > until_s or not all(child.running() for child in self.fleet_children()):
+                raise DemoError(f"the fleet does not start: see {self.logs}")
+            time.sleep(0.05)
+
+    def begin(self) -> None:
+        """All units dial, from the same moment."""
+        for child in self.fleet_children():
+            child.signal(signal.SIGUSR1)
 
     def fleet(self) -> dict[str, Any]:
         """Counts of the whole fleet; `whole_s`: since when all seats are up, 0 if not.

@@ -70,12 +70,14 @@ class FleetRun:
 
     def _connect(self) -> None:
         rig = self._rig
-        before_kib, before_s = rig.rss_kib(), rig.cpu_s()
         rig.start_fleet(self._options.dials_per_s)
+        before_kib, before_s = rig.rss_kib(), rig.cpu_s()
+        rig.begin()
         fleet = self._await_whole("dial", CONNECT_LIMIT_S)
         cpu_s = rig.cpu_s() - before_s
         self.result["connect_s"] = round(fleet["whole_s"] - fleet["first_dial_s"], 2)
-        self.result["connect_cpu_ms"] = round(cpu_s * 1000 / rig.seats, 2)
+        self.result["worker_ms_per_dial"] = round(cpu_s * 1000 / fleet["dials"], 2)
+        self.result["unit_ms_per_dial"] = round(fleet["dial_cpu_s"] * 1000 / fleet["dials"], 2)
         self.result["refused"] = fleet["refused"]
         time.sleep(SETTLE_S)
         self.result["kb_per_connection"] = round((rig.rss_kib() - before_kib) * 1.024 / rig.seats, 2)
@@ -166,6 +168,8 @@ class FleetRun:
             lines += [f"{'':<16}  {count} x {reason}" for reason, count in v.reasons]
         for name, bar in BARS.items():
             lines.append(f"{name:<18} {self.result.get(name):>8}   (at most {bar:g})")
+        for name in ("worker_ms_per_dial", "unit_ms_per_dial"):
+            lines.append(f"{name:<18} {self.result.get(name):>8}   (CPU time of all processes of that end)")
         return lines
 
     def missed(self) -> list[str]:

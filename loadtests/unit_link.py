@@ -39,8 +39,8 @@ class UnitLink:
     """
 
     __slots__ = (
-        "_answered", "_decoder", "_identity", "_leaving", "_open_requests", "_renew_at_s", "_session", "_settings",
-        "_socket", "_told", "_welcomed", "ended", "moved_to",
+        "_answered", "_decoder", "_hello", "_identity", "_leaving", "_open_requests", "_renew_at_s", "_session", "_settings",
+        "_socket", "_token", "_told", "_welcomed", "ended", "moved_to",
     )  # fmt: skip
 
     def __init__(
@@ -50,14 +50,18 @@ class UnitLink:
         instance: str,
         last_close: str | None,
         answered: Callable[[str, str], None],
+        token: str | None = None,
     ) -> None:
+        """Shapes: `token` was signed before, for this dial alone; None: it is signed when the unit dials."""
         self.moved_to: tuple[int, int] | None = None
         self.ended = "lost"
         self._settings = settings
         self._identity = settings.identity
         self._answered = answered
+        self._token = token
         self._decoder = ws.Decoder(masked=False, max_bytes=MAX_FRAME_BYTES)
-        self._session = UnitSession(Limits(), time.monotonic(), Hello(AGENT, instance, index, last_close=last_close))
+        self._hello = Hello(AGENT, instance, index, last_close=last_close)
+        self._session: UnitSession
         self._socket: socket.socket | None = None
         self._open_requests: dict[int, Request] = {}
         self._renew_at_s = float("inf")
@@ -71,7 +75,10 @@ class UnitLink:
         Raises: HandshakeRefused, LinkLost. Yields to the hub.
         """
         try:
-            self._socket, unread = dial(self._settings, self._identity.token(time.time()))
+            token, self._token = self._token, None
+            self._socket, unread = dial(self._settings, token or self._identity.token(time.time()))
+            # NOTE: as the agent's, the session begins now: the dial may have waited for longer than WELCOME may take.
+            self._session = UnitSession(Limits(), time.monotonic(), self._hello)
             self._receive(unread)
             while not self._welcomed:
                 if not self._turn():
