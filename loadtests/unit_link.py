@@ -7,16 +7,15 @@ import os
 import time
 from collections.abc import Callable
 
-from gevent import socket
-
 from fastpath import frames as ws
-from gateway.agent.dial import RECEIVE_BYTES, DialTimeout, dial
-from gateway.agent.handshake import HandshakeBroken
+from gateway.agent.dial import RECEIVE_BYTES
+from gateway.agent.handshake import Handshake, HandshakeBroken
 from gateway.agent.settings import AgentSettings
 from gateway.relay import events as ev
 from gateway.relay.frames import MAX_FRAME_BYTES, GoAwayCode, Hello, Request
 from gateway.relay.session import Limits, State, UnitSession
 from loadtests.simulated_unit import answer
+from loadtests.wire import Wire
 
 AGENT = "caregate-loadtests"
 RENEW_SHARE = 0.75
@@ -39,8 +38,21 @@ class UnitLink:
     """
 
     __slots__ = (
-        "_answered", "_decoder", "_hello", "_identity", "_leaving", "_open_requests", "_renew_at_s", "_session", "_settings",
-        "_socket", "_token", "_told", "_welcomed", "ended", "moved_to",
+        "_answered",
+        "_decoder",
+        "_hello",
+        "_identity",
+        "_leaving",
+        "_open_requests",
+        "_renew_at_s",
+        "_session",
+        "_settings",
+        "_token",
+        "_told",
+        "_welcomed",
+        "_wire",
+        "ended",
+        "moved_to",
     )  # fmt: skip
 
     def __init__(
@@ -62,7 +74,7 @@ class UnitLink:
         self._decoder = ws.Decoder(masked=False, max_bytes=MAX_FRAME_BYTES)
         self._hello = Hello(AGENT, instance, index, last_close=last_close)
         self._session: UnitSession
-        self._socket: socket.socket | None = None
+        self._wire = Wire()
         self._open_requests: dict[int, Request] = {}
         self._renew_at_s = float("inf")
         self._welcomed = False
@@ -75,20 +87,35 @@ class UnitLink:
         Raises: HandshakeRefused, LinkLost. Yields to the hub.
         """
         try:
-            token, self._token = self._token, None
-            self._socket, unread = dial(self._settings, token or self._identity.token(time.time()))
+            unread = self._dial()
             # NOTE: as the agent's, the session begins now: the dial may have waited for longer than WELCOME may take.
             self._session = UnitSession(Limits(), time.monotonic(), self._hello)
             self._receive(unread)
             while not self._welcomed:
                 if not self._turn():
                     raise LinkLost(self.ended)
-        except (OSError, HandshakeBroken, DialTimeout) as error:
+        except (OSError, HandshakeBroken) as error:
             self.close()
             raise LinkLost(type(error).__name__) from error
         except BaseException:
             self.close()
             raise
+
+    def _dial(self) -> bytes:
+        """What came after the handshake. Raises: HandshakeRefused, HandshakeBroken, OSError."""
+        gateway, limit_s = self._settings.gateway, self._settings.dial_timeout_s
+        token, self._token = self._token, None
+        handshake = Handshake(gateway, token or self._identity.token(time.time()))
+        until_s = time.monotonic() + limit_s
+        self._wire.connect(gateway.host, gateway.port)
+        self._wire.send(handshake.request, limit_s)
+        while True:
+            data = self._wire.receive(RECEIVE_BYTES, until_s - time.monotonic())
+            if not data:
+                raise TimeoutError if data is None else HandshakeBroken("closed before the answer")
+            unread = handshake.receive(data)
+            if unread is not None:
+                return unread
 
     def serve(self) -> bool:
         """Answer until the connection ends, or, once, until it is told to move: True, and it is to be served on.
@@ -110,28 +137,23 @@ class UnitLink:
     def leave(self) -> None:
         """Another connection has taken over: end as soon as no request is open. Yields to the hub."""
         self._leaving = True
-        if self._socket is not None and self._session.idle:
+        if self._session.idle:
             self._say_good_bye()
             with contextlib.suppress(OSError):
-                self._socket.shutdown(2)
+                self._wire.hang_up()
 
     def close(self) -> None:
         """Free the socket, in any state."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        self._wire.close()
 
     def _turn(self) -> bool:
         """Write what waits, then wait for bytes or for the next moment something is due. False when it is over."""
-        assert self._socket is not None
         self._flush()
         if self._session.state is State.CLOSED or (self._leaving and self._session.idle):
             return False
         due_s = min(self._session.next_deadline_s, self._renew_at_s)
-        self._socket.settimeout(min(max(0.0, due_s - time.monotonic()), 60.0) or 0.001)
-        try:
-            data = self._socket.recv(RECEIVE_BYTES)
-        except TimeoutError:
+        data = self._wire.receive(RECEIVE_BYTES, min(due_s - time.monotonic(), 60.0))
+        if data is None:
             self._tick()
             return True
         if not data:
@@ -139,10 +161,9 @@ class UnitLink:
         return self._receive(data)
 
     def _flush(self) -> None:
-        assert self._socket is not None
         while messages := self._session.data_to_send(time.monotonic()):
-            self._socket.settimeout(self._settings.dial_timeout_s)
-            self._socket.sendall(b"".join(ws.encode_frame(ws.OP_BINARY, m, os.urandom(4)) for m in messages))
+            data = ws.encode_messages(messages, os.urandom(4 * len(messages)))
+            self._wire.send(data, self._settings.dial_timeout_s)
 
     def _tick(self) -> None:
         now_s = time.monotonic()
@@ -209,7 +230,6 @@ class UnitLink:
         self._session.go_away(GoAwayCode.DRAIN, "stopped")
         try:
             self._flush()
-            if self._socket is not None:
-                self._socket.sendall(ws.encode_close(1001, "", os.urandom(4)))
+            self._wire.send(ws.encode_close(1001, "", os.urandom(4)), self._settings.dial_timeout_s)
         except OSError:
             pass
