@@ -22,6 +22,7 @@ from gateway.relay.frames import GoAwayCode
 from gateway.relay.handover import Handover
 from gateway.relay.health import LOOK_S
 from gateway.relay.link_token import LinkToken
+from gateway.relay.moving import Moves
 from gateway.relay.registry import MOVING, Registry, own_word
 from gateway.relay.resource import UnitResource
 from gateway.relay.used_tokens import UsedTokens
@@ -118,23 +119,21 @@ class Relay:
         self.handover.stop()
         began_s = time.monotonic()
         end_s = began_s + getattr(self._settings, "drain_grace_s", 30) - RESET_BEFORE_END_S
-        rate = max(self._moves_per_s, 2 * len(self._connections) / max(0.1, end_s - began_s))
-        told = 0
+        moves = Moves(self._moves_per_s, len(self._connections), end_s - began_s)
         while self._connections and (now_s := time.monotonic()) < end_s:
-            told += self._send_away(int((now_s - began_s) * rate) + 1 - told)
+            self._send_away(moves, now_s - began_s)
             gevent.sleep(DRAIN_STEP_S)
         for connection in list(self._connections):
             connection.shut(GoAwayCode.DRAIN, MOVING)
 
-    def _send_away(self, number: int) -> int:
-        """Ask so many units to dial again; until its turn a unit is served here, and its siblings see no storm.
-
-        Returns how many were asked.
-        """
-        waiting = [connection for connection in self._connections if connection.stays][: max(0, number)]
-        for connection in waiting:
+    def _send_away(self, moves: Moves, elapsed_s: float) -> None:
+        """Ask units to dial again; until its turn a unit is served here, and its siblings see no storm."""
+        waiting = [connection for connection in self._connections if connection.stays]
+        moving = sum(1 for connection in self._connections if not connection.stays and connection.session.idle)
+        turn = waiting[: moves.due(elapsed_s, moving)]
+        moves.asked(len(turn))
+        for connection in turn:
             connection.drain(GoAwayCode.DRAIN, MOVING, retry_ms=0, jitter_ms=MOVE_JITTER_MS)
-        return len(waiting)
 
     def stop(self) -> None:
         """Say goodbye to what is left, leave the mesh. Yields to the hub: yes."""
