@@ -72,7 +72,6 @@ class FleetRig(Platform):
         self.ports.ops = operations
         # What is installed has its bytecode; without it each worker that starts would compile all modules anew.
         self._env.pop("PYTHONDONTWRITEBYTECODE", None)
-        self._env["PYTHONPYCACHEPREFIX"] = str(self.directory / "bytecode")
         self.units = unit_ids(units)
         self.seats = units * connections
         self.token = ""
