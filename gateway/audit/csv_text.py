@@ -38,7 +38,15 @@ def line(values: Iterable[object]) -> str:
 
 
 def event_values(event: AuditEvent, chain: str, sequence: int, patient: str) -> Sequence[object]:
-    """An event in the order of EVENT_COLUMNS; `patient` as it is to be shown."""
+    """An event in the order of EVENT_COLUMNS; `patient` as it is to be shown, also where it is the resource."""
+    resource_id = patient if event.resource_id == event.patient else event.resource_id
     detail = "; ".join(f"{name}={value}" for name, value in event.detail.items())
-    known = {"at": instant(event.at_ms), "patient": patient, "detail": detail, "chain": chain, "sequence": sequence}
+    known = {
+        "at": instant(event.at_ms),
+        "patient": patient,
+        "resource_id": resource_id,
+        "detail": detail,
+        "chain": chain,
+        "sequence": sequence,
+    }
     return [known[name] if name in known else getattr(event, name) for name in EVENT_COLUMNS]

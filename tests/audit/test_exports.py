@@ -11,7 +11,7 @@ from fhir.resources.R4B.auditevent import AuditEvent as FhirAuditEvent
 
 from gateway.audit.chain import genesis, link
 from gateway.audit.columns import COLUMNS, row
-from gateway.audit.csv_text import EVENT_COLUMNS, cell
+from gateway.audit.csv_text import EVENT_COLUMNS, cell, event_values
 from gateway.audit.event import AuditEvent, decode, encode
 from gateway.audit.syslog import frame, message
 from gateway.cli.main import main
@@ -106,6 +106,17 @@ class TestExport:
         for kind in ("csv", "trail"):
             status, out = audit("export", "--format", kind, "--out", str(tmp_path / "out"))
             assert (status, "it is not done" in out, (tmp_path / "out").exists()) == (2, True, False)
+
+
+@pytest.mark.parametrize(
+    ("resource_id", "shown"), [("p.1", "anna"), ("o-1", "o-1"), ("", "")], ids=["the patient", "another", "none"]
+)
+def test_a_patient_is_shown_also_as_the_resource(resource_id, shown):
+    values = {"v": 1, "kind": "access", "phase": "outcome", "at_ms": BEGAN_MS, "duration_us": 1, "request_id": "r",
+              "outcome": "allowed", "rule": "", "status": 200}  # fmt: skip
+    cells = event_values(AuditEvent(patient="p.1", resource_id=resource_id, **values), "a" * 16, 1, "anna")
+    found = dict(zip(EVENT_COLUMNS, cells, strict=True))
+    assert (found["patient"], found["resource_id"]) == ("anna", shown)
 
 
 CELLS = {
