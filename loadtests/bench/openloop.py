@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import select
 import socket
+import statistics
 import time
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
+
+from loadtests.bench.report import Figure
+from loadtests.bench.servers import Server, answer
 
 _ESTABLISHED: Final = "01"
 _MAX_CONNECTIONS: Final = 600
@@ -123,6 +127,26 @@ def open_loop(socks: list[socket.socket], request: bytes, rate: float, seconds: 
                 free.append(sock)
             else:
                 sent_for[sock] = began, data
+
+
+def at(ordered: list[float], share: float) -> float:
+    """The value that so many are no larger than."""
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def medians(row: str, name: str, rate: float, samples: list[tuple[float, float, float]]) -> Figure:
+    """Shapes: a round's CPU us, p50 ms, p99 ms."""
+    cpu_us, p50_ms, p99_ms = (round(statistics.median(column), 3) for column in zip(*samples, strict=True))
+    return Figure(row, name, cpu_us, rate, p50_ms, p99_ms)
+
+
+def await_answer(server: Server, path: str, token: str) -> None:
+    """Until it answers well. Raises: OpenLoopFailed."""
+    until = time.monotonic() + 2 * _PATIENCE_S
+    while answer(server, path, token)[0] != 200:
+        if time.monotonic() > until:
+            raise OpenLoopFailed(f"no good answer: {server.log.read_text(errors='replace')[-600:]}")
+        time.sleep(0.1)
 
 
 # --- who accepted a connection: /proc/net/tcp and the descriptors of the processes

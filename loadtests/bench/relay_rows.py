@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import os
-import statistics
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadtests.bench.measure import cpu_seconds, tree
-from loadtests.bench.openloop import connect, connections_of, holder_of, open_loop, request_bytes
+from loadtests.bench.openloop import (
+    at,
+    await_answer,
+    connect,
+    connections_of,
+    holder_of,
+    medians,
+    open_loop,
+    request_bytes,
+)
 from loadtests.bench.ours import MIB, Caregate
 from loadtests.bench.policy import UNIT
 from loadtests.bench.progress import tell
 from loadtests.bench.report import Figure
 from loadtests.bench.row import Contender, Row
-from loadtests.bench.servers import BOTH_CPUS, LOAD_CPU, Peers, Server, answer
+from loadtests.bench.servers import BOTH_CPUS, LOAD_CPU, Peers, Server
 
 if TYPE_CHECKING:
     import socket
@@ -29,7 +36,6 @@ DOWN_BYTES, UP_BYTES = 64 * MIB, 16 * MIB
 
 _PATH = f"/units/{UNIT}/up/small"
 _MIN_OPEN_S = 4.0
-_PATIENCE_S = 20.0
 
 
 def relay_rows(ours: Caregate, peers: Peers, tokens: Callable[[], Path], cache: int) -> list[Row]:
@@ -92,7 +98,7 @@ def _measure_open(ours: Caregate, token: str, start: Callable[[], Server], secon
         server = start()
         stack.callback(server.stop)
         ours.agent(server)
-        _await(server, token)
+        await_answer(server, _PATH, token)
         os.sched_setaffinity(0, {int(LOAD_CPU)})
         stack.callback(os.sched_setaffinity, 0, affinity)
         groups = _groups(ours, server, token)
@@ -105,8 +111,9 @@ def _measure_open(ours: Caregate, token: str, start: Callable[[], Server], secon
                 before = cpu_seconds(server.pids())
                 latencies = sorted(open_loop(socks, request, RATE, seconds))
                 spent = (cpu_seconds(server.pids()) - before) / len(latencies) * 1e6
-                samples.setdefault(name, []).append((spent, _at(latencies, 0.5), _at(latencies, 0.99)))
-    return [_figure(name, found) for name, found in samples.items()]
+                samples.setdefault(name, []).append((spent, at(latencies, 0.5), at(latencies, 0.99)))
+    samples["direct"] = [(0.0, *waits) for _, *waits in samples["direct"]]  # nobody of ours worked for it
+    return [medians("relay_open", name, RATE, found) for name, found in samples.items()]
 
 
 def _groups(ours: Caregate, server: Server, token: str) -> dict[str, tuple[list[socket.socket], bytes]]:
@@ -126,20 +133,3 @@ def _groups(ours: Caregate, server: Server, token: str) -> dict[str, tuple[list[
         "caregate": (found[holder], through),
         "caregate-hop": (found[sibling], through),
     }
-
-
-def _await(server: Server, token: str) -> None:
-    until = time.monotonic() + _PATIENCE_S
-    while answer(server, _PATH, token)[0] != 200:
-        if time.monotonic() > until:
-            raise RuntimeError(f"the relay does not answer: {server.log.read_text(errors='replace')[-600:]}")
-        time.sleep(0.1)
-
-
-def _at(ordered: list[float], share: float) -> float:
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
-
-
-def _figure(name: str, samples: list[tuple[float, float, float]]) -> Figure:
-    cpu_us, p50_ms, p99_ms = (round(statistics.median(column), 3) for column in zip(*samples, strict=True))
-    return Figure("relay_open", name, 0.0 if name == "direct" else cpu_us, RATE, p50_ms, p99_ms)

@@ -64,6 +64,8 @@ OVERHEADS: tuple[tuple[str, str, str, str, float], ...] = (
     ("audit_durable", "caregate-durable", "caregate", "cpu_us", 8.0),
     ("audit_durable", "caregate-durable", "caregate", "p99_ms", 3.0),
     ("audit_durable", "caregate-relay-durable", "caregate-relay", "p99_ms", 6.0),
+    ("audit_open", "caregate-durable", "caregate", "p99_ms", 3.0),
+    ("audit_open", "caregate-relay-durable", "caregate-relay", "p99_ms", 6.0),
 )
 
 
@@ -113,9 +115,9 @@ def remarks(figures: list[Figure]) -> list[str]:
 
 def table(figures: list[Figure], bars: list[Bar]) -> str:
     """Both as text."""
-    lines = [f"{'row':<22}{'server':<18}{'CPU us':>9}{'req/s':>10}{'p50 ms':>9}{'p99 ms':>9}{'beside us':>11}"]
+    lines = [f"{'row':<22}{'server':<24}{'CPU us':>9}{'req/s':>10}{'p50 ms':>9}{'p99 ms':>9}{'beside us':>11}"]
     lines += [
-        f"{f.row:<22}{f.server:<18}{f.cpu_us:>9.1f}{f.rps:>10.0f}{f.p50_ms:>9.2f}{f.p99_ms:>9.2f}{f.beside_us:>11.1f}"
+        f"{f.row:<22}{f.server:<24}{f.cpu_us:>9.1f}{f.rps:>10.0f}{f.p50_ms:>9.2f}{f.p99_ms:>9.2f}{f.beside_us:>11.1f}"
         for f in figures
     ]
     lines += ["", f"{'bar':<58}{'ratio':>8}{'limit':>8}"]

@@ -47,7 +47,7 @@ class Rows:
             self._policy_hs256(),
             *(self._upstream(size, body) for size, body in UPSTREAM_BODIES.items()),
             *relay_rows(self.ours, self.peers, lambda: self.tokens("rs256"), _CACHE),
-            *audit_rows(self.ours),
+            *audit_rows(self.ours, lambda: self.tokens("rs256")),
             self._portal(),
             self._scale(),
             self._workers(),

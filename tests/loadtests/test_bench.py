@@ -77,18 +77,19 @@ def test_the_trail_is_all_that_the_durable_route_has_more(rows, tmp_path):
     assert durable == plain
 
 
-def test_the_durable_row_has_each_route_without_the_trail_and_with_it(monkeypatch):
+@pytest.mark.parametrize(("number", "of"), [(0, "audit"), (1, "open")])
+def test_the_durable_rows_have_each_route_without_the_trail_and_with_it(monkeypatch, number, of):
     asked = []
 
     class Ours:
         agent = None
 
         def start(self, name, **options):
-            asked.append((name.removeprefix("caregate-audit-"), options["phi"], "LD_PRELOAD" in options["environment"]))
+            asked.append((name.removeprefix(f"caregate-{of}-"), options["phi"], "LD_PRELOAD" in options["environment"]))
             return SimpleNamespace(folders=[])
 
     monkeypatch.setattr("loadtests.bench.audit_rows.build_shim", lambda: "/nowhere/shim.so")
-    (row,) = audit_rows(Ours())
+    row = audit_rows(Ours(), lambda: None)[number]
     for contender in row.contenders:
         (folder,) = contender.start().folders
         shutil.rmtree(folder)
