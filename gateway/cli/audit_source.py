@@ -144,13 +144,13 @@ def iso(at_ms: int) -> str:
 
 def private_key_of(options: argparse.Namespace) -> Ed25519PrivateKey:
     """The key that signs checkpoints, manifests and acts. Raises: Unusable."""
-    from gateway.audit.notary import KEY, KeyUnusable, read_private_key
+    from gateway.audit.notary import KEY, KeyUnusable, load_or_make_key
 
     path: Path = options.signing_key or folder_of(options) / KEY
     if not path.exists():
         raise Unusable(f"{path}: does not exist; give --signing-key FILE, or --data-dir for the gateway's own")
     try:
-        return read_private_key(path.read_bytes(), str(path))
+        return load_or_make_key(path)
     except KeyUnusable as error:
         raise Unusable(str(error)) from None
 

@@ -30,7 +30,9 @@ def audit(written, tmp_path, capsys):
     pem = written.key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    (tmp_path / "audit" / "checkpoint.key").write_bytes(pem)
+    key = tmp_path / "audit" / "checkpoint.key"
+    key.touch(0o600)
+    key.write_bytes(pem)
 
     def audit(*arguments):
         source = () if arguments[0] == "check" else ("--dsn", written.dsn)

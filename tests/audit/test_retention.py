@@ -47,7 +47,9 @@ def trail(written, tmp_path, monkeypatch):
     pem = written.key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    (tmp_path / "audit" / "checkpoint.key").write_bytes(pem)
+    key = tmp_path / "audit" / "checkpoint.key"
+    key.touch(0o600)
+    key.write_bytes(pem)
     yield written
     with psycopg.connect(written.dsn, autocommit=True) as connection:
         for table in ("hold", "removal", "event", "checkpoint"):
@@ -220,6 +222,13 @@ def test_checkpoints_of_an_older_key(audit, trail, tmp_path):
     (tmp_path / "audit" / "checkpoint.key").write_bytes(newer)
     assert audit("remove", now=at(2032, 2, 1))[0] == 1
     assert audit("remove", "--key", str(tmp_path / "audit.pub"), now=at(2032, 2, 1))[0] == 0
+
+
+def test_a_key_that_others_can_read_signs_nothing(audit, trail, tmp_path):
+    (tmp_path / "audit" / "checkpoint.key").chmod(0o640)
+    status, out = audit("remove", now=at(2032, 2, 1))
+    assert (status, "readable by others, chmod 600 it" in out) == (2, True), out
+    assert months(trail.dsn) == ["01", "02", "03", "04"]
 
 
 def test_a_hold_that_comes_at_the_last_moment(audit, trail, monkeypatch):
