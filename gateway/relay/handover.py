@@ -64,7 +64,8 @@ class Handover:
             self._path(self.name).unlink(missing_ok=True)
         for channel in self._incoming:
             with contextlib.suppress(OSError):
-                channel.shutdown(plain.SHUT_RD)
+                # NOTE: gevent's own shutdown throws at the reader, who would not see what is on its way.
+                channel._sock.shutdown(plain.SHUT_RD)
         for name in list(self._outgoing):
             self._outgoing.pop(name).close()
 
@@ -131,6 +132,7 @@ class Handover:
         return True
 
     def _connect(self, name: str) -> Any:
+        self._forget_gone()
         channel = socket.socket(plain.AF_UNIX, plain.SOCK_SEQPACKET)
         channel.settimeout(CONNECT_TIMEOUT_S)
         try:
@@ -143,6 +145,11 @@ class Handover:
         if kept is not channel:
             channel.close()
         return kept
+
+    def _forget_gone(self) -> None:
+        """A worker that was replaced never comes back under its name."""
+        for name in [name for name in self._outgoing if not self._path(name).exists()]:
+            self._outgoing.pop(name).close()
 
 
 def handover_path(run_dir: Path, name: str) -> Path:
