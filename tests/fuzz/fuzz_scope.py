@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 
@@ -63,7 +64,11 @@ def check_one(text: str) -> None:
 def main() -> None:
     import atheris
 
-    atheris.instrument_all()  # the policy is plain Python, which gives coverage
+    # NOTE: the policy is plain Python, which gives coverage only so; to instrument everything takes 15 s.
+    for module in (interaction_of.__module__, granted.__module__):
+        for function in vars(sys.modules[module]).values():
+            if inspect.isfunction(function):
+                atheris.instrument_func(function)
     atheris.Setup(sys.argv, one_input)
     atheris.Fuzz()
 

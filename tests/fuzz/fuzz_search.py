@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from urllib.parse import parse_qsl
 
@@ -60,7 +61,10 @@ def check(query: str) -> None:
 def main() -> None:
     import atheris
 
-    atheris.instrument_all()  # the policy is plain Python, which gives coverage
+    # NOTE: the policy is plain Python, which gives coverage only so; to instrument everything takes 15 s.
+    for function in vars(sys.modules[read_search.__module__]).values():
+        if inspect.isfunction(function):
+            atheris.instrument_func(function)
     atheris.Setup(sys.argv, one_input)
     atheris.Fuzz()
 

@@ -30,7 +30,7 @@ def run_under_atheris(name: str, runs: int, directory: Path, *arguments: str) ->
     done = subprocess.run(
         [sys.executable, str(HERE / f"fuzz_{name}.py"), *arguments, f"-runs={runs}", "-seed=1"],
         cwd=directory, env={**os.environ, "PYTHONPATH": str(HERE.parents[1])}, capture_output=True, text=True,
-        timeout=60, check=False,
+        timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"Done {runs} runs" in done.stderr

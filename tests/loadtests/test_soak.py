@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ from loadtests.soak.__main__ import report, table
 from loadtests.soak.samples import Sample, growth_of
 
 ROOT = Path(__file__).resolve().parents[2]
+SECONDS = os.environ.get("CAREGATE_TEST_SOAK_SECONDS", "15")
 FLAT = {"rss_mib": 70.0, "descriptors": 40.0, "greenlets": 40.0}
 
 
@@ -68,8 +70,8 @@ def test_the_verdict(slopes, failures, passed):
 @pytest.mark.slow
 def test_a_short_soak():
     result = subprocess.run(
-        [sys.executable, "-m", "loadtests.soak", "--seconds", "15", "--each", "1"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        [sys.executable, "-m", "loadtests.soak", "--seconds", SECONDS, "--each", "1"],
+        cwd=ROOT, capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     last = result.stdout.splitlines()[-1]
     assert last.startswith("RESULT "), result.stderr

@@ -399,7 +399,7 @@ class TestSecondLock:
 
         read(1)
         gevent.joinall([gevent.spawn(read, number) for number in range(1, 31)], raise_error=True)
-        assert max(lengths) > 4
+        assert max(lengths) > 1, "callers shared a round trip"
 
     def test_role_and_audience_are_the_keys_not_the_claims(self):
         forged = _principal("patient", "patient-app", role="practitioner", aud="staff-portal", units=["linden-clinic"])

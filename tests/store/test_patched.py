@@ -20,7 +20,7 @@ _PYTEST = (
 def test_under_monkey_patching(files):
     paths = [str(_HERE / name) for name in files]
     result = subprocess.run(
-        [sys.executable, "-c", _PYTEST, *paths], capture_output=True, text=True, timeout=180, cwd=_HERE.parents[1]
+        [sys.executable, "-c", _PYTEST, *paths], capture_output=True, text=True, timeout=600, cwd=_HERE.parents[1]
     )
     assert result.returncode == 0, result.stdout[-6000:]
 
