@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from gateway.errors import Overloaded
-from gateway.relay.admission import LATE_MS, LEAST, LEAST_WINDOW, MAX_WAIT_S, WINDOW, DialGate
+from gateway.relay.admission import LATE_MS, LEAST, LEAST_WINDOW, MAX_WAIT_S, TOO_LATE_MS, WINDOW, DialGate
 
 
 @pytest.fixture
@@ -75,11 +75,40 @@ def test_where_all_are_late_a_few_are_let_in(clock):
     for _ in range(1_000):
         clock.now += 0.01
         try:
-            gate.admit(LATE_MS + 1)
+            gate.admit(TOO_LATE_MS)
             admitted += 1
         except Overloaded:
             pass
     assert admitted == pytest.approx(10 * 1_000 * LEAST, abs=2)
+
+
+@pytest.mark.parametrize(("waited_ms", "share"), [(LATE_MS + 400, 0.9), ((LATE_MS + TOO_LATE_MS) // 2, 0.5)])
+def test_the_longer_they_waited_the_fewer_are_let_in(clock, waited_ms, share):
+    gate = DialGate(1_000, clock=lambda: clock.now)
+    admitted = 0
+    for _ in range(1_000):
+        with contextlib.suppress(Overloaded):
+            gate.admit(waited_ms)
+            admitted += 1
+    assert admitted == pytest.approx(1_000 * share, abs=2)
+
+
+def test_the_time_of_a_late_one_is_not_before_those_who_wait_now_are_through(clock):
+    gate = DialGate(1_000, clock=lambda: clock.now)
+    assert refusal(gate, TOO_LATE_MS) == TOO_LATE_MS // 1_000 + 1
+
+
+def test_late_ones_come_again_as_fast_as_dials_are_let_in(clock):
+    gate = DialGate(1_000, clock=lambda: clock.now)
+    for _ in range(5):
+        for _ in range(200):
+            clock.now += 0.005
+            gate.admit()
+        with contextlib.suppress(Overloaded):
+            gate.admit(TOO_LATE_MS)
+    clock.now += 0.01
+    gate.admit()
+    assert gate.pace_per_s == pytest.approx(200, rel=0.05)
 
 
 def test_each_that_is_refused_gets_a_time_of_its_own(clock):
