@@ -73,9 +73,12 @@ class Disk:
 
     def behave(self, *, delay_ms: int = 0, failures: int = 0, lies: bool = False) -> None:
         """From now on syncs take longer, fail so often in a thousand, or do nothing and say they did."""
-        part = self._control.with_suffix(".part")
-        part.write_text(f"{delay_ms} {failures} {int(lies)}\n")
-        part.rename(self._control)
+        descriptor = os.open(self._control, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            # The shim keeps it open: one write in its place, always as long.
+            os.pwrite(descriptor, f"{delay_ms:6} {failures:5} {int(lies)}\n".encode(), 0)
+        finally:
+            os.close(descriptor)
 
     def fill(self) -> None:
         """No room is left on it."""

@@ -31,6 +31,7 @@ enum { PAGE = 4096, NAME = 64 };
 
 static const char *root, *image, *control;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static int orders = -1;
 static int (*real_fsync)(int), (*real_fdatasync)(int), (*real_msync)(void *, size_t, int);
 static int (*real_sync_file_range)(int, off64_t, off64_t, unsigned);
 static int (*real_wait)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
@@ -62,11 +63,12 @@ static int watched(int fd) {
 
 static void look(long *delay_ms, long *failures, long *lies) {
     char text[64] = "";
-    int fd = open(control, O_RDONLY | O_CLOEXEC);
     *delay_ms = *failures = *lies = 0;
-    if (fd < 0) return;
-    if (read(fd, text, sizeof text - 1) > 0) sscanf(text, "%ld %ld %ld", delay_ms, failures, lies);
-    close(fd);
+    /* Opened once, and written again in place: what is measured is the gateway, not this. */
+    pthread_mutex_lock(&lock);
+    if (orders < 0) orders = open(control, O_RDONLY | O_CLOEXEC);
+    pthread_mutex_unlock(&lock);
+    if (orders >= 0 && pread(orders, text, sizeof text - 1, 0) > 0) sscanf(text, "%ld %ld %ld", delay_ms, failures, lies);
 }
 
 static void rest(long ms) {
@@ -163,7 +165,7 @@ static int sync_one(int fd, int (*real)(int)) {
     clock_gettime(CLOCK_MONOTONIC, &now);
     pthread_mutex_lock(&lock);
     /* Not every descriptor that is synced can be read. */
-    int readable = open_again(fd);
+    int readable = image ? open_again(fd) : -1;
     if (S_ISREG(mode) && now.tv_nsec / 1000 % 1000 < failures) {
         if (image) forget_pages(readable, key);
         result = -1;
@@ -172,7 +174,7 @@ static int sync_one(int fd, int (*real)(int)) {
         if (S_ISDIR(mode)) keep_names(fd, key);
         else keep_pages(readable, key);
     }
-    close(readable);
+    if (readable >= 0) close(readable);
     pthread_mutex_unlock(&lock);
     if (result) errno = why ? why : errno;
     return result;
