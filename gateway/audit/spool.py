@@ -304,26 +304,27 @@ class Spool(Chain):
             index, at = index + 1, HEADER.size
         return found
 
-    def rows(self, until: int, most: int = 1000, most_bytes: int = 1 << 20) -> tuple[bytes, int, int]:
-        """The oldest records that are not shipped, up to sequence `until`, of one file, as rows of the table.
+    def rows(self, until: int, most: int, at_once: int = 250, most_bytes: int = 1 << 20) -> Iterator[tuple[bytes, int]]:
+        """The oldest records that are not shipped, up to sequence `until`, as rows of the table, a stretch at a time.
 
-        Shapes: (rows, how many, the last one's sequence).
+        Shapes: (rows, the last one's sequence); not more than `most` in all, `at_once` in a stretch.
         Raises: ValueError if there is one whose bytes are no event; `unshipped` has them as they are.
         """
-        shipped = self.state.shipped
+        last = self.state.shipped
         index, at = self._reading
-        while index < len(self._segments):
+        while most > 0 and index < len(self._segments):
             segment = self._segments[index]
             segment.wake()
             end = self._at if index == len(self._segments) - 1 else segment.size
             found, count, last, at = rows(
-                self.chain, segment.map, at, end, shipped, until, most=most, most_bytes=most_bytes
+                self.chain, segment.map, at, end, last, until, most=min(most, at_once), most_bytes=most_bytes
             )
             if count:
+                most -= count
                 self._read = (last, index, at)
-                return found, count, last
-            index, at = index + 1, HEADER.size
-        return b"", 0, shipped
+                yield found, last
+            else:
+                index, at = index + 1, HEADER.size
 
     def shipped(self, sequence: int) -> None:
         """Everything up to `sequence` is in the database; files of which nothing else is needed are removed."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import gevent
 import psycopg
 from psycopg import sql
 
@@ -61,15 +62,17 @@ class AuditStore:
         self._database = database
         database.reserve(1)
 
-    def copy(self, rows: bytes, timeout_s: float) -> None:
+    def copy(self, pieces: Iterable[bytes], timeout_s: float) -> None:
         """Write rows, all or none. Durable when it returns.
 
-        Shapes: lines as gateway.audit.columns.row makes them.
-        Raises: AlreadyThere, RowRefused, DatabaseUnavailable, DatabaseTimeout.
-        Yields to the hub: until the database has them.
+        Shapes: lines as gateway.audit.columns.row makes them, some to a piece.
+        Raises: AlreadyThere, RowRefused, DatabaseUnavailable, DatabaseTimeout; what `pieces` raises.
+        Yields to the hub: after each piece, and until the database has them.
         """
         with self._asking(timeout_s) as connection, connection.cursor() as cursor, cursor.copy(_COPY) as copy:
-            copy.write(rows)
+            for rows in pieces:
+                copy.write(rows)
+                gevent.sleep(0)
 
     def insert(self, values: Sequence[str], timeout_s: float) -> None:
         """Write one row unless it is there.

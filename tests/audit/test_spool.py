@@ -90,15 +90,17 @@ def test_rows_of_many_files(tmp_path):
         for n, canonical in enumerate(events, 1):
             spool.append(canonical)
             if n % 700 == 0:
-                assert spool.rows(spool.sequence - 5, most=3)[1:] == (3, len(shipped) + 3)
-                while (batch := spool.rows(spool.sequence - 5, most=11))[1]:
-                    shipped += batch[0].splitlines(keepends=True)
-                    spool.shipped(batch[2])
+                assert [last for _, last in spool.rows(spool.sequence - 5, 3)] == [len(shipped) + 3]
+                while batch := list(spool.rows(spool.sequence - 5, 110, at_once=11)):
+                    assert all(rows.count(b"\n") <= 11 for rows, _ in batch)
+                    shipped += b"".join(rows for rows, _ in batch).splitlines(keepends=True)
+                    assert len(shipped) - spool.state.shipped <= 110
+                    spool.shipped(batch[-1][1])
                 assert len(shipped) == spool.sequence - 5
-        while (batch := spool.rows(spool.sequence))[1]:
-            shipped += batch[0].splitlines(keepends=True)
-            spool.shipped(batch[2])
-        assert (spool.pending, spool.rows(spool.sequence)) == (0, (b"", 0, 3000))
+        batch = list(spool.rows(spool.sequence, 1000))
+        shipped += b"".join(rows for rows, _ in batch).splitlines(keepends=True)
+        spool.shipped(batch[-1][1])
+        assert (spool.pending, list(spool.rows(spool.sequence, 1000))) == (0, [])
         assert [line.split(b"\t")[1] for line in shipped] == [b"%d" % n for n in range(1, 3001)]
         assert [line.split(b"\t")[-1].strip() for line in shipped] == events
 

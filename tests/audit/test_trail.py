@@ -272,8 +272,8 @@ def test_a_batch_whose_commit_was_not_heard_of_is_there_once(trail, table, monke
     """The worst moment for a connection to break: all is committed, and nobody says so."""
     real, failures = trail._store.copy, [2]
 
-    def break_after(rows, timeout_s):
-        real(rows, timeout_s)
+    def break_after(pieces, timeout_s):
+        real(pieces, timeout_s)
         if failures[0]:
             failures[0] -= 1
             raise AuditUnavailable()
@@ -439,7 +439,7 @@ def test_kinds_are_documented():
 
 def test_room_is_made_while_shipping_waits_for_the_database(trail, table, monkeypatch):
     real, held = trail._store.copy, gevent.event.Event()
-    monkeypatch.setattr(trail._store, "copy", lambda rows, timeout_s: (held.wait(), real(rows, timeout_s)))
+    monkeypatch.setattr(trail._store, "copy", lambda pieces, timeout_s: (held.wait(), real(pieces, timeout_s)))
     requests = [_request(n) for n in range(3000)]
     for n, ctx in enumerate(requests):
         trail.enqueue_finished(ctx, 200)
