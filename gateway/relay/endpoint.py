@@ -57,6 +57,10 @@ TakeOver = Callable[[Login, Any, bytes], None]
 """(who, socket, unread bytes): lives as long as the connection."""
 
 
+REFUSED = "token:unit"
+"""The rule of a dial whose token, key or unit is refused."""
+
+
 class UnitTokens:
     """Checks of a unit's own token, at the dial and at each renewal."""
 
@@ -153,15 +157,21 @@ class ConnectResource:
             raise Draining(retry_after_s=1, close=True)
         key = check_upgrade(env)
         self._gate.admit(_waited_ms(env.get("caregate.socket")))
-        login = self._tokens.check(unit_bearer(env))
-        if not self._has_room(login.unit):
-            raise Conflict("The unit has as many connections as it may have", retry_after_s=60)
-        self._spread(login.unit, env.get("caregate.socket"))
-        # SEC: the checks before may have waited; who is revoked now gets no 101.
-        self._refuse(login)
         ctx = getattr(req.context, "gateway", None)
-        if ctx is not None:
-            ctx.unit = login.unit.id
+        try:
+            login = self._tokens.check(unit_bearer(env))
+            if ctx is not None:
+                ctx.unit = login.unit.id
+            if not self._has_room(login.unit):
+                raise Conflict("The unit has as many connections as it may have", retry_after_s=60)
+            self._spread(login.unit, env.get("caregate.socket"))
+            # SEC: the checks before may have waited; who is revoked now gets no 101.
+            self._refuse(login)
+        except (TokenMissing, TokenAmbiguous, TokenInvalid, Forbidden, UnitUnknown):
+            # The trail keeps it, as it does a caller's whose token is refused.
+            if ctx is not None:
+                ctx.rule = REFUSED
+            raise
         env["caregate.upgrade"] = lambda sock, unread: self._take_over(login, sock, unread)
         resp.status = 101
         resp.set_header("Upgrade", "websocket")

@@ -90,6 +90,22 @@ def test_the_chains_are_whole(platform) -> None:
     assert "verify: ok" in result.stdout
 
 
+@pytest.mark.parametrize("token", ["", "a.b.c"], ids=["no token", "a bad token"])
+def test_a_refused_dial_of_a_unit_is_in_the_trail(platform, call, wait, token) -> None:
+    answer = call(
+        "GET", "/relay/v1/connect", token, Upgrade="websocket", Connection="Upgrade", Sec_WebSocket_Version="13",
+        Sec_WebSocket_Key="dGhlIHNhbXBsZSBub25jZQ==", Sec_WebSocket_Protocol="caregate.relay.v1",
+    )  # fmt: skip
+    assert answer.status == 401
+    query = "SELECT outcome, rule, status, client_address FROM audit.event WHERE request_id = %s"
+
+    def kept() -> list[tuple[object, ...]]:
+        with psycopg.connect(platform._postgres.admin_dsn) as connection:
+            return connection.execute(query, (answer.headers["X-Request-Id"],)).fetchall()
+
+    assert wait(kept) == [("refused", "token:unit", 401, "127.0.0.1")]
+
+
 def events(platform, kind: str) -> list[dict[str, object]]:
     with psycopg.connect(platform._postgres.admin_dsn) as connection:
         query = "SELECT canonical FROM audit.event WHERE kind = %s ORDER BY occurred_at"
