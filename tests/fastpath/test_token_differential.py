@@ -28,7 +28,7 @@ from joserfc.jws import JWSRegistry
 from fastpath.token import Key, TokenError, Verified, Verifier
 from gateway.auth.keys import KeyMaterial, issue_token, load_private_key, load_secret
 
-TOKENS = 30_000
+TOKENS = 100_000
 NOW = 1_700_000_000.25
 ISSUER = "https://id.example"
 HASHES = {"HS256": "sha256", "HS384": "sha384", "HS512": "sha512"}
