@@ -85,6 +85,10 @@ class Fabric:
         """Names of the workers that announce to this one."""
         return sorted(link.name for link in self._asking if link.name)
 
+    def younger(self, than_s: float) -> set[str]:
+        """Names of the siblings that began to announce after a moment. Units: monotonic seconds."""
+        return {link.name for link in self._asking if link.name and link.began_s > than_s}
+
     # --- siblings that dial us: we ask them
 
     def _accept_loop(self) -> None:

@@ -163,6 +163,7 @@ class AskingLink(Link):
         self._registry = registry
         self._on_name = on_name
         self.name = ""
+        self.began_s = time.monotonic()
 
     def _on_hello(self, event: ev.HelloReceived) -> None:
         limits = MESH_LIMITS

@@ -83,6 +83,8 @@ class Registry:
         self._arrivals: dict[str, Wake] = {}
         self.announce: Callable[[UnitConnection, bool, str], None] = lambda connection, up, why: None
         """Told when a connection of this worker comes or goes: the mesh passes it on."""
+        self.sibling_left_s = float("-inf")
+        """When a sibling that leaves last sent a unit away. Units: monotonic seconds."""
 
     def next_epoch(self) -> int:
         """Ascending over all workers of the machine. Source: CLOCK_MONOTONIC, one for all its processes."""
@@ -187,6 +189,8 @@ class Registry:
         record = self._units.get(unit)
         if record is None or record.remote.pop((link, conn), None) is None:
             return
+        if why == MOVING:
+            self.sibling_left_s = time.monotonic()
         self._after_loss(unit, record, self._now() if at_s is None else at_s, why)
 
     def drop_link(self, link: Link, why: str) -> None:
