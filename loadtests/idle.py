@@ -80,7 +80,7 @@ class Idle:
     def run(self, connections: int) -> dict[str, Any]:
         """Open, ask, wait, ask some again, close. Raises: DemoError, OSError."""
         self._add()  # what the first request alone costs is not a connection's
-        before_mib, before_fds = self._rss_mib(), self._worker.num_fds()
+        before_mib, before_fds = self._rss_mib(), self._settled_fds()
         started_s = time.monotonic()
         for number in range(1, connections + 1):
             self._add()
@@ -110,6 +110,15 @@ class Idle:
         sock = socket.create_connection(self._address, 10)
         self._held.append(sock)
         ask(sock, self._request)
+
+    def _settled_fds(self) -> int:
+        """How many descriptors the worker holds once it opens none for a second: pools still fill after its start."""
+        held, since_s = self._worker.num_fds(), time.monotonic()
+        while time.monotonic() - since_s < 1:
+            time.sleep(0.1)
+            if (now := self._worker.num_fds()) != held:
+                held, since_s = now, time.monotonic()
+        return held
 
     def _close(self, before_fds: int) -> int:
         """Close all; how many of their descriptors the worker still holds ten seconds later."""

@@ -84,7 +84,7 @@ def test_the_real_agent_is_back_within_ten_seconds(rig, wait):
 def test_two_connections_survive_one_killed_worker(rig, wait):
     """By default an agent holds two, on different workers: only what was on its way to the dead one may fail."""
     rig.may_lose_workers = True
-    wait(lambda: len(rig.states()) == 4)  # the one that follows the last test's victim has joined the others
+    wait(lambda: len(rig.states()) == 4, 30)  # the one that follows the last test's victim has joined the others
     service = rig.service(
         lambda sock, head, body: sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
     )
