@@ -9,6 +9,7 @@ machine of its own.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import random
 import signal
@@ -280,6 +281,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         detail = error if isinstance(error, (OSError, BadSettings)) else type(error).__name__
         print(f"fleet: the plan cannot be used: {detail}", file=sys.stderr)
         return 2
+    # A unit has a process of its own, with little for the collector to walk; here some thousand share one.
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, stop.set)
