@@ -85,22 +85,16 @@ def sha256(parts not None, *, bint here=True):
 cdef bytes _link(bytes before, const unsigned char* sequence, const char* text, Py_ssize_t size):
     """The hash of a record: see gateway.audit.chain."""
     cdef sha256_sum sum
-    cdef bytes digest, hashed
-    cdef char* to
-    if _here:
-        digest = PyBytes_FromStringAndSize(NULL, DIGEST)
-        sha256_begin(&sum)
-        sha256_add(&sum, <const unsigned char*> PyBytes_AS_STRING(before), DIGEST)
-        sha256_add(&sum, sequence, 8)
-        sha256_add(&sum, <const unsigned char*> text, <size_t> size)
-        sha256_end(&sum, <unsigned char*> PyBytes_AS_STRING(digest))
-        return digest
-    hashed = PyBytes_FromStringAndSize(NULL, DIGEST + 8 + size)
-    to = PyBytes_AS_STRING(hashed)
-    memcpy(to, PyBytes_AS_STRING(before), DIGEST)
-    memcpy(to + DIGEST, sequence, 8)
-    memcpy(to + DIGEST + 8, text, size)
-    return _sha256(hashed).digest()
+    cdef bytes digest
+    if not _here:
+        return sha256((before, sequence[:8], text[:size]), here=False)
+    digest = PyBytes_FromStringAndSize(NULL, DIGEST)
+    sha256_begin(&sum)
+    sha256_add(&sum, <const unsigned char*> PyBytes_AS_STRING(before), DIGEST)
+    sha256_add(&sum, sequence, 8)
+    sha256_add(&sum, <const unsigned char*> text, <size_t> size)
+    sha256_end(&sum, <unsigned char*> PyBytes_AS_STRING(digest))
+    return digest
 
 
 cdef inline void _put_big_endian(unsigned char* to, uint64_t value, int size) noexcept:
