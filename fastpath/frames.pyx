@@ -140,6 +140,11 @@ cdef class Decoder:
         """Bytes held of a frame or message that is not complete."""
         return len(self._pending) + self._total
 
+    @property
+    def between_messages(self):
+        """Is nothing held of a frame or message, and may another one come?"""
+        return len(self._pending) == 0 and self._opcode == 0 and not self._closed and self.error is None
+
     def feed(self, data):
         """The list of (opcode, payload) that `data` completes: str for text, bytes for the rest.
 

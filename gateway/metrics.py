@@ -46,7 +46,12 @@ DECLARATIONS: tuple[Declaration, ...] = (
     Declaration("caregate_unit_key_oldest_age_seconds", "maximum", "Age of the oldest live key of a unit."),
     Declaration("caregate_relay_buffer_ratio", "maximum", "Relay buffers in use, of the fullest worker."),
     Declaration("caregate_relay_units_connected", "gauge", "Unit connections held."),
-    Declaration("caregate_relay_unit_events", "counter", "Unit connections opened and lost.", ("event",)),
+    Declaration(
+        "caregate_relay_unit_events",
+        "counter",
+        "Unit connections opened, lost and handed over.",
+        ("event",),
+    ),
     Declaration("caregate_unit_enrolments", "counter", "Keys that units asked to register.", ("outcome",)),
     Declaration("caregate_unit_timeline", "counter", "Timeline entries by what became of them.", ("outcome",)),
     Declaration("caregate_unit_revision", "maximum", "Revision of the registry of units in force."),

@@ -114,7 +114,7 @@ class FleetRun:
     def _roll(self) -> tuple[float, float]:
         """All workers, one after another, under load; the moments at which it began and all were back."""
         time.sleep(self._options.seconds / 4)
-        began_s = time.monotonic()
+        began_s, dials = time.monotonic(), self._rig.fleet()["dials"]
         process = self._rig.start_roll()
         assert process.stdout is not None
         for line in process.stdout:
@@ -125,6 +125,7 @@ class FleetRun:
         ended_s = time.monotonic()
         time.sleep(1.0)  # the reports are half a second old
         fleet = self._await_whole("back", BACK_LIMIT_S)
+        self.result["roll_dials"] = fleet["dials"] - dials
         self.result["roll_s"] = round(ended_s - began_s, 1)
         self.result["all_back_s"] = round(max(fleet["whole_s"], ended_s) - began_s, 1)
         time.sleep(self._options.seconds / 4)

@@ -16,6 +16,7 @@ from gateway.relay.frames import LEDGER, GoAwayCode, Ping, ResetCode, Welcome, e
 from gateway.relay.health import Health
 from gateway.relay.link import Link
 from gateway.relay.link_token import LinkToken
+from gateway.relay.passed import PassedConnection
 from gateway.relay.registry import UNIT_LEFT, UNIT_SAYS, Registry
 from gateway.relay.session import GatewaySession
 from gateway.relay.states import State
@@ -40,6 +41,7 @@ class UnitConnection(Link):
     """
 
     session: GatewaySession
+    carrier: UnitSocket
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class UnitConnection(Link):
         # A frame of the largest size and the header of its WebSocket message.
         carrier = UnitSocket(sock, unread, limits.max_frame)
         super().__init__(GatewaySession(limits, clock()), carrier, clock)
+        self._limits = limits
         self.unit = unit
         self.registry = registry
         self.conn = os.urandom(8).hex()
@@ -83,6 +86,45 @@ class UnitConnection(Link):
     def kid(self) -> str:
         """The key it is connected under."""
         return self.token.kid
+
+    # --- from worker to worker
+
+    def to_pass(self) -> PassedConnection | None:
+        """What a sibling needs to go on with it; None if it cannot leave this process now, or not at all."""
+        if self.retired or not self.epoch or not self.at_rest or not self.carrier.between_messages:
+            return None
+        session = self.session.state_to_pass()
+        if session is None:
+            return None
+        return PassedConnection(
+            conn=self.conn,
+            epoch=self.epoch,
+            instance=self.seat[0],
+            index=self.seat[1],
+            agent=self.agent,
+            keeps_keys=self.keeps_keys,
+            clock_ahead_ms=self._clock_ahead_ms,
+            connected_at_s=self.connected_at_s,
+            session=session,
+        )
+
+    def let_go(self) -> None:
+        """A sibling has it: this process only closes its descriptor."""
+        self._let_go()
+        self.carrier.let_go()
+        self.registry.pass_on(self)
+
+    def resume(self, passed: PassedConnection) -> None:
+        """Go on, before `run`, where a sibling let go."""
+        self._on_settled = None
+        self.conn, self.epoch = passed.conn, passed.epoch
+        self.seat = (passed.instance, passed.index)
+        self.agent = passed.agent
+        self.keeps_keys = passed.keeps_keys
+        self._clock_ahead_ms = passed.clock_ahead_ms
+        self.connected_at_s = passed.connected_at_s
+        self.session = GatewaySession.resumed(self._limits, passed.session)
+        self.registry.take(self)
 
     # --- HELLO and tokens
 

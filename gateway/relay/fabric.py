@@ -85,6 +85,11 @@ class Fabric:
         """Names of the workers that announce to this one."""
         return sorted(link.name for link in self._asking if link.name)
 
+    @property
+    def takers(self) -> list[AskingLink]:
+        """The siblings that take connections which are in use."""
+        return [link for link in self._asking if link.name and link.takes_live]
+
     def younger(self, than_s: float) -> set[str]:
         """Names of the siblings that began to announce after a moment. Units: monotonic seconds."""
         return {link.name for link in self._asking if link.name and link.began_s > than_s}

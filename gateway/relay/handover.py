@@ -1,13 +1,13 @@
-"""An upgraded connection moves to a sibling worker, so that one crashed worker does not cost a unit all of its links.
+"""A unit's connection moves to a sibling worker, so that one crashed worker does not cost a unit all of its links.
 
 The socket travels over a unix socket of whole messages (SOCK_SEQPACKET, SCM_RIGHTS) with what was read of it: JSON
-{unit, kid, exp, jti, iat, unread}. A TLS connection lives in its process and stays.
+{unit, kid, exp, jti, iat, unread}, and `live`, a `PassedConnection`, if the unit has said HELLO: a worker that leaves
+passes it on as it is. A TLS connection lives in its process and stays.
 """
 
 from __future__ import annotations
 
 import array
-import base64
 import contextlib
 import os
 import socket as plain
@@ -17,20 +17,35 @@ from pathlib import Path
 from typing import Any, Final
 
 import gevent
-import orjson
+import msgspec
 from gevent import socket
 
 from gateway import unixsocket
 from gateway.relay.link_token import LinkToken
+from gateway.relay.passed import PassedConnection
 
-Receiver = Callable[[str, LinkToken, Any, bytes], None]
-"""(unit id, its token, socket, unread bytes): lives as long as the connection."""
+Receiver = Callable[[str, LinkToken, Any, bytes, PassedConnection | None], None]
+"""(unit id, its token, socket, unread bytes, what it has agreed upon already): lives as long as the connection."""
 
 CONNECT_TIMEOUT_S: Final = 1.0
 MAX_UNREAD_BYTES: Final = 16_384
 MAX_RECORD_BYTES: Final = 65_536
 _FD_BYTES: Final = array.array("i").itemsize
 _RIGHTS_BYTES: Final = plain.CMSG_SPACE(4 * _FD_BYTES)
+
+
+class _Record(msgspec.Struct, omit_defaults=True):
+    unit: str
+    kid: str
+    exp: float
+    jti: str
+    iat: float
+    unread: bytes = b""
+    live: PassedConnection | None = None
+
+
+_encode: Final = msgspec.json.Encoder().encode
+_decode: Final = msgspec.json.Decoder(_Record).decode
 
 
 class Handover:
@@ -95,9 +110,10 @@ class Handover:
         finally:
             self._incoming.discard(channel)
 
-    def _take(self, unit: str, token: LinkToken, unread: bytes, descriptor: int) -> None:
+    def _take(self, record: _Record, descriptor: int) -> None:
+        token = LinkToken(record.kid, record.exp, record.jti, record.iat)
         with socket.socket(fileno=descriptor) as sock:
-            self._receive(unit, token, sock, unread)
+            self._receive(record.unit, token, sock, record.unread, record.live)
 
     def pass_on(self, name: str, unit: str, token: LinkToken, sock: Any, unread: bytes) -> bool:
         """Give the connection to the sibling of that name; False if it did not take it.
@@ -107,23 +123,32 @@ class Handover:
         """
         if isinstance(sock, ssl.SSLSocket) or hasattr(sock, "cipher") or len(unread) > MAX_UNREAD_BYTES:
             return False
-        record = {
-            "unit": unit, "kid": token.kid, "exp": token.expires_s, "jti": token.jti, "iat": token.issued_s,
-            "unread": base64.b64encode(unread).decode("ascii"),
-        }  # fmt: skip
-        payload = orjson.dumps(record)
-        rights = [(plain.SOL_SOCKET, plain.SCM_RIGHTS, array.array("i", [sock.fileno()]))]
+        payload = _encode(_Record(unit, token.kid, token.expires_s, token.jti, token.issued_s, unread))
         # A channel that is not new may be one to a worker that was replaced.
-        return any(self._send(name, payload, rights) for _ in range(1 + (name in self._outgoing)))
+        return any(self._send(name, payload, sock) for _ in range(1 + (name in self._outgoing)))
 
-    def _send(self, name: str, payload: bytes, rights: list[Any]) -> bool:
+    def reach(self, name: str) -> bool:
+        """Does the sibling of that name take connections? Yields to the hub: where there is no channel to it yet."""
+        self._forget_gone()
+        return name in self._outgoing or self._connect(name) is not None
+
+    def pass_live(self, name: str, unit: str, token: LinkToken, sock: Any, live: PassedConnection) -> bool:
+        """Give a connection that is in use to a sibling that `reach` has found; False if it did not take it now.
+
+        Afterwards as `pass_on`. Where it was not taken nothing has changed. Yields to the hub: no.
+        """
+        payload = _encode(_Record(unit, token.kid, token.expires_s, token.jti, token.issued_s, b"", live))
+        return name in self._outgoing and len(payload) <= MAX_RECORD_BYTES and self._send(name, payload, sock)
+
+    def _send(self, name: str, payload: bytes, sock: Any) -> bool:
         channel = self._outgoing.get(name) or self._connect(name)
         if channel is None:
             return False
+        rights = [(plain.SOL_SOCKET, plain.SCM_RIGHTS, array.array("i", [sock.fileno()]))]
         try:
             channel.sendmsg([payload], rights)
         except BlockingIOError:
-            return False  # it has not read for a long time
+            return False  # it has not read for a while
         except OSError:
             if self._outgoing.get(name) is channel:
                 del self._outgoing[name]
@@ -157,20 +182,18 @@ def handover_path(run_dir: Path, name: str) -> Path:
     return run_dir / f"handover-{name.removeprefix('relay-')}"
 
 
-def _read(data: bytes, rights: list[Any]) -> tuple[str, LinkToken, bytes, int]:
+def _read(data: bytes, rights: list[Any]) -> tuple[_Record, int]:
     """Raises: ValueError."""
     descriptors = array.array("i")
     for level, kind, carried in rights:
         if level == plain.SOL_SOCKET and kind == plain.SCM_RIGHTS:
             descriptors.frombytes(carried[: len(carried) - len(carried) % _FD_BYTES])
     try:
-        record = orjson.loads(data)
-        if len(descriptors) != 1 or type(record["unit"]) is not str:
-            raise ValueError("not one descriptor of one unit")
-        unread = base64.b64decode(record["unread"])
-        token = LinkToken(record["kid"], float(record["exp"]), record["jti"], float(record["iat"]))
-        return record["unit"], token, unread, descriptors[0]
-    except (ValueError, KeyError, TypeError) as error:
+        record = _decode(data)
+        if len(descriptors) != 1:
+            raise ValueError("not one descriptor")
+        return record, descriptors[0]
+    except ValueError as error:
         for descriptor in descriptors:
             os.close(descriptor)
         raise ValueError("a record that is not ours") from error

@@ -14,6 +14,7 @@ from gateway.errors import Delivery
 from gateway.relay import events as ev
 from gateway.relay.core import NEVER, NotSendable, Session
 from gateway.relay.frames import Request, ResetCode, Response
+from gateway.relay.readable import PassedOn
 from gateway.relay.session import GatewaySession
 from gateway.relay.states import State
 
@@ -101,7 +102,7 @@ class Link:
     PERF: `relay_small`: what all callers of one turn of the hub have to send leaves in one write, made from the hub
     itself; a writer greenlet takes over where the socket is full or the link ends, and is there only as long as it has
     something to write: an idle link is one greenlet.
-    Shapes: `lost_reason` is a word for why it ended, "" while it lives.
+    Shapes: `lost_reason` is a word for why it ended, "" while it lives; `passed_on`: another process has it now.
     """
 
     def __init__(self, session: Session, carrier: Carrier, clock: Callable[[], float] = time.monotonic) -> None:
@@ -111,6 +112,7 @@ class Link:
         self.sinks: dict[int, Sink] = {}
         self.lost_reason = ""
         self.ended = False
+        self.passed_on = False
         self._writer: Any = None
         self._loop = gevent.get_hub().loop
         self._flush_due = False
@@ -122,19 +124,23 @@ class Link:
     # --- life
 
     def run(self) -> None:
-        """Read until the connection ends, then fail what is open. Yields to the hub: yes."""
+        """Read until the connection ends, then fail what is open, or until it is passed on. Yields to the hub: yes."""
         if self.session.has_frames or self.carrier.has_replies():
             self._send_soon()
         self._schedule()
         try:
             self._read_loop()
         finally:
-            self._end("lost")
-            self._wake_writer()
-            self._writer.join(timeout=CLOSE_GRACE_S)
-            self._writer.kill()
-            self._stop_timer()
-            self.carrier.close()
+            if not self.passed_on:
+                self._wind_up()
+
+    def _wind_up(self) -> None:
+        self._end("lost")
+        self._wake_writer()
+        self._writer.join(timeout=CLOSE_GRACE_S)
+        self._writer.kill()
+        self._stop_timer()
+        self.carrier.close()
 
     def _read_loop(self) -> None:
         turn = 0
@@ -164,7 +170,7 @@ class Link:
                 self._close_if_drained()
         except CarrierFault as fault:
             self._refuse(fault)
-        except OSError:
+        except (OSError, PassedOn):
             pass
 
     def _refuse(self, fault: CarrierFault) -> None:
@@ -283,6 +289,17 @@ class Link:
                 sink.on_failed(Failure(LOST, self.lost_reason, delivery, lost=True))
         self.on_ended()
         self._wake_writer()
+
+    @property
+    def at_rest(self) -> bool:
+        """Is it alive, and nobody about to write or to close?"""
+        return not (self.ended or self._flush_due or self._writing or self._writer is not None or self._farewell)
+
+    def _let_go(self) -> None:
+        """Another process has it, and nothing of it was open: forget it without a word to the peer."""
+        self.passed_on = self.ended = True
+        self.session.fail_all()
+        self._stop_timer()
 
     def on_read(self) -> None:
         """Messages came, and what they say has been passed on."""

@@ -39,6 +39,9 @@ MESH_LIMITS: Final = Limits(
 )
 """Between workers the connection's window is wide: each unit's own bounds what can be under way."""
 
+TAKES_LIVE: Final = "live-1"
+"""A capability: the worker takes connections that are in use, as `passed` describes them."""
+
 DEADLINE_GRACE_S: Final = 0.1
 """How much longer the asking side waits: the one that holds the unit knows better what became of a request."""
 
@@ -164,8 +167,10 @@ class AskingLink(Link):
         self._on_name = on_name
         self.name = ""
         self.began_s = time.monotonic()
+        self.takes_live = False
 
     def _on_hello(self, event: ev.HelloReceived) -> None:
+        self.takes_live = TAKES_LIVE in event.hello.caps
         limits = MESH_LIMITS
         welcome = Welcome(
             conn="mesh",
@@ -210,6 +215,7 @@ class HoldingLink(Link):
         hello = Hello(
             agent="caregate-worker",
             instance=name,
+            caps=[TAKES_LIVE],
             max_streams=MESH_LIMITS.max_streams,
             conn_window=MESH_LIMITS.conn_window,
         )

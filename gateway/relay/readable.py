@@ -11,6 +11,10 @@ from typing import Any
 from gevent import get_hub, getcurrent
 
 
+class PassedOn(Exception):
+    """Thrown at whoever receives from a socket that has another owner now."""
+
+
 class Readable:
     """One greenlet receives; whoever ends the connection calls `close`."""
 
@@ -24,8 +28,13 @@ class Readable:
         self._greenlet: Any = None
         self._waiting = False
 
+    @property
+    def waiting(self) -> bool:
+        """Is the receiver asleep? What comes from now on is in the kernel until it wakes up."""
+        return self._waiting
+
     def receive(self, size: int) -> bytes:
-        """What has come, empty at the end of the stream. Yields to the hub: yes. Raises: OSError."""
+        """What has come, empty at the end of the stream. Yields to the hub: yes. Raises: OSError, PassedOn."""
         self._greenlet = getcurrent()
         while True:
             if not self._armed:
@@ -56,3 +65,9 @@ class Readable:
         self._greenlet = None
         self._watcher.stop()
         self._watcher.close()
+
+    def let_go(self) -> None:
+        """Receive nothing more, not even what has come: the receiver, which is asleep, gets PassedOn."""
+        receiver = self._greenlet
+        self.close()
+        self._hub.loop.run_callback(receiver.throw, PassedOn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,14 +20,17 @@ if TYPE_CHECKING:
 Watcher = Callable[[str, str, dict[str, object]], None]
 """Told of (event, unit, details).
 
-The events are unit.up, unit.down, connection.up and connection.down of this worker's connections, and connection.lost
-of a sibling that is gone.
+The events are unit.up, unit.down, connection.up and connection.down of this worker's connections, connection.passed
+and connection.taken where one went to a sibling or came from it live, and connection.lost of a sibling that is gone.
 """
 
 MAX_REMEMBERED: Final = 100_000
 
 MOVING: Final = "draining"
 """Why a unit left that was asked to dial again, because its worker is being replaced."""
+
+PASSED_ON: Final = "passed-on"
+"""Why a worker that leaves holds a connection no more that a sibling has now: the unit is not away."""
 
 UNIT_LEFT: Final = "unit-left"
 UNIT_SAYS: Final = "unit: "
@@ -107,6 +111,31 @@ class Registry:
         if first:
             self._watcher("unit.up", connection.unit, details)
         self.announce(connection, True, "")
+
+    def take(self, connection: UnitConnection) -> None:
+        """Take in a connection that a sibling passed on; if its seat has a newer one, it is replaced."""
+        record = self._units.setdefault(connection.unit, UnitRecord())
+        record.local[connection.conn] = connection
+        self._watcher("connection.taken", connection.unit, {"conn": connection.conn})
+        self._tell_arrival(connection.unit)
+        self.announce(connection, True, "")
+        epochs = [c.epoch for c in record.local.values() if c.seat == connection.seat]
+        epochs += [m.epoch for m in record.remote.values() if (m.instance, m.index) == connection.seat]
+        if max(epochs) > connection.epoch:
+            connection.replace()
+
+    def pass_on(self, connection: UnitConnection) -> None:
+        """A sibling has it now, and will say so: who asks for the unit until then waits, as for one that moves."""
+        unit, record = connection.unit, self._units[connection.unit]
+        del record.local[connection.conn]
+        self._watcher("connection.passed", unit, {"conn": connection.conn})
+        self._forget_moved(unit, record, self._now())
+        self.announce(connection, False, PASSED_ON)
+
+    def _forget_moved(self, unit: str, record: UnitRecord, at_s: float) -> None:
+        self._remember(unit, at_s, MOVING)
+        if not record.local and not record.remote:
+            del self._units[unit]
 
     def retire(self, connection: UnitConnection) -> None:
         """The connection takes no new streams: siblings need not ask for it, and it counts no more."""
@@ -189,9 +218,13 @@ class Registry:
         record = self._units.get(unit)
         if record is None or record.remote.pop((link, conn), None) is None:
             return
-        if why == MOVING:
+        if why in (MOVING, PASSED_ON):
             self.sibling_left_s = time.monotonic()
-        self._after_loss(unit, record, self._now() if at_s is None else at_s, why)
+        gone_s = self._now() if at_s is None else at_s
+        if why == PASSED_ON:
+            self._forget_moved(unit, record, gone_s)
+        else:
+            self._after_loss(unit, record, gone_s, why)
 
     def drop_link(self, link: Link, why: str) -> None:
         """A sibling is gone, and its units with it, at once."""
@@ -199,6 +232,10 @@ class Registry:
             for key in [key for key in record.remote if key[0] is link]:
                 self._watcher("connection.lost", unit, {"conn": key[1], "why": why})
                 self.remove_remote(link, unit, key[1], why)
+
+    def loads(self) -> Counter[Link]:
+        """How many connections each sibling holds."""
+        return Counter(link for record in self._units.values() for link, _ in record.remote)
 
     def remote(self, unit: str) -> list[Link]:
         """The siblings that hold the unit, each once."""

@@ -21,8 +21,9 @@ from gateway.relay.fabric import Fabric
 from gateway.relay.frames import GoAwayCode
 from gateway.relay.handover import Handover
 from gateway.relay.health import LOOK_S
+from gateway.relay.leaving import Leaving
 from gateway.relay.link_token import LinkToken
-from gateway.relay.moving import Moves
+from gateway.relay.passed import PassedConnection
 from gateway.relay.registry import MOVING, Registry, own_word
 from gateway.relay.resource import UnitResource
 from gateway.relay.used_tokens import UsedTokens
@@ -40,14 +41,16 @@ PROBE_S: Final = 1.0
 
 RESET_BEFORE_END_S: Final = 3.0
 STOP_S: Final = 0.5
-DRAIN_STEP_S: Final = 0.05
-MOVE_JITTER_MS: Final = 100
 ROLLING_S: Final = 5.0
 """So long after a sibling sent a unit away it counts as leaving."""
 APART_S: Final = 10.0
 """Workers that began within so long of each other count as of one age."""
 SENT_OFF: Final = 4
 """How often a unit's dial is sent off at most, so that it meets another worker."""
+
+
+_HELD: Final = {"connection.up": 1.0, "connection.taken": 1.0, "connection.down": -1.0, "connection.passed": -1.0}
+"""What an event of the registry does to the number of connections that this worker holds."""
 
 
 def detached(sock: Any) -> Any:
@@ -117,29 +120,17 @@ class Relay:
         self._watch = gevent.spawn(self._look_on)
 
     def drain(self) -> None:
-        """Units move to other workers, open streams finish, the rest is reset before the grace ends.
+        """Unit connections go to other workers, open streams finish, the rest is reset before the grace ends.
 
         Yields to the hub: until no connection is left, or to the end of the grace.
         """
         self._draining = True
         self.handover.stop()
-        began_s = time.monotonic()
-        end_s = began_s + getattr(self._settings, "drain_grace_s", 30) - RESET_BEFORE_END_S
-        moves = Moves(self._moves_per_s, len(self._connections), end_s - began_s)
-        while self._connections and (now_s := time.monotonic()) < end_s:
-            self._send_away(moves, now_s - began_s)
-            gevent.sleep(DRAIN_STEP_S)
+        limit_s = getattr(self._settings, "drain_grace_s", 30) - RESET_BEFORE_END_S
+        leaving = Leaving(self._connections, self.handover, self.fabric, self.registry)
+        leaving.run(limit_s, self._moves_per_s, self._began_s + APART_S)
         for connection in list(self._connections):
             connection.shut(GoAwayCode.DRAIN, MOVING)
-
-    def _send_away(self, moves: Moves, elapsed_s: float) -> None:
-        """Ask units to dial again; until its turn a unit is served here, and its siblings see no storm."""
-        waiting = [connection for connection in self._connections if connection.stays]
-        moving = sum(1 for connection in self._connections if not connection.stays and connection.session.idle)
-        turn = waiting[: moves.due(elapsed_s, moving)]
-        moves.asked(len(turn))
-        for connection in turn:
-            connection.drain(GoAwayCode.DRAIN, MOVING, retry_ms=0, jitter_ms=MOVE_JITTER_MS)
 
     def stop(self) -> None:
         """Say goodbye to what is left, leave the mesh. Yields to the hub: yes."""
@@ -236,51 +227,59 @@ class Relay:
                 return
         own = detached(sock)
         if own is None:
-            self._hold(login, sock, unread)
+            self._hold(self._connection(unit, login.token, sock, unread))
         else:
             gevent.spawn(self._hold_detached, login, own, unread)
 
     def _hold_detached(self, login: Login, sock: Any, unread: bytes) -> None:
         try:
-            self._hold(login, sock, unread)
+            self._hold(self._connection(login.unit, login.token, sock, unread))
         finally:
             sock.close()
 
-    def _receive(self, unit_id: str, token: LinkToken, sock: Any, unread: bytes) -> None:
-        """A sibling authenticated and upgraded this connection.
+    def _receive(self, unit_id: str, token: LinkToken, sock: Any, unread: bytes, live: PassedConnection | None) -> None:
+        """A sibling authenticated and upgraded this connection, or has had it until now.
 
-        While this worker drains one may still come that was on its way; it is told to dial again, as the others are.
+        While this worker drains one may still come that was on its way; it goes as the others do.
         """
         unit = self._holder.current.units.get(unit_id)
+        if live is not None:
+            # One that was removed is told so, as `_end_refused` does it.
+            unit = unit or CompiledUnit(unit_id, unit_id, False, 0, None)
         if unit is not None:
-            self._hold(Login(unit, token), sock, unread)
+            self._hold(self._connection(unit, token, sock, unread), live)
 
-    def _hold(self, login: Login, sock: Any, unread: bytes) -> None:
-        unit = login.unit
-        connection = UnitConnection(
+    def _connection(self, unit: CompiledUnit, token: LinkToken, sock: Any, unread: bytes) -> UnitConnection:
+        return UnitConnection(
             unit.id,
             sock,
             unread,
             self.registry,
             self._limits,
             max_connections=unit.max_connections,
-            token=login.token,
+            token=token,
             node=self._node,
             check_token=self.tokens.renewed,
             on_settled=self._gate.settled,
         )
-        self._gate.opened()
+
+    def _hold(self, connection: UnitConnection, live: PassedConnection | None = None) -> None:
+        unit_id = connection.unit
         self._connections.add(connection)
-        self._held[unit.id] += 1
+        self._held[unit_id] += 1
         try:
+            if live is None:
+                self._gate.opened()
+            else:
+                connection.resume(live)
             # SEC: it may have been revoked between its dial and now; from here on `enforce` finds it.
             self._end_refused(connection)
             connection.run()
         finally:
             self._connections.discard(connection)
-            self._held[unit.id] -= 1
-            if not self._held[unit.id]:
-                del self._held[unit.id]
+            self._held[unit_id] -= 1
+            if not self._held[unit_id]:
+                del self._held[unit_id]
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
         """A unit that was removed or disabled loses its links; no other connection is touched."""
@@ -314,14 +313,14 @@ class Relay:
                 if connection.conn == details["conn"]:
                     details = {**details, "agent": connection.agent, "kid": connection.kid}
         self.observe(event, unit, details)
-        if event == "connection.lost":
-            return  # every sibling sees it, and the units that are lost with it have lines of their own
+        if self._metrics is not None and event in _HELD:
+            self._metrics.inc("caregate_relay_units_connected", (), _HELD[event])
+            if event != "connection.taken":
+                self._metrics.inc("caregate_relay_unit_events", (event.removeprefix("connection."),))
+        if event in ("connection.lost", "connection.passed", "connection.taken"):
+            return  # units that are lost with a sibling have lines of their own; who was passed on was never away
         if event == "unit.up" and not self.registry.local(unit):
             return  # the worker that holds it says so
         if self._log is not None:
             told = {name: own_word(text) if isinstance(text, str) else text for name, text in details.items()}
             self._log.info(event, unit=unit, **told)
-        if self._metrics is not None and event.startswith("connection."):
-            direction = event.partition(".")[2]
-            self._metrics.inc("caregate_relay_unit_events", (direction,))
-            self._metrics.inc("caregate_relay_units_connected", (), 1.0 if direction == "up" else -1.0)

@@ -18,6 +18,7 @@ from gateway.relay import frames as fr
 from gateway.relay.core import NEVER, WRITE_BYTES, Answer, Limits, NotSendable, Session, Stream
 from gateway.relay.events import Event
 from gateway.relay.frames import ProtocolViolation, ResetCode
+from gateway.relay.passed import SessionState
 from gateway.relay.states import ROWS, Role, State, StreamState
 
 __all__ = [
@@ -53,6 +54,53 @@ class GatewaySession(Session):
         """Answer HELLO; `welcome` says the limits of this side."""
         self._control(welcome)
         self._activate(hello, now_s)
+
+    def state_to_pass(self) -> SessionState | None:
+        """What another process needs to go on with it; None while anything is open, or bytes were not consumed."""
+        if self.state not in (State.ACTIVE, State.SUSPECT) or not self.idle or self._unconsumed:
+            return None
+        ping = self._timed_ping
+        return SessionState(
+            agreed_streams=self._agreed_streams,
+            max_streams=self.max_streams,
+            stream_window=self.stream_window,
+            conn_window=self.conn_window,
+            max_frame=self.max_frame,
+            credit=self.outbox.credit,
+            owed=self._owed,
+            last_stream=self._last_stream,
+            ping_s=self.ping_s,
+            suspect_s=self.suspect_s,
+            dead_s=self.dead_s,
+            last_received_s=self.last_received_s,
+            next_ping_s=self._next_ping_s,
+            next_sync_s=self._next_sync_s,
+            token_expires_s=self.token_expires_s,
+            ping_count=self._ping_count,
+            timed_ping=None if ping is None else (int.from_bytes(ping[0], "big"), ping[1]),
+            rtt_s=self.rtt_s,
+        )
+
+    @classmethod
+    def resumed(cls, limits: Limits, state: SessionState) -> GatewaySession:
+        """Go on where another process let go; what the two sides have agreed upon holds, not `limits`."""
+        session = cls(limits, state.last_received_s)
+        session._agreed_streams, session.max_streams = state.agreed_streams, state.max_streams
+        session.stream_window, session.conn_window = state.stream_window, state.conn_window
+        session.max_frame = session.outbox.max_frame = state.max_frame
+        session.outbox.credit = state.credit
+        session._owed, session._receive_credit = state.owed, state.conn_window - state.owed
+        session._last_stream = state.last_stream
+        session.ping_s, session.suspect_s, session.dead_s = state.ping_s, state.suspect_s, state.dead_s
+        session._hello_by_s = NEVER
+        session._next_ping_s, session._next_sync_s = state.next_ping_s, state.next_sync_s
+        session.token_expires_s = state.token_expires_s
+        session._ping_count = state.ping_count
+        if state.timed_ping is not None:
+            session._timed_ping = (state.timed_ping[0].to_bytes(8, "big"), state.timed_ping[1])
+        session.rtt_s = state.rtt_s
+        session.state = State.ACTIVE
+        return session
 
     @property
     def available(self) -> bool:

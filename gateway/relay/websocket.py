@@ -186,6 +186,35 @@ class UnitSocket(WebSocket):  # type: ignore[misc]
     def abort(self) -> None:
         quietly_shut(self._sock)
 
+    # --- another process goes on with it
+
+    def fileno(self) -> int:
+        return int(self._sock.fileno())
+
+    @property
+    def is_plain(self) -> bool:
+        """TLS lives in its process."""
+        return self._readable is not None
+
+    @property
+    def between_messages(self) -> bool:
+        """Is nothing held of either direction, and its reader asleep? Who has the socket then has all of it."""
+        return (
+            self._readable is not None
+            and self._readable.waiting
+            and not (self._unread or self._rest or self._replies or self._events)
+            and self._fault is None
+            and self.close_received is None
+            and not self.close_sent
+            and self._decoder.between_messages
+        )
+
+    def let_go(self) -> None:
+        """Touch the socket no more; the owner closes this process's descriptor. The reader gets PassedOn."""
+        self.closed = True  # type: ignore[misc]
+        if self._readable is not None:
+            self._readable.let_go()
+
     # --- gevent-websocket's own interface
 
     def receive(self) -> bytes | str | None:

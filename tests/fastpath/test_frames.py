@@ -143,6 +143,28 @@ def test_a_million_fragments_stay_within_the_limit():
     assert decoder.pending_bytes == 0
 
 
+@pytest.mark.parametrize(
+    ("data", "between"),
+    [
+        (b"", True),
+        (masked(2, b"a"), True),
+        (masked(2, b"a") + masked(9, b""), True),
+        (masked(2, b"a")[:1], False),
+        (masked(2, b"a") + masked(2, b"b")[:-1], False),
+        (masked(2, b"", False), False),
+        (masked(1, b"", False), False),
+        (masked(2, b"", False) + masked(9, b""), False),
+        (masked(2, b"", False) + masked(0, b""), True),
+        (masked(8, b""), False),
+        (b"\x82\x01a", False),
+    ],
+)
+def test_it_knows_when_it_holds_nothing_of_a_message(data, between):
+    decoder = Decoder(masked=True, max_bytes=100)
+    decoder.feed(data)
+    assert decoder.between_messages is between
+
+
 def test_the_clients_side_refuses_masked_frames():
     assert whole(masked(2, b"a"), masked=False)[1].code == 1002
     assert whole(encode_frame(2, b"a"), masked=False) == ([(2, b"a")], None)

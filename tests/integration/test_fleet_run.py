@@ -25,6 +25,7 @@ def test_no_request_fails_while_all_workers_are_replaced() -> None:
     result = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
     assert (result["failed_idempotent"], result["failed_posts"], result["doubled_posts"]) == (0, 0, 0)
     assert result["failed_after_kill"] == 0
+    assert result["roll_dials"] < 8, "its connections were handed over"
     assert result["requests"] > 100
     assert "rolled: 2 workers replaced" in done.stdout
 

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket as plain
 
 import gevent
+import orjson
 import pytest
 from gevent import socket
+from msgspec.json import Decoder
 
-from gateway.relay.handover import MAX_UNREAD_BYTES, Handover
+from gateway.relay.handover import MAX_UNREAD_BYTES, Handover, _Record
 from gateway.relay.link_token import LinkToken
+from gateway.relay.passed import PassedConnection, SessionState
 
 TOKEN = LinkToken("k1", 1_700_000_300.0, "j1", 1_700_000_000.0)
+SESSION = SessionState(
+    agreed_streams=64, max_streams=2, stream_window=262_144, conn_window=4_194_304, max_frame=131_072, credit=4_000_000,
+    owed=17, last_stream=4_294_967_291, ping_s=15.0, suspect_s=20.0, dead_s=35.0, last_received_s=26_000.125,
+    next_ping_s=26_010.5, next_sync_s=26_050.25, token_expires_s=26_300.0, ping_count=3, timed_ping=(2, 25_999.0),
+    rtt_s=None,
+)  # fmt: skip
+LIVE = PassedConnection("c1", 26_000_000_000_001, "one", 1, "test", True, -3.5, 1_700_000_000.5, SESSION)
 
 
 @pytest.fixture
@@ -20,12 +31,18 @@ def worker(tmp_path):
 
     def start(name: str) -> Handover:
         taken: list[tuple[str, LinkToken, bytes, bytes]] = []
+        lives: list[PassedConnection | None] = []
+
+        def receive(unit, token, sock, unread, live):
+            taken.append((unit, token, unread, sock.recv(100)))
+            lives.append(live)
+
         handover = Handover(
             tmp_path,
             f"relay-{name}.sock",
-            lambda unit, token, sock, unread: taken.append((unit, token, unread, sock.recv(100))),
+            receive,
         )
-        handover.taken = taken
+        handover.taken, handover.lives = taken, lives
         handover.start()
         started.append(handover)
         return handover
@@ -95,9 +112,74 @@ def test_channels_to_workers_that_are_gone_are_closed(worker):
     assert list(here._outgoing) == [there.name]
 
 
-@pytest.mark.parametrize(
-    "data", [b"{}", b"[]", b"nope", b'{"unit":[],"kid":"k","exp":1,"jti":"j","iat":1,"unread":""}']
-)
+def give_live(here: Handover, there: Handover, live: PassedConnection = LIVE) -> bool:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"after")
+        return here.pass_live(there.name, "hospital", TOKEN, ours, live)
+
+
+def test_one_that_is_in_use_arrives_with_all_that_was_agreed(worker):
+    here, there = worker("1"), worker("2")
+    assert not give_live(here, there), "nobody has looked whether it is there"
+    assert here.reach(there.name)
+    assert give_live(here, there)
+    assert pass_on(here, there)
+    until(lambda: len(there.taken) == 2)
+    assert there.taken == [("hospital", TOKEN, b"", b"after")] * 2
+    assert there.lives == [LIVE, None]
+
+
+def test_one_that_has_gone_is_not_reached(worker):
+    here, there = worker("1"), worker("2")
+    assert here.reach(there.name)
+    there.stop()
+    assert not give_live(here, there)
+    assert not here.reach(there.name)
+    assert not here.reach("relay-3.sock")
+
+
+def test_a_full_channel_takes_no_more_now_and_loses_nothing(worker, monkeypatch):
+    here, there = worker("1"), worker("2")
+    assert here.reach(there.name)
+    number = 0
+    while give_live(here, there):
+        number += 1
+    assert number > 10
+    until(lambda: len(there.taken) == number)
+    assert give_live(here, there)
+    until(lambda: len(there.taken) == number + 1)
+
+
+def test_one_that_fills_more_than_a_message_is_not_taken(worker):
+    here, there = worker("1"), worker("2")
+    assert here.reach(there.name)
+    assert not give_live(here, there, dataclasses.replace(LIVE, agent="a" * 70_000))
+    assert give_live(here, there)
+
+
+def record(**changes: object) -> bytes:
+    """A live connection's, as JSON, with changes to what is agreed."""
+    live = {**dataclasses.asdict(LIVE), **changes}
+    return orjson.dumps({"unit": "u", "kid": "k", "exp": 1, "jti": "j", "iat": 1, "unread": "", "live": live})
+
+
+def test_the_vectors_below_have_nothing_else_wrong():
+    assert Decoder(_Record).decode(record()).live == LIVE
+
+
+NOT_OURS = [
+    b"{}", b"[]", b"nope",
+    b'{"unit":[],"kid":"k","exp":1,"jti":"j","iat":1,"unread":""}',
+    b'{"unit":"u","kid":"k","exp":1,"jti":"j","iat":1,"unread":"?"}',
+    b'{"unit":"u","kid":"k","exp":1,"jti":"j","iat":1,"unread":"","live":{}}',
+    record(conn=7), record(epoch="1"), record(epoch=1.5), record(keeps_keys=1), record(index=None),
+    record(connected_at_s="now"), record(session=None),
+    record(session={**dataclasses.asdict(SESSION), "owed": 5_000_000}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", NOT_OURS)
 @pytest.mark.parametrize("descriptors", [0, 1, 3])
 def test_a_message_that_is_not_ours_ends_its_channel(worker, data, descriptors):
     here = worker("1")

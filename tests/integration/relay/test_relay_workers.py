@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 
+import psutil
 import pytest
 
 pytestmark = pytest.mark.integration
@@ -115,9 +116,15 @@ def test_rolling_replacement_with_units_connected(rig, wait):
         sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
 
     service = rig.service(behave)
-    rig.agent(service.port)
+    agent = psutil.Process(rig.agent(service.port).pid)
     rig.settle(rig.UNIT)
     old = set(rig.pids())
+
+    def links():
+        return {link.laddr.port for link in agent.net_connections() if link.raddr and link.raddr.port == rig.port}
+
+    wait(lambda: len(links()) == 2)
+    before = links()
     slow = [rig.caller(pid) for pid in sorted(old)]
     for caller in slow:
         caller.send("GET", f"/bulk/v1/{rig.UNIT}/slow")
@@ -158,6 +165,7 @@ def test_rolling_replacement_with_units_connected(rig, wait):
     failed = [(status, body) for status, body in seen if (status, body) != (200, b"ok")]
     assert len(seen) > 50
     assert failed == []
+    assert links() == before, "its connections were handed over"
 
 
 def test_requests_that_wait_for_a_worker_that_dies(rig, wait):
