@@ -55,12 +55,16 @@ class Leaving:
         """
         moves = Moves(moves_per_s, len(self._connections), limit_s)
         began_s = time.monotonic()
+        through_s = limit_s
         if self._fabric.takers:
             gevent.sleep(min(SETTLE_S, limit_s / 10))
         while self._connections and (elapsed_s := time.monotonic() - began_s) < limit_s:
             places = self._places(young_s)
-            self._pass_on(places)
-            self._send_away(moves, elapsed_s, self._to_ask(elapsed_s, limit_s, bool(places)))
+            if self._pass_on(places):
+                through_s = min(through_s, elapsed_s)
+            busy = elapsed_s - through_s > min(PATIENCE_S, limit_s / 4)
+            asks_all = not places or elapsed_s > limit_s / 2
+            self._send_away(moves, elapsed_s, self._to_ask(busy, asks_all))
             gevent.sleep(STEP_S)
 
     # --- handed over
@@ -72,12 +76,15 @@ class Leaving:
         new = [link for link in found if link.began_s > young_s]
         return [Place(link, loads[link]) for link in new or found]
 
-    def _pass_on(self, places: list[Place]) -> None:
-        """NOTE: nothing may run between the look at a connection and its end here."""
+    def _pass_on(self, places: list[Place]) -> bool:
+        """Was each looked at, so that what is left was not at rest?
+
+        NOTE: nothing may run between the look at a connection and its end here.
+        """
         left = STEP_CONNECTIONS
         for connection in list(self._connections):
             if left == 0 or all(place.is_full for place in places):
-                return
+                return False
             live = connection.to_pass()
             place = None if live is None else self._place_for(connection, places)
             if live is None or place is None:
@@ -88,6 +95,7 @@ class Leaving:
                 left -= 1
             else:
                 place.is_full = True
+        return not any(place.is_full for place in places)
 
     def _place_for(self, connection: UnitConnection, places: list[Place]) -> Place | None:
         """The emptiest, of those that hold none of the unit if there are some; None if they have to catch up first."""
@@ -97,13 +105,10 @@ class Leaving:
 
     # --- asked to dial again
 
-    def _to_ask(self, elapsed_s: float, limit_s: float, takes: bool) -> list[UnitConnection]:
-        """Whom nobody takes as he is. In half of the time everybody who is still here has to be."""
+    def _to_ask(self, busy: bool, everybody: bool) -> list[UnitConnection]:
+        """Whom nobody takes as he is: under TLS, with `busy` who is not at rest; or `everybody` who is still here."""
         here = [connection for connection in self._connections if connection.stays]
-        if not takes or elapsed_s > limit_s / 2:
-            return here
-        patient = elapsed_s < min(PATIENCE_S, limit_s / 4)
-        return [c for c in here if not c.carrier.is_plain or (not patient and c.to_pass() is None)]
+        return here if everybody else [c for c in here if not c.carrier.is_plain or (busy and c.to_pass() is None)]
 
     def _send_away(self, moves: Moves, elapsed_s: float, waiting: list[UnitConnection]) -> None:
         """Until its turn a unit is served here, and its siblings see no storm."""
