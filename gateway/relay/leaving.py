@@ -112,7 +112,7 @@ class Leaving:
 
     def _send_away(self, moves: Moves, elapsed_s: float, waiting: list[UnitConnection]) -> None:
         """Until its turn a unit is served here, and its siblings see no storm."""
-        moving = sum(1 for connection in self._connections if not connection.stays and connection.session.idle)
+        moving = sum(1 for c in self._connections if not c.stays and not c.passed_on and c.session.idle)
         turn = waiting[: moves.due(elapsed_s, moving)]
         moves.asked(len(turn))
         for connection in turn:

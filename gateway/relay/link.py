@@ -263,7 +263,8 @@ class Link:
         self._end(reason)
 
     def _bid_farewell(self, code: int, reason: str) -> None:
-        if self._farewell is None:
+        # NOTE: a word of ours would stand amid what the next owner says.
+        if self._farewell is None and not self.passed_on:
             self._farewell = (code, reason)
             self._wake_writer()
             gevent.spawn_later(CLOSE_GRACE_S, self.carrier.abort)

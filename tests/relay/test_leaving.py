@@ -13,6 +13,7 @@ from fastpath.frames import OP_BINARY, encode_frame
 from gateway.config.snapshot import CompiledUnit
 from gateway.errors import Delivery
 from gateway.relay import frames as fr
+from gateway.relay.core import NotSendable
 from gateway.relay.handover import Handover
 from gateway.relay.registry import MOVING
 
@@ -311,11 +312,13 @@ def test_a_caller_waits_while_it_is_under_way(rig, workers):
     callers = [gevent.spawn(rig.fetch, w.port, "POST", "/units/hospital/a", b"x") for w in (leaving, other, third)]
     gevent.sleep(0.02)
     assert not any(caller.ready() for caller in callers)
-    with pytest.raises(Exception, match="closed"):
+    stale.shut(fr.GoAwayCode.DRAIN, "stopping")
+    with pytest.raises(NotSendable):
         stale.start(rig.Request("i", "GET", "/", []), time.monotonic() + 1, None, b"", True)
     arrive.set()
     assert [caller.get(timeout=3).status for caller in callers] == [200] * 3
     assert len(unit.bodies) == 3
+    assert (unit.goaway, unit.close) == (None, None)
 
 
 def test_a_request_that_reaches_the_old_worker_is_sent_to_the_new_one(rig, workers, monkeypatch):
