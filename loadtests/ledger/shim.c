@@ -27,7 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, NAME = 64 };
+enum { PAGE = 4096, NAME = 64, FILES = 4096, DESCRIPTORS = 4096 };
 
 static const char *root, *image, *control;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -151,6 +151,30 @@ static void forget_pages(int fd, const char *key) {
     close(marks);
 }
 
+/* As Linux tells them (errseq_t): each opening of a file hears of an error once, whichever sync met it. One that was opened
+ * after it may hear of it here too. */
+static struct { char key[NAME]; unsigned faults; } met[FILES], heard[DESCRIPTORS];
+static int trouble;
+
+static unsigned *faults_of(const char *key) {
+    int i = 0;
+    while (i < FILES - 1 && *met[i].key && strcmp(met[i].key, key)) i++;
+    strcpy(met[i].key, key);
+    return &met[i].faults;
+}
+
+static int hears(int fd, const char *key) {
+    if (!trouble || fd >= DESCRIPTORS) return 0;
+    unsigned faults = *faults_of(key);
+    if (strcmp(heard[fd].key, key)) {
+        strcpy(heard[fd].key, key);
+        heard[fd].faults = 0;
+    }
+    int news = heard[fd].faults != faults;
+    heard[fd].faults = faults;
+    return news;
+}
+
 static int sync_one(int fd, int (*real)(int)) {
     long delay_ms, failures, lies;
     char key[NAME];
@@ -168,13 +192,17 @@ static int sync_one(int fd, int (*real)(int)) {
     int readable = image ? open_again(fd) : -1;
     if (S_ISREG(mode) && now.tv_nsec / 1000 % 1000 < failures) {
         if (image) forget_pages(readable, key);
-        result = -1;
-        why = EIO;
+        ++*faults_of(key);
+        trouble = 1;
     } else if (!(result = real(fd)) && image) {
         if (S_ISDIR(mode)) keep_names(fd, key);
         else keep_pages(readable, key);
     }
     if (readable >= 0) close(readable);
+    if (hears(fd, key)) {
+        result = -1;
+        why = EIO;
+    }
     pthread_mutex_unlock(&lock);
     if (result) errno = why ? why : errno;
     return result;

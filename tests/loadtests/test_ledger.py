@@ -146,6 +146,32 @@ def test_the_disk_keeps_what_was_synced(tmp_path, deeds, left):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == left
 
 
+HEARS = """
+one, other = (os.open("a", os.O_RDWR | os.O_CREAT) for _ in range(2))
+os.write(one, b"x")
+os.fsync(one)
+os.fsync(other)
+def heard(fd):
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        return error.errno
+    return 0
+fails()
+first = heard(one)
+works()
+assert (first, heard(one), heard(other), heard(other)) == (5, 0, 5, 0)
+"""
+
+
+def test_each_opening_of_a_file_hears_of_an_error_once(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    environment = {**os.environ, **Disk(folder, tmp_path).environment(), "LD_PRELOAD": str(build_shim())}
+    argv = [sys.executable, "-c", textwrap.dedent(PROGRAM) + HEARS]
+    subprocess.run(argv, cwd=folder, env=environment, check=True)
+
+
 @pytest.mark.integration
 def test_an_outage_of_postgresql_loses_nothing(tmp_path):
     """A few seconds of `make outage`; how fast answers were is for a quiet machine to say."""
