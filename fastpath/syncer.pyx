@@ -5,6 +5,7 @@ and waits for a hub at work up to the interpreter's switching interval of 5 ms, 
 """
 
 cimport cython
+from cpython.list cimport PyList_GET_SIZE
 from libc.errno cimport EBUSY, errno
 from libc.stdlib cimport free, malloc
 
@@ -82,3 +83,66 @@ cdef class Syncer:
         if self._syncer == NULL:
             raise ValueError("the thread was stopped")
         return self._syncer
+
+
+@cython.final
+@cython.freelist(64)
+cdef class _Place:
+    cdef object greenlet
+
+
+@cython.final
+cdef class Waiters:
+    """Greenlets that wait until the hub says how it went, all who wait at a time together.
+
+    PERF: `loadtests.audit_cost`: a Waiter of gevent's and a method of Python's around it cost 1.5 us more a wait.
+    Shapes: `switch()` of the hub, `current()` is the greenlet that runs; `ask()` is called by the first who waits while
+    `asked` is False, and makes it True.
+    """
+
+    cdef list _waiting
+    cdef object _switch, _current, _ask
+    cdef public bint asked
+
+    def __init__(self, switch, current, ask):
+        self._waiting, self._switch, self._current, self._ask = [], switch, current, ask
+
+    def __len__(self):
+        return PyList_GET_SIZE(self._waiting)
+
+    def wait(self):
+        """What `tell` is given for the batch that this greenlet is in. Yields to the hub: yes."""
+        cdef _Place place = _Place.__new__(_Place)
+        place.greenlet = self._current()
+        self._waiting.append(place)
+        if not self.asked:
+            self.asked = True
+            self._ask()
+        try:
+            return self._switch()
+        finally:
+            # Who was killed meanwhile is told nothing.
+            place.greenlet = None
+
+    def take(self):
+        """All who wait now, for `tell`; they wait for nothing else any more."""
+        cdef list batch = self._waiting
+        self._waiting = []
+        return batch
+
+
+def tell(list batch not None, outcome):
+    """Called from the hub: everybody of a batch goes on, in the order in which they came.
+
+    Raises: what one of them has raised that nobody caught, when all have been told.
+    """
+    cdef _Place place
+    cdef object fault = None
+    for place in batch:
+        if place.greenlet is not None:
+            try:
+                place.greenlet.switch(outcome)
+            except BaseException as error:
+                fault = error
+    if fault is not None:
+        raise fault

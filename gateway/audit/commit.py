@@ -6,13 +6,11 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Final, Protocol
 
-from gevent import get_hub
-from gevent.hub import Waiter
+from gevent import get_hub, getcurrent
 
-from fastpath.syncer import Syncer
+from fastpath.syncer import Syncer, Waiters, tell
 from gateway.audit.spool import Head, Spool
 from gateway.errors import AuditUnavailable
 
@@ -20,6 +18,13 @@ log = logging.getLogger("caregate.audit")
 
 SLOW_S = 2.0
 """A sync that takes longer is given up by those who wait for it, and refused to those who come later."""
+AT_ONCE: Final = 6
+"""How many syncs may overlap.
+
+PERF: `audit_durable` and `audit_open` of `make bench`: who comes while a sync is under way need not wait for its end.
+"""
+QUICK_S: Final = 0.0004
+"""Syncs that take less, by and large, follow one another: a second one would be over hardly earlier."""
 _READ = 1
 
 
@@ -33,32 +38,65 @@ class Disk(Protocol):
     def stop(self) -> None: ...
 
 
+class Beside(Protocol):
+    """A further file that the records need: see gateway.audit.pseudonyms."""
+
+    def to_sync(self, turn: int) -> tuple[int, list[int]]: ...
+    def synced(self, mark: int) -> None: ...
+    def sync_failed(self) -> None: ...
+
+
+class Turn:
+    """One of the syncs that may be under way, and who waits for it.
+
+    Shapes: `void`: whatever it says proves nothing any more. Units: `began_s` monotonic seconds.
+    """
+
+    __slots__ = ("began_s", "disk", "head", "mark", "number", "void", "waiting", "watcher")
+
+    def __init__(self, number: int, disk: Disk) -> None:
+        self.number = number
+        self.disk = disk
+        self.watcher: Any = None
+        self.waiting: list[object] = []
+        self.head = Head(0, b"", 0)
+        self.mark = 0
+        self.began_s = 0.0
+        self.void = False
+
+
 class Commit:
     """Makes the spool's records durable for whoever waits.
 
-    PERF: `audit_durable` of `make bench`: steps of the hub, no greenlet of its own. The next sync begins when all who
-    waited for the last have had their turn, so what they record at once is in it, and not in the one after.
-    Holds: a thread and two watchers of the hub, until `stop`; the greenlets that wait.
+    A sync that has ended covers all records of before its begin, whatever became of earlier ones: each has descriptors
+    of its own, and hears of every error. One that fails takes the others under way with it.
+
+    PERF: `audit_durable` of `make bench`: steps of the hub, no greenlet of its own. A sync begins when all who
+    waited for the one that ended have had their turn, so what they record at once is in it.
+    Holds: AT_ONCE threads and watchers of the hub, until `stop`; the greenlets that wait.
     """
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, beside: Beside | None = None) -> None:
         self._spool = spool
-        self._loop = get_hub().loop
-        self._waiting: list[Waiter[bool]] = []
-        self._under_way: list[Waiter[bool]] = []
-        self._head = Head(spool.sequence, spool.hash, 0)
-        self._busy = self._stuck = False
-        self.beside: Callable[[], list[int]] = list
-        """Further files that the records need."""
+        self._beside = beside
+        hub = get_hub()
+        self._loop = hub.loop
+        self._waiters = Waiters(hub.switch, getcurrent, self._begin_soon)
+        self._free: list[Turn] = []
+        self._under_way: list[Turn] = []
+        self._stuck = self._stopped = self._watching = False
+        self._took_s = 0.0
         self.durable = spool.sequence
         """Every record up to this sequence survives the machine."""
         self._timer = self._loop.timer(SLOW_S)
-        self._use(Syncer())
+        for number in range(AT_ONCE):
+            self._free.append(self._made(number, Syncer()))
 
-    def _use(self, disk: Disk) -> None:
-        self._disk = disk
-        self._watcher = self._loop.io(disk.told, _READ)
-        self._watcher.start(self._ended)
+    def _made(self, number: int, disk: Disk) -> Turn:
+        turn = Turn(number, disk)
+        turn.watcher = self._loop.io(disk.told, _READ)
+        turn.watcher.start(self._ended, turn)
+        return turn
 
     def wait(self) -> None:
         """Until every record that is in the spool now is durable.
@@ -66,87 +104,119 @@ class Commit:
         Raises: AuditUnavailable if the disk fails or hangs.
         Yields to the hub: yes.
         """
-        if self._stuck:
+        if self._stuck or not self._waiters.wait():
             raise AuditUnavailable()
-        waiter: Waiter[bool] = Waiter()
-        self._waiting.append(waiter)
-        if not self._busy:
-            self._busy = True
-            # Whoever comes in the same turn of the hub is in the same sync.
-            self._loop.run_callback(self._begin)
-        if not waiter.get():
-            raise AuditUnavailable()
+
+    def _begin_soon(self) -> None:
+        # Whoever comes in the same turn of the hub is in the same sync.
+        self._loop.run_callback(self._begin)
 
     def stop(self) -> None:
         """End; whoever waits is refused."""
-        self._end_timer()
-        self._watcher.stop()
-        self._watcher.close()
-        self._disk.stop()
-        self._stuck = True
-        self._loop.run_callback(_switch, self._everybody(), False)
+        self._stopped = self._stuck = True
+        self._timer.stop()
+        self._timer.close()
+        for turn in self._free + self._under_way:
+            turn.watcher.stop()
+            turn.watcher.close()
+            turn.disk.stop()
+        self._loop.run_callback(tell, self._everybody(), False)
 
     # --- in the hub
 
     def _begin(self) -> None:
-        if self._stuck:
+        self._waiters.asked = False
+        if self._stuck or not self._waiters or not self._may_begin():
             return
-        self._under_way, self._waiting = self._waiting, []
+        turn = self._free.pop()
+        turn.waiting = self._waiters.take()
+        turn.began_s, turn.void = time.monotonic(), False
+        self._under_way.append(turn)
+        # Who comes while no more may begin is in the next, at the end of one of them.
+        self._waiters.asked = not self._may_begin()
         try:
-            self._head, descriptors = self._spool.files_to_sync(time.time_ns() // 1_000_000)
-            self._disk.begin([*self.beside(), *descriptors])
+            turn.mark, files = (0, []) if self._beside is None else self._beside.to_sync(turn.number)
+            turn.head, descriptors = self._spool.files_to_sync(time.time_ns() // 1_000_000, turn.number)
+            turn.disk.begin([*files, *descriptors])
         except OSError as error:
-            self._settle(error.errno or errno.EIO)
+            self._settle(turn, error.errno or errno.EIO)
             return
-        self._timer = self._loop.timer(SLOW_S)
-        self._timer.start(self._give_up)
+        if not self._watching:
+            self._watching = True
+            self._look_in(SLOW_S)
 
-    def _ended(self) -> None:
-        error = self._disk.ended()
+    def _may_begin(self) -> bool:
+        return bool(self._free) and (self._took_s > QUICK_S or not self._under_way)
+
+    def _ended(self, turn: Turn) -> None:
+        error = turn.disk.ended()
         if error is not None:
-            self._end_timer()
-            self._settle(error)
+            self._settle(turn, error)
 
-    def _settle(self, error: int) -> None:
+    def _settle(self, turn: Turn, error: int) -> None:
         """A sync has ended: whoever waited for it goes on, and the next begins for those who wait by now."""
+        self._under_way.remove(turn)
+        self._free.append(turn)
+        batch, turn.waiting = turn.waiting, []
+        self._took_s += (time.monotonic() - turn.began_s - self._took_s) / 8
         if error:
-            log.error("the audit spool could not be synced: %s", os.strerror(error))
-            self._spool.sync_failed()
-        elif not self._stuck:
-            self.durable = self._head.sequence
-            self._spool.synced(self._head)
-        if self._stuck:
+            self._spool.not_synced(turn.number)
+            self._fail(error)
+        elif turn.void:
+            self._spool.not_synced(turn.number)
+        else:
+            self.durable = max(self.durable, turn.head.sequence)
+            self._spool.synced(turn.head, turn.number)
+            if self._beside is not None:
+                self._beside.synced(turn.mark)
+        if self._stuck and not self._stopped:
             self._stuck = False
             log.warning("the audit spool's disk answers again")
-        batch, self._under_way = self._under_way, []
-        _switch(batch, not error)
-        if not self._waiting:
-            self._busy = False
-        elif error:
-            self._loop.run_callback(self._begin)
+        tell(batch, not error)
+        if error:
+            self._begin_soon()
         else:
             self._begin()
 
-    def _give_up(self) -> None:
-        """The disk hangs: nobody waits for it until it moves again."""
-        self._end_timer()
-        log.error("the audit spool's disk has not answered for %s s", SLOW_S)
-        self._stuck = True
-        self._spool.state.suspect = True
-        _switch(self._everybody(), False)
+    def _fail(self, error: int) -> None:
+        """Nothing that is under way counts: what this one should have written may be forgotten by the kernel."""
+        log.error("the audit spool could not be synced: %s", os.strerror(error))
+        self._spool.sync_failed()
+        if self._beside is not None:
+            try:
+                self._beside.sync_failed()
+            except OSError as also:
+                log.error("the names of patients could not be written again: %s", also.strerror)
+        self._loop.run_callback(tell, self._void_all(), False)
 
-    def _everybody(self) -> list[Waiter[bool]]:
-        """All who wait, whom nobody tells any more."""
-        found = self._under_way + self._waiting
-        self._under_way, self._waiting = [], []
+    def _void_all(self) -> list[object]:
+        """All who wait for a sync that is under way, whom it tells nothing any more."""
+        found: list[object] = []
+        for turn in self._under_way:
+            turn.void = True
+            found += turn.waiting
+            turn.waiting = []
         return found
 
-    def _end_timer(self) -> None:
+    def _look(self) -> None:
+        """Does the disk hang? Then nobody waits for it until it moves again."""
+        self._watching = bool(self._under_way)
+        if not self._under_way:
+            return
+        left_s = self._under_way[0].began_s + SLOW_S - time.monotonic()
+        self._look_in(left_s if left_s > 0 else SLOW_S)
+        if left_s <= 0 and not self._stuck:
+            log.error("the audit spool's disk has not answered for %s s", SLOW_S)
+            self._stuck = True
+            self._spool.state.suspect = True
+            tell(self._everybody(), False)
+
+    def _look_in(self, after_s: float) -> None:
         self._timer.stop()
         self._timer.close()
+        self._timer = self._loop.timer(after_s)
+        self._timer.start(self._look)
 
-
-def _switch(batch: list[Waiter[bool]], durable: bool) -> None:
-    """In the hub. NOTE: a Waiter is switched to by the hub alone."""
-    for waiter in batch:
-        waiter.switch(durable)
+    def _everybody(self) -> list[object]:
+        """All who wait, whom nobody tells any more."""
+        return self._void_all() + self._waiters.take()

@@ -92,18 +92,21 @@ class Pseudonyms:
         """Shapes: `names` patient -> name, shared with who reads it first. Raises: OSError."""
         folder.mkdir(mode=0o700, exist_ok=True)
         self._keys = keys
-        self._file = os.open(_path(folder, chain), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._path = _path(folder, chain)
+        self._file = _open_names(self._path)
+        self._synced_by: dict[int, int] = {}
         self.names: dict[str, str] = {} if names is None else names
         self.names.clear()
         """Patient -> name."""
         self._by_lookup: dict[str, str] = {}
         self._patients: dict[str, str] = {}
-        self._pending = read_names(_path(folder, chain))
+        self._pending = read_names(self._path)
         for one in self._pending:
             self._by_lookup[one.lookup] = one.name
         # Half a line that a crash tore ends here.
         os.write(self._file, b"\n")
-        self._unsynced = bool(self._pending)
+        self._written = len(self._pending)
+        self._durable = 0
         self._erased = -1
 
     def of(self, patient: str) -> str:
@@ -125,7 +128,7 @@ class Pseudonyms:
             if os.write(self._file, line) != len(line):
                 raise OSError(28, "the file of patients' names has no room")
             self._pending.append(made)
-            self._unsynced = True
+            self._written += 1
             name = made.name
         if len(self.names) >= MOST:
             self.names.clear()
@@ -135,10 +138,29 @@ class Pseudonyms:
         self._patients[lookup] = patient
         return name
 
-    def to_sync(self) -> list[int]:
-        """The file, if what is in it is not on the disk."""
-        unsynced, self._unsynced = self._unsynced, False
-        return [self._file] if unsynced else []
+    def to_sync(self, turn: int) -> tuple[int, list[int]]:
+        """How many names were written so far, and the file if some of them are not known to be on the disk.
+
+        Shapes: `turn` as in Spool.files_to_sync.
+        Raises: OSError.
+        """
+        if self._durable == self._written:
+            return self._written, []
+        if turn not in self._synced_by:
+            self._synced_by[turn] = _open_names(self._path)
+        return self._written, [self._synced_by[turn]]
+
+    def synced(self, written: int) -> None:
+        """The first so many names are on the disk."""
+        self._durable = max(self._durable, written)
+
+    def sync_failed(self) -> None:
+        """A failed sync may have forgotten what it could not write: what the database does not have is written again.
+
+        Raises: OSError.
+        """
+        os.write(self._file, b"".join([b"\n", *(msgspec.json.encode(one) + b"\n" for one in self._pending)]))
+        self._written += 1
 
     def ship(self, store: Store, timeout_s: float) -> None:
         """Have the database know the names before the events that use them; take over older ones that it has.
@@ -172,7 +194,8 @@ class Pseudonyms:
 
     def close(self) -> None:
         """The file stays, with what the database does not have."""
-        os.close(self._file)
+        for descriptor in (self._file, *self._synced_by.values()):
+            os.close(descriptor)
 
 
 def ship_left(folder: Path, chain: str, store: Store, timeout_s: float) -> None:
@@ -202,6 +225,10 @@ def read_names(path: Path) -> list[Name]:
 
 def _path(folder: Path, chain: str) -> Path:
     return folder / f"{chain}.ndjson"
+
+
+def _open_names(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
 def load_or_make_key(path: Path) -> bytes:

@@ -62,12 +62,13 @@ class Head(NamedTuple):
 class Segment:
     """One file of the spool; open and mapped but while it rests."""
 
-    __slots__ = ("fd", "first", "map", "path", "previous", "size")
+    __slots__ = ("fd", "first", "map", "path", "previous", "size", "synced_by")
 
     def __init__(self, path: Path) -> None:
         """Raises: OSError."""
         self.path = path
         self.fd = -1
+        self.synced_by: dict[int, int] = {}
         self.wake()
         _, _, self.first, self.previous = HEADER.unpack_from(self.map)
 
@@ -85,8 +86,21 @@ class Segment:
         """Let go of descriptor and mapping until somebody needs them."""
         if self.fd >= 0:
             self.map.close()
-            os.close(self.fd)
+            for descriptor in (self.fd, *self.synced_by.values()):
+                os.close(descriptor)
             self.fd = -1
+            self.synced_by.clear()
+
+    def to_sync(self, turn: int) -> int:
+        """A descriptor for syncs of that turn alone.
+
+        NOTE: Linux tells each opening of a file of an error once; of two syncs at the same time over one opening, the
+        other would hear that all is well.
+        Raises: OSError.
+        """
+        if turn not in self.synced_by:
+            self.synced_by[turn] = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        return self.synced_by[turn]
 
     def records(self, at: int = HEADER.size, end: int = 0) -> Iterator[tuple[Record, int]]:
         """Whole records from a position on, each with the position behind it; their hashes are not looked at."""
@@ -196,7 +210,8 @@ class Spool(Chain):
         self._segments: list[Segment] = []
         self._spare: Path | None = None
         self._unsynced: list[Segment] = []
-        self._syncing = 0
+        self._syncing: dict[int, list[Segment]] = {}
+        self._durable = 0
         self._reading = (0, HEADER.size)
         self._read = (-1, 0, HEADER.size)
         self.rolled: Callable[[], object] = lambda: None
@@ -259,20 +274,37 @@ class Spool(Chain):
 
     # --- durability
 
-    def files_to_sync(self, now_ms: int) -> tuple[Head, list[int]]:
-        """What is durable once `sync_files` has returned, and what to give it."""
-        self._syncing = len(self._unsynced)
-        return Head(self.sequence, self.hash, now_ms), [segment.fd for segment in self._unsynced]
+    def files_to_sync(self, now_ms: int, turn: int = 0) -> tuple[Head, list[int]]:
+        """What is durable once `sync_files` has returned, and what to give it.
 
-    def synced(self, head: Head) -> None:
+        Shapes: `turn` is a number of its own for each that runs at the same time; `synced` or `not_synced` ends it.
+        Raises: OSError.
+        """
+        descriptors = [segment.to_sync(turn) for segment in self._unsynced]
+        self._syncing[turn] = self._unsynced.copy()
+        return Head(self.sequence, self.hash, now_ms), descriptors
+
+    def synced(self, head: Head, turn: int = 0) -> None:
         """`sync_files` has returned."""
         # NOTE: the one in use when it began may have got records since, and be in use no more: it is synced again.
-        full = max(0, self._syncing - 1)
-        for segment in self._unsynced[:full]:
-            segment.rest()
-        del self._unsynced[:full]
-        self.state.head = head
+        for segment in self._syncing[turn][:-1]:
+            if segment in self._unsynced:
+                self._unsynced.remove(segment)
+        self.not_synced(turn)
+        if head.sequence >= self._durable:
+            # One that began earlier may end later.
+            self._durable = head.sequence
+            self.state.head = head
         self.state.suspect = False
+
+    def not_synced(self, turn: int = 0) -> None:
+        """`sync_files` is over and proves nothing."""
+        for segment in self._syncing.pop(turn, ()):
+            if segment not in self._unsynced and not self._is_syncing(segment):
+                segment.rest()
+
+    def _is_syncing(self, segment: Segment) -> bool:
+        return any(segment in segments for segments in self._syncing.values())
 
     def sync_failed(self) -> None:
         """A failed sync may have forgotten what it could not write: all that is not known to be synced is rewritten."""
@@ -344,7 +376,9 @@ class Spool(Chain):
     def _is_done(self, sequence: int) -> bool:
         """Is the oldest file of no further use?"""
         segments = self._segments
-        return len(segments) > 1 and segments[1].first <= sequence + 1 and segments[0] not in self._unsynced
+        if len(segments) < 2 or segments[1].first > sequence + 1:
+            return False
+        return segments[0] not in self._unsynced and not self._is_syncing(segments[0])
 
     @property
     def filled(self) -> float:

@@ -95,10 +95,9 @@ class AuditTrail:
         """
         spool = open_spool(self._root, self._segment_bytes, self._spool_bytes)
         self._spool = spool
-        self._commit = Commit(spool)
         if self._patients is not None:
             self._pseudonyms = Pseudonyms(self._root / PATIENTS, spool.chain, self._patients(), self._names)
-            self._commit.beside = self._pseudonyms.to_sync
+        self._commit = Commit(spool, self._pseudonyms)
         self._shipper = Shipper(self._store, spool, self._commit, self._count, self._look, self._pseudonyms)
         self._notary = Notary(
             self._store, self._root, node=self._node, key=self._key, interval_s=self._checkpoint_s,

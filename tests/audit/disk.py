@@ -1,4 +1,4 @@
-"""A disk that does what a test says, under a trail: a thread of Python's in place of fastpath.syncer."""
+"""A disk that does what a test says, under a trail: threads of Python's in place of fastpath.syncer."""
 
 import os
 from _queue import SimpleQueue
@@ -16,13 +16,20 @@ class Disk:
 
     def __init__(self):
         self.work = sync_files
+
+
+class Turn:
+    """One of the syncs of a disk that may overlap."""
+
+    def __init__(self, disk):
+        self._disk = disk
         self.told = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._jobs = SimpleQueue()
         self._error = 0
         _start_thread(self._run, ())
 
     def begin(self, files):
-        self._jobs.put((self.work, files))
+        self._jobs.put((self._disk.work, files))
 
     def ended(self):
         try:
@@ -49,11 +56,15 @@ class Disk:
 def under(trail):
     """A disk of a test's own, under a trail that runs."""
     commit = trail._commit
-    while commit._busy:
+    while commit._under_way or commit._waiters:
         gevent.sleep(0.001)
-    commit._watcher.stop()
-    commit._watcher.close()
-    commit._disk.stop()
+    # Whoever has made SLOW_S shorter sees it kept from here on.
+    commit._timer.stop()
+    commit._watching = False
     disk = Disk()
-    commit._use(disk)
+    for turn in commit._free:
+        turn.watcher.stop()
+        turn.watcher.close()
+        turn.disk.stop()
+    commit._free = [commit._made(turn.number, Turn(disk)) for turn in commit._free]
     return disk

@@ -76,14 +76,31 @@ class TestNames:
         path.write_bytes(path.read_bytes() + b'{"name":"p.77')
         assert [one.name for one in read_names(path)] == [name]
 
-    def test_the_file_is_synced_once(self, make):
+    def test_the_file_is_synced_until_a_sync_has_ended(self, make):
         names = make()
         names.of("pat-1")
-        assert (len(names.to_sync()), names.to_sync()) == (1, [])
-        names.of("pat-1")
-        assert names.to_sync() == []
+        first, files = names.to_sync(0)
+        assert (len(files), len(names.to_sync(1)[1])) == (1, 1), "the first may fail"
+        assert files != names.to_sync(1)[1]
         names.of("pat-2")
-        assert len(names.to_sync()) == 1
+        names.synced(first)
+        second, files = names.to_sync(0)
+        assert len(files) == 1, "the second name came after that sync began"
+        names.synced(second)
+        names.synced(first)
+        assert names.to_sync(0)[1] == []
+        names.of("pat-1")
+        assert names.to_sync(0)[1] == []
+
+    def test_what_a_failed_sync_may_have_lost_is_written_again(self, make, tmp_path):
+        names = make()
+        name = names.of("pat-1")
+        path = tmp_path / FOLDER / f"{'a' * 16}.ndjson"
+        names.to_sync(0)
+        path.write_bytes(b"")
+        names.sync_failed()
+        assert [one.name for one in read_names(path)] == [name]
+        assert len(names.to_sync(0)[1]) == 1
 
     def test_the_older_name_of_another_worker_is_taken_over(self, make, tmp_path):
         store, one, other = Nowhere(), make(), make("b" * 16)

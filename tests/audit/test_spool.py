@@ -435,3 +435,22 @@ def test_a_file_that_was_left_while_it_was_synced_is_synced_again(tmp_path):
         assert len(spool.files_to_sync(2)[1]) == 2
         spool.synced(spool.files_to_sync(3)[0])
         assert len(spool.files_to_sync(4)[1]) == 1
+
+
+def test_a_file_is_open_until_the_last_sync_of_it_has_ended(tmp_path):
+    with opened(tmp_path) as spool:
+        spool.append(b"one")
+        first, files = spool.files_to_sync(1, 0)
+        while len(list(spool.folder.glob("*.spool"))) < 2:
+            spool.append(b"x" * 60_000)
+        second, _ = spool.files_to_sync(2, 1)
+        spool.synced(second, 1)
+        spool.shipped(spool.sequence)
+        sync_files(files)
+        assert len(list(spool.folder.glob("*.spool"))) == 2, "it is still synced"
+        spool.synced(first, 0)
+        assert spool.state.head == second, "one that began earlier takes nothing back"
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            sync_files(files)
+        spool.shipped(spool.sequence)
+        assert len(list(spool.folder.glob("*.spool"))) == 1

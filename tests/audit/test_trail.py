@@ -23,6 +23,7 @@ from gateway.store.pool import Database
 from tests.audit.disk import under
 
 SEGMENT = 262_144
+_allocate_lock = monkey.get_original("_thread", "allocate_lock")
 
 
 def _request(n=0, **changes):
@@ -193,7 +194,7 @@ def test_a_disk_that_cannot_sync_acknowledges_nothing(trail, table):
     table.wait_for([lost, ctx])
 
 
-def test_a_disk_that_hangs_and_then_fails_is_written_again(trail, monkeypatch):
+def test_a_disk_that_hangs_and_then_fails_is_written_again(make, monkeypatch):
     """The kernel takes what the failed sync should have written for written."""
     again, hung = [], []
 
@@ -205,6 +206,8 @@ def test_a_disk_that_hangs_and_then_fails_is_written_again(trail, monkeypatch):
         raise OSError(5, "Input/output error")
 
     # NOTE: the shipper syncs too, and may be the one whose sync hangs: one alone does, whosever it is.
+    monkeypatch.setattr(commit, "AT_ONCE", 1)
+    trail = make()
     trail.record(_request(), 200)
     under(trail).work = hang_once
     monkeypatch.setattr(commit, "SLOW_S", 0.05)
@@ -217,6 +220,125 @@ def test_a_disk_that_hangs_and_then_fails_is_written_again(trail, monkeypatch):
         gevent.sleep(0.01)
     assert again == [True]
     assert trail._commit.durable == trail._spool.sequence, "what was refused is written again with the next sync"
+
+
+class Held:
+    """Syncs that end when a test says so: each with its own outcome, in any order."""
+
+    def __init__(self, trail):
+        self.begun = []
+        trail._commit._took_s = 1.0
+        under(trail).work = self._work
+
+    def _work(self, files):
+        gate = _allocate_lock()
+        gate.acquire()
+        outcome = []
+        self.begun.append((gate, outcome))
+        if not gate.acquire(timeout=10):
+            raise OSError(5, "nobody ended it")
+        if outcome:
+            raise OSError(outcome[0], "as the test says")
+        sync_files(files)
+
+    def await_begun(self, number):
+        end = time.monotonic() + 5
+        while len(self.begun) < number and time.monotonic() < end:
+            gevent.sleep(0.001)
+        assert len(self.begun) == number
+
+    def end(self, number, *error):
+        gate, outcome = self.begun[number]
+        outcome += error
+        gate.release()
+
+
+@pytest.fixture
+def quiet(make, monkeypatch):
+    """A trail whose shipper asks for no sync by itself."""
+    monkeypatch.setattr(shipper, "_TICK_S", 60.0)
+    trail = make()
+    gevent.sleep(0.01)
+    return trail
+
+
+class TestOverlappingSyncs:
+    def test_who_comes_while_a_sync_is_under_way_does_not_wait_for_it(self, quiet):
+        held = Held(quiet)
+        first = gevent.spawn(quiet.record, _request(1), 0)
+        held.await_begun(1)
+        second = gevent.spawn(quiet.record, _request(2), 0)
+        held.await_begun(2)
+        held.end(1)
+        second.get(timeout=5)
+        assert not first.ready(), "its own sync has not ended"
+        assert quiet._commit.durable == 2, "a later sync covers what came before"
+        held.end(0)
+        first.get(timeout=5)
+        assert quiet._spool.state.head.sequence == 2, "one that ends late takes nothing back"
+
+    def test_no_more_than_so_many(self, quiet):
+        held = Held(quiet)
+        jobs = []
+        for n in range(commit.AT_ONCE):
+            jobs.append(gevent.spawn(quiet.record, _request(n), 0))
+            held.await_begun(n + 1)
+        jobs += [gevent.spawn(quiet.record, _request(n), 0) for n in range(5)]
+        gevent.sleep(0.02)
+        held.await_begun(commit.AT_ONCE)
+        held.end(1)
+        held.await_begun(commit.AT_ONCE + 1)
+        for n in (0, *range(2, commit.AT_ONCE + 1)):
+            held.end(n)
+        gevent.joinall(jobs, timeout=5, raise_error=True)
+        assert all(job.ready() for job in jobs)
+
+    def test_quick_ones_follow_one_another(self, quiet):
+        held = Held(quiet)
+        quiet._commit._took_s = 0.0001
+        jobs = [gevent.spawn(quiet.record, _request(1), 0)]
+        held.await_begun(1)
+        jobs.append(gevent.spawn(quiet.record, _request(2), 0))
+        gevent.sleep(0.02)
+        held.await_begun(1)
+        held.end(0)
+        held.await_begun(2)
+        held.end(1)
+        gevent.joinall(jobs, timeout=5, raise_error=True)
+
+    def test_one_that_fails_takes_the_others_under_way_with_it(self, quiet, monkeypatch):
+        """What it should have written may be forgotten by the kernel, and the others' pages with it."""
+        held, again = Held(quiet), []
+        monkeypatch.setattr(type(quiet._spool), "sync_failed", lambda spool: again.append(spool.sequence))
+        jobs = []
+        for n in range(2):
+            jobs.append(gevent.spawn(quiet.record, _request(n), 0))
+            held.await_begun(n + 1)
+        held.end(1, 5)
+        gevent.joinall(jobs, timeout=5)
+        assert [type(job.exception) for job in jobs] == [AuditUnavailable] * 2
+        assert again == [2], "all is written again"
+        held.end(0)
+        gevent.sleep(0.05)
+        assert quiet._commit.durable == 0, "it began before that"
+        third = gevent.spawn(quiet.record, _request(3), 0)
+        held.await_begun(3)
+        held.end(2)
+        third.get(timeout=5)
+        assert quiet._commit.durable == 3
+
+    def test_each_has_descriptors_of_its_own(self, quiet):
+        """Of two syncs over one opening of a file, one alone would hear of an error."""
+        given = []
+        quiet._commit._took_s = 1.0
+        under(quiet).work = lambda files: (given.append(tuple(files)), time.sleep(0.1), sync_files(files))
+        jobs = []
+        for n in range(2):
+            jobs.append(gevent.spawn(quiet.record, _request(n), 0))
+            gevent.sleep(0.02)
+        gevent.joinall(jobs, timeout=5, raise_error=True)
+        assert len(given) == 2
+        assert not set(given[0]) & set(given[1])
 
 
 def test_a_disk_that_hangs_is_refused_soon_and_then_used_again(trail, monkeypatch):

@@ -8,9 +8,11 @@ import select
 from collections.abc import Iterator
 from pathlib import Path
 
+import gevent
+import greenlet
 import pytest
 
-from fastpath.syncer import Syncer
+from fastpath.syncer import Syncer, Waiters, tell
 
 
 @pytest.fixture
@@ -99,3 +101,66 @@ def test_what_is_no_descriptor(syncer: Syncer, file: object, files: list[int]) -
         syncer.begin([file])  # type: ignore[list-item]
     syncer.begin(files)
     assert ended(syncer) == 0
+
+
+class TestWaiters:
+    @pytest.fixture
+    def asked(self) -> list[str]:
+        return []
+
+    @pytest.fixture
+    def waiters(self, asked: list[str]) -> Waiters:
+        return Waiters(gevent.get_hub().switch, gevent.getcurrent, lambda: asked.append("asked"))
+
+    def test_all_who_wait_are_told_in_their_order(self, waiters: Waiters, asked: list[str]) -> None:
+        told: list[tuple[int, object]] = []
+        jobs = [gevent.spawn(lambda n=n: told.append((n, waiters.wait()))) for n in range(5)]
+        gevent.sleep(0)
+        assert (len(waiters), asked, told) == (5, ["asked"], [])
+        batch = waiters.take()
+        late = gevent.spawn(waiters.wait)
+        gevent.sleep(0)
+        assert (len(waiters), asked) == (1, ["asked"]), "somebody was asked already"
+        gevent.get_hub().loop.run_callback(tell, batch, "done")
+        gevent.joinall(jobs, timeout=5)
+        assert told == [(n, "done") for n in range(5)]
+        assert not late.ready()
+        late.kill()
+
+    def test_who_was_killed_is_told_nothing(self, waiters: Waiters) -> None:
+        went_on: list[str] = []
+
+        def work() -> None:
+            try:
+                waiters.wait()
+            finally:
+                gevent.sleep(0.01)
+                went_on.append("after its own wait")
+
+        killed, other = gevent.spawn(work), gevent.spawn(waiters.wait)
+        gevent.sleep(0)
+        killed.kill(block=False)
+        gevent.sleep(0)
+        gevent.get_hub().loop.run_callback(tell, waiters.take(), True)
+        gevent.joinall([killed, other], timeout=5)
+        assert other.value is True
+        assert went_on == ["after its own wait"]
+
+    def test_one_that_fails_does_not_keep_the_others_waiting(self) -> None:
+        hub = greenlet.getcurrent()
+        waiters = Waiters(hub.switch, greenlet.getcurrent, lambda: None)
+        told: list[object] = []
+
+        def fail() -> None:
+            waiters.wait()
+            raise RuntimeError("nobody catches it")
+
+        for work in (fail, lambda: told.append(waiters.wait())):
+            greenlet.greenlet(work, hub).switch()
+        with pytest.raises(RuntimeError, match="nobody catches it"):
+            tell(waiters.take(), True)
+        assert told == [True]
+
+    def test_no_batch(self) -> None:
+        with pytest.raises(TypeError):
+            tell(None, True)  # type: ignore[arg-type]
