@@ -18,6 +18,7 @@ import structlog
 
 from gateway.config.check import CatalogCheck
 from gateway.config.fault import WHOLE, Fault
+from gateway.config.kept import KeptText
 from gateway.config.load import Loaded, Refused, load_text, read_text
 from gateway.config.snapshot import Snapshot
 from gateway.errors import GatewayError
@@ -50,6 +51,7 @@ class InForce:
         self._path = settings.config_path
         self._last_good = settings.data_dir / LAST_GOOD
         self._state = settings.run_dir / STATE
+        self._reads = KeptText(settings.run_dir).read
         self._token_cache_size = settings.token_cache_size
         self._environ = environ
         self._gateway = life_of(os.getppid() if arbiter is None else arbiter)
@@ -161,7 +163,13 @@ class InForce:
 
     def _load(self, path: Path) -> Loaded:
         # NOTE: references of the last good text are relative to the document's own directory, not to the copy's.
-        return load_text(read_text(path), self._path.parent, self._environ, token_cache_size=self._token_cache_size)
+        return load_text(
+            read_text(path),
+            self._path.parent,
+            self._environ,
+            token_cache_size=self._token_cache_size,
+            reads=self._reads,
+        )
 
 
 def _check_edited(loaded: Loaded, catalog_check: CatalogCheck | None) -> None:

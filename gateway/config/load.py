@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from gateway.config.fault import WHOLE, Fault, located
 from gateway.config.parse import parse, without_echoes
 from gateway.config.secret import Secrets
 from gateway.config.snapshot import Snapshot
-from gateway.config.source import MAX_BYTES
+from gateway.config.source import MAX_BYTES, Source, read
 from gateway.errors import ConfigRefused
 
 
@@ -81,12 +81,13 @@ def load_text(
     token_cache_size: int = TOKEN_CACHE_SIZE,
     resources: Collection[str] | None = None,
     catalog_check: CatalogCheck | None = None,
+    reads: Callable[[bytes], Source] = read,
 ) -> Loaded:
-    """Parse, check and compile a document's text.
+    """Parse, check and compile a document's text; `reads` as `parse` has it.
 
     Raises: Refused.
     """
-    parsed = parse(raw)
+    parsed = parse(raw, reads)
     if parsed.document is None:
         raise Refused(parsed.faults)
     secrets = Secrets(directory, os.environ if environ is None else environ)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -18,7 +18,7 @@ from msgspec import UNSET, Struct
 
 from gateway.config.fault import WHOLE, Fault, located, step
 from gateway.config.model import Document
-from gateway.config.source import is_mapping, read
+from gateway.config.source import Source, is_mapping, read
 
 SECTIONS = (
     "audiences",
@@ -59,9 +59,9 @@ class Parsed:
     dropped: dict[str, frozenset[str]] = field(default_factory=dict)
 
 
-def parse(text: str | bytes) -> Parsed:
-    """Decode a document. Pure: reads no file, no environment."""
-    source = read(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
+def parse(text: str | bytes, reads: Callable[[bytes], Source] = read) -> Parsed:
+    """Decode a document. Pure: reads no file, no environment; `reads` makes plain data of the text."""
+    source = reads(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
     if not is_mapping(source.data):
         unread = source.faults or [Fault(WHOLE, "must be a mapping")]
         return Parsed(None, located(unread, source.lines), source.lines)

@@ -25,6 +25,7 @@ from gateway.config.check import CatalogCheck
 from gateway.config.compile import compile_document
 from gateway.config.fault import WHOLE, Fault, located
 from gateway.config.inforce import replace_file
+from gateway.config.kept import KeptText
 from gateway.config.keyring import Keyring
 from gateway.config.load import Loaded, Refused, load_text, read_text
 from gateway.config.model import Document
@@ -83,6 +84,7 @@ class Versions:
         """
         self._path = settings.config_path
         self._run_dir = settings.run_dir
+        self._reads = KeptText(settings.run_dir).read
         self._kept = settings.data_dir / KEPT
         self._poll_s = settings.config_poll_ms / 1000
         self._token_cache_size = settings.token_cache_size
@@ -271,7 +273,9 @@ class Versions:
     def _load(self, raw: bytes) -> Loaded:
         """Raises: Refused."""
         # NOTE: references to key files are relative to the directory of the document's file, there or not.
-        return load_text(raw, self._path.parent, self._environ, token_cache_size=self._token_cache_size)
+        return load_text(
+            raw, self._path.parent, self._environ, token_cache_size=self._token_cache_size, reads=self._reads
+        )
 
     def _load_or_faults(self, raw: bytes) -> Loaded | list[Fault]:
         """NOTE: what leaves a function of gevent's thread pool as an exception is printed with its traceback."""
