@@ -48,9 +48,9 @@ cdef class Chain:
             self._roll(size)
         if PyBytes_GET_SIZE(self.hash) != DIGEST:
             raise ValueError("a hash of another size")
-        _put_big_endian(head, <uint64_t> size, 4)
-        _put_big_endian(head + 4, <uint64_t> self.sequence + 1, 8)
-        digest = _link(self.hash, head + 4, text, size)
+        put_big_endian(head, <uint64_t> size, 4)
+        put_big_endian(head + 4, <uint64_t> self.sequence + 1, 8)
+        digest = link(self.hash, head + 4, text, size)
         memcpy(head + 12, PyBytes_AS_STRING(digest), DIGEST)
         PyObject_GetBuffer(self._map, &view, PyBUF_WRITABLE)
         try:
@@ -82,7 +82,7 @@ def sha256(parts not None, *, bint here=True):
     return digest
 
 
-cdef bytes _link(bytes before, const unsigned char* sequence, const char* text, Py_ssize_t size):
+cdef bytes link(bytes before, const unsigned char* sequence, const char* text, Py_ssize_t size):
     """The hash of a record: see gateway.audit.chain."""
     cdef sha256_sum sum
     cdef bytes digest
@@ -95,9 +95,3 @@ cdef bytes _link(bytes before, const unsigned char* sequence, const char* text, 
     sha256_add(&sum, <const unsigned char*> text, <size_t> size)
     sha256_end(&sum, <unsigned char*> PyBytes_AS_STRING(digest))
     return digest
-
-
-cdef inline void _put_big_endian(unsigned char* to, uint64_t value, int size) noexcept:
-    cdef int i
-    for i in range(size):
-        to[i] = <unsigned char> (value >> 8 * (size - 1 - i) & 255)

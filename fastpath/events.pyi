@@ -46,3 +46,6 @@ class Rows:
         most_bytes: int,
         other: Callable[[int, bytes, bytes], bytes],
     ) -> tuple[bytes, int, int, int]: ...
+    def follow(
+        self, chain: bytes, lines: list[bytes], at: int, sequence: int, digest: bytes, most: int
+    ) -> tuple[int, bytes]: ...

@@ -11,7 +11,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memchr, memcmp, memcpy
 
-from fastpath.chain cimport Chain
+from fastpath.chain cimport Chain, link, put_big_endian
 from fastpath.context cimport RequestContext
 from fastpath.lane cimport Grant
 
@@ -19,6 +19,9 @@ cdef extern from "Python.h":
     bint PyUnicode_IS_COMPACT_ASCII(object text)
     const unsigned char* PyUnicode_1BYTE_DATA(object text)
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
+
+cdef extern from "<string.h>" nogil:
+    void* memrchr(const void* at, int byte, size_t size)
 
 cdef enum:
     MAX_TEXT = 256
@@ -390,6 +393,49 @@ cdef class Rows(Text):
             return self.taken(), count, after, at
         finally:
             PyBuffer_Release(&view)
+
+    def follow(
+        self, bytes chain not None, list lines not None, Py_ssize_t at, int64_t sequence, bytes digest not None,
+        Py_ssize_t most,
+    ):
+        """How far lines, from one on, are the rows of the records that follow a record of a chain.
+
+        Shapes: (how many, at most `most`; the hash of the last of them, or `digest`). The line after them is another's,
+        was changed, or is not of the plain form.
+
+        PERF: `make audit-verify`: line by line in Python twice the CPU.
+        """
+        cdef Py_ssize_t count = 0, size
+        cdef const char* line
+        cdef const char* text
+        cdef unsigned char number[8]
+        cdef bytes found, row
+        if PyBytes_GET_SIZE(digest) != DIGEST:
+            raise ValueError("a hash of another size")
+        if at < 0:
+            raise ValueError("not a position of the lines")
+        while count < most and at + count < len(lines):
+            row = lines[at + count]
+            if row is None:
+                raise TypeError("a line is bytes")
+            line, size = PyBytes_AS_STRING(row), PyBytes_GET_SIZE(row)
+            text = <const char*> memrchr(line, b"\t", <size_t> size)
+            if text == NULL:
+                break
+            text += 1
+            if text == line + size:
+                break
+            put_big_endian(number, <uint64_t> (sequence + 1), 8)
+            found = link(digest, number, text, line + size - 1 - text)
+            self._size = 0
+            if not self._put_row(
+                chain, sequence + 1, <const unsigned char*> PyBytes_AS_STRING(found), text, line + size - 1 - text
+            ) or self._size != size or memcmp(self._at, line, <size_t> size) != 0:
+                break
+            digest = found
+            sequence += 1
+            count += 1
+        return count, digest
 
     cdef bint _put_row(
         self, bytes chain, int64_t sequence, const unsigned char* digest, const char* text, Py_ssize_t size

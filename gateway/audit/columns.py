@@ -45,6 +45,11 @@ def rows(
     )  # fmt: skip
 
 
+def follow(chain: str, lines: list[bytes], at: int, sequence: int, digest: bytes, *, most: int) -> tuple[int, bytes]:
+    """How far lines are the rows of the records that follow record `sequence`: see fastpath.events.Rows.follow."""
+    return _rows.follow(chain.encode(), lines, at, sequence, digest, most)
+
+
 def _other_row(chain: str, sequence: int, digest: bytes, canonical: bytes) -> bytes:
     # What JSON writes with a backslash, COPY does too: tabs, line breaks, backslashes.
     return ("\t".join(text.translate(_ESCAPES) for text in values(chain, sequence, digest, canonical)) + "\n").encode()

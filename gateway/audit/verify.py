@@ -7,20 +7,24 @@ predecessor, every chain's end from what was signed.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from gateway.audit.chain import genesis, link
 from gateway.audit.checkpoint import FIRST_PREVIOUS, Checkpoint, CheckpointBad, Sealed, digest, unseal
-from gateway.audit.columns import COLUMNS, row, values
+from gateway.audit.columns import COLUMNS, follow, row, values
 from gateway.audit.event import decode
 from gateway.audit.retention import Acts
 
 _MOST_FINDINGS = 100
+_AT_ONCE = 500
+"""Rows that are looked at together."""
 _SLACK_MS = 5_000
 """How much earlier than it was signed for an event may say it was written: clocks are set back by that much."""
 _GONE_MS = 600_000
@@ -189,7 +193,7 @@ class ChainCheck:
     ) -> None:
         self._chain = chain
         self._heads = anchors.heads.get(chain, {})
-        self._last_head = max(self._heads, default=0)
+        self._signed = sorted(self._heads)
         self._until_ms = anchors.until_ms(chain)
         self._verdict = verdict
         self._sequence = start.sequence if start else 0
@@ -211,28 +215,49 @@ class ChainCheck:
 
     def feed(self, lines: Iterable[bytes]) -> None:
         """Judge rows as PostgreSQL copies them out: COLUMNS in text format, one line each."""
-        chain, heads = self._chain, self._heads
-        for line in lines:
+        lines = iter(lines)
+        while batch := list(islice(lines, _AT_ONCE)):
+            self._feed(batch)
+
+    def _feed(self, lines: list[bytes]) -> None:
+        at = 0
+        while at < len(lines):
+            # As far as the next record that a checkpoint has signed they need only follow from one another.
+            next_head = bisect_right(self._signed, self._sequence)
+            most = self._signed[next_head] - self._sequence if next_head < len(self._signed) else 0
+            count, self._hash = follow(self._chain, lines, at, self._sequence, self._hash, most=most)
+            at += count
+            self._sequence += count
+            self._verdict.records += count
+            self._fed += count
+            if count and count == most:
+                self._meet_head(self._heads[self._sequence])
+            elif at < len(lines):
+                self._judge(lines[at])
+                at += 1
+
+    def _judge(self, line: bytes) -> None:
+        """A row that may be anything."""
+        sequence = self._sequence + 1
+        canonical = line[line.rfind(b"\t") + 1 : -1]
+        if b"\\" in canonical:
+            canonical = unescape(canonical)
+        found = link(self._hash, sequence, canonical)
+        good = _is_good(self._chain, sequence, found, canonical, line)
+        if not good and self._skip():
             sequence = self._sequence + 1
-            canonical = line[line.rfind(b"\t") + 1 : -1]
-            if b"\\" in canonical:
-                canonical = unescape(canonical)
             found = link(self._hash, sequence, canonical)
-            good = _is_good(chain, sequence, found, canonical, line)
-            if not good and self._skip():
-                sequence = self._sequence + 1
-                found = link(self._hash, sequence, canonical)
-                good = _is_good(chain, sequence, found, canonical, line)
-            if good:
-                self._sequence, self._hash = sequence, found
-            elif not self._diagnose(line, canonical):
-                continue
-            self._verdict.records += 1
-            self._fed += 1
-            if self._sequence in heads:
-                self._meet_head(heads[self._sequence])
-            elif self._sequence > self._last_head:
-                self._meet_unsigned(canonical)
+            good = _is_good(self._chain, sequence, found, canonical, line)
+        if good:
+            self._sequence, self._hash = sequence, found
+        elif not self._diagnose(line, canonical):
+            return
+        self._verdict.records += 1
+        self._fed += 1
+        if self._sequence in self._heads:
+            self._meet_head(self._heads[self._sequence])
+        elif not self._signed or self._sequence > self._signed[-1]:
+            self._meet_unsigned(canonical)
 
     def finish(self, end: int | None = None) -> None:
         """All records were fed; `end`: the last one that was asked for."""

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.audit import columns
+from gateway.audit.chain import link
 from gateway.audit.event import AuditEvent, decode, encode
 from gateway.audit.spool import RECORD
 
@@ -162,3 +163,84 @@ def test_a_stretch_with_what_is_no_event_has_no_rows():
 def test_positions_outside_are_refused(at, end):
     with pytest.raises(ValueError, match="positions"):
         cut(bytes(44), at, end)
+
+
+# --- lines that follow from one another
+
+
+def chained(texts):
+    """Lines as the table has them, and the hash behind each; the first is that of before them."""
+    lines, heads = [], [DIGEST]
+    for sequence, canonical in enumerate(texts, 8):
+        heads.append(link(heads[-1], sequence, canonical))
+        lines.append(columns.row(CHAIN, sequence, heads[-1], canonical))
+    return lines, heads
+
+
+def follow(lines, at=0, sequence=7, digest=DIGEST, most=1000):
+    return columns.follow(CHAIN, lines, at, sequence, digest, most=most)
+
+
+PLAIN = [EVENT + b',"unit":"u-%d"}' % n for n in range(6)]
+
+
+def test_lines_follow_as_far_as_they_are_asked_for():
+    lines, heads = chained(PLAIN)
+    assert follow(lines) == (6, heads[6])
+    assert follow(lines, most=4) == (4, heads[4])
+    assert follow(lines, at=2, sequence=9, digest=heads[2]) == (4, heads[6])
+    assert follow(lines, most=0) == follow([]) == follow(lines, at=6) == (0, DIGEST)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 5), st.data())
+def test_no_line_that_was_changed_follows(index, data):
+    lines, heads = chained(PLAIN)
+    line = bytearray(lines[index])
+    at = data.draw(st.integers(0, len(line) - 1))
+    deed = data.draw(st.sampled_from(["change", "cut", "add", "drop", "twice", "swap"]))
+    if deed == "change":
+        line[at] ^= data.draw(st.integers(1, 255))
+    elif deed == "cut":
+        del line[at:]
+    elif deed == "add":
+        line.insert(at, data.draw(st.integers(0, 255)))
+    lines[index] = bytes(line)
+    if deed == "drop":
+        del lines[index]
+    elif deed == "twice":
+        lines.insert(index, lines[index])
+        index += 1
+    elif deed == "swap":
+        index = min(index, 4)
+        lines[index], lines[index + 1] = lines[index + 1], lines[index]
+    count, digest = follow(lines)
+    assert (count, digest) == (index, heads[index])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(events(TEXT).map(encode), min_size=1, max_size=4))
+def test_what_is_not_plain_is_left_to_the_plain_way(texts):
+    lines, heads = chained(texts)
+    count, digest = follow(lines)
+    assert digest == heads[count]
+    if count < len(texts):
+        canonical = texts[count]
+        assert columns._rows.row(CHAIN.encode(), 8 + count, heads[count + 1], canonical) is None
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"\n", b"\t", b"\t\n", b"no tab", b"a\tb", b"\t" * 40], ids=repr,
+)  # fmt: skip
+def test_what_is_no_line_does_not_follow(line):
+    assert follow([line]) == (0, DIGEST)
+
+
+@pytest.mark.parametrize(
+    ("lines", "changes", "error"),
+    [([b""], {"digest": b"short"}, ValueError), ([b""], {"at": -1}, ValueError), ([None], {}, TypeError),
+     (["text"], {}, TypeError)],
+)  # fmt: skip
+def test_no_lines_at_all(lines, changes, error):
+    with pytest.raises(error):
+        follow(lines, **changes)
