@@ -71,6 +71,7 @@ class World:
         self.served: dict[int, Served] = {}
         self.held: dict[str, dict[int, int]] = {"gateway": {}, "unit": {}}
         self.over = False
+        self.moves = 0
         while self.random.random() < 0.98 and State.CONNECTING in (self.gateway.state, self.unit.state):
             self.write()
             self.carry()
@@ -89,11 +90,20 @@ class World:
     def step(self) -> None:
         steps: list[Callable[[], None]] = [self.write, self.carry] * 5
         steps += [self.serve, self.serve, self.serve, self.call, self.upload, self.consume, self.consume]
-        steps += [self.wait, self.cancel, self.go, self.rarely]
+        steps += [self.wait, self.cancel, self.go, self.rarely, self.hand_over]
         self.random.choice(steps)()
         # Whoever closes ends the connection for both.
         self.over = self.over or State.CLOSED in (self.gateway.state, self.unit.state)
         self.check()
+
+    def hand_over(self) -> None:
+        """Another worker goes on, if nothing is under way at this one; what is under way on the wire reaches it."""
+        state = self.gateway.state_to_pass()
+        if state is not None and self.decoders["up"].between_messages:
+            self.gateway = GatewaySession.resumed(Limits(), state)
+            self.gateway._jitter = self.random.random
+            self.decoders["up"] = Decoder(masked=True, max_bytes=MAX_FRAME)
+            self.moves += 1
 
     def rarely(self) -> None:
         """What happens once in a connection's life."""

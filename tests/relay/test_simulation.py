@@ -35,6 +35,7 @@ def run(world: World, steps: int) -> World:
 def test_random_schedules(block, cut):
     """Each accepted request has exactly one outcome, no stream outlives its connection, windows are kept."""
     outcomes: Counter[str] = Counter()
+    moves = 0
     for seed in range(block, SEEDS // 2, BLOCKS):
         world = World(seed * 2 + cut)
         try:
@@ -42,7 +43,9 @@ def test_random_schedules(block, cut):
         except AssertionError as error:
             raise AssertionError(f"seed {seed * 2 + cut}") from error
         outcomes.update(told for call in world.calls.values() for told, _ in call.outcomes)
+        moves += world.moves
     assert set(outcomes) >= {"answered", "failed", "cancelled"}
+    assert moves > SEEDS // 10
     assert outcomes["answered"] > SEEDS // 60
 
 
