@@ -18,10 +18,11 @@ log = logging.getLogger("caregate.audit")
 
 SLOW_S = 2.0
 """A sync that takes longer is given up by those who wait for it, and refused to those who come later."""
-AT_ONCE: Final = 6
+AT_ONCE: Final = 3
 """How many syncs may overlap.
 
 PERF: `audit_durable` and `audit_open` of `make bench`: who comes while a sync is under way need not wait for its end.
+More of them cost more CPU than they save waiting.
 """
 QUICK_S: Final = 0.0004
 """Syncs that take less, by and large, follow one another: a second one would be over hardly earlier."""
