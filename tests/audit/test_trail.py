@@ -254,11 +254,9 @@ class Held:
 
 
 @pytest.fixture
-def quiet(make, monkeypatch):
-    """A trail whose shipper asks for no sync by itself."""
-    monkeypatch.setattr(shipper, "_TICK_S", 60.0)
-    trail = make()
-    gevent.sleep(0.01)
+def quiet(trail):
+    """A trail that asks for no sync by itself: nobody ships."""
+    trail._shipper._greenlets[0].kill()
     return trail
 
 
