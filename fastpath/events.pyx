@@ -475,7 +475,7 @@ cdef class Rows(Text):
                 starts[field], sizes[field] = NULL, 0
                 field += 1
             if field == self._count:
-                return False
+                return _is_detail(text, size, at)
             at += self._fields[field].name_size + 2
             at = self._value(text, size, at, self._fields[field].kind, &starts[field], &sizes[field])
             field += 1
@@ -570,6 +570,28 @@ cdef class Rows(Text):
         self.put(b"\t\\\\x", 4)
         self.put(text, 2 * DIGEST)
         return self.put(b"\t", 1)
+
+
+cdef bint _is_detail(const char* text, Py_ssize_t size, Py_ssize_t at) noexcept:
+    """Is what stands there the last member, an object of texts, which has no column? `at` is behind its first quote."""
+    cdef const char* end
+    cdef char follows = b":"
+    if size - at < 10 or memcmp(text + at, b'detail":{', 9) != 0:
+        return False
+    at += 9
+    while at < size and text[at] == b'"':
+        end = <const char*> memchr(text + at + 1, b'"', size - at - 1)
+        # The event's last byte is a brace, so there is one behind each quote.
+        if end == NULL:
+            return False
+        at = end - text + 1
+        if text[at] == b"}" and follows != b":":
+            return at == size - 2
+        if text[at] != follows:
+            return False
+        follows = b"," if follows == b":" else b":"
+        at += 1
+    return False
 
 
 cdef inline int64_t _big_endian(const unsigned char* at, int size) noexcept:

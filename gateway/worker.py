@@ -111,13 +111,17 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         self._http2 = _http2(self) if self.cfg.is_ssl and "h2" in self.cfg.http_protocols else None
         protocols = ("http/1.1",) if self._http2 is None else ("h2", "http/1.1")
         self._tls = harden(gunicorn_sock.ssl_context(self.cfg), protocols) if self.cfg.is_ssl else None
+        self._date_s = 0
         self._tick()
         self._timer = get_hub().loop.timer(TICK_NS / SECOND_NS, TICK_NS / SECOND_NS)
         self._timer.start(self._tick)
 
     def _tick(self) -> None:
         """Called from the hub twenty times a second: the Date field and the deadlines."""
-        self.date = f"Date: {util.http_date()}\r\n".encode("ascii")
+        now_s = int(time.time())
+        if now_s != self._date_s:
+            self._date_s = now_s
+            self.date = f"Date: {util.http_date(now_s)}\r\n".encode("ascii")
         self.deadlines.advance(time.monotonic_ns())
 
     def _listen(self, listener: Any) -> StreamServer:

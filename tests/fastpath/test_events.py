@@ -34,6 +34,7 @@ def events(text):
     return st.builds(
         AuditEvent,
         **{field.name: kinds[field.type] for field in msgspec.structs.fields(AuditEvent) if field.type in kinds},
+        detail=st.dictionaries(text, text, max_size=3),
     )
 
 
@@ -57,7 +58,20 @@ def test_all_events(event):
     [
         pytest.param(EVENT + b',"unit":"u\\n"}', id="escape"),
         pytest.param(EVENT + b',"unit":"u\x01"}', id="control character"),
-        pytest.param(EVENT + b',"detail":{"a":"b"}}', id="no column"),
+        pytest.param(EVENT + b',"detail":{}}', id="a default object"),
+        pytest.param(EVENT + b',"detail":{"a":7}}', id="another type in an object"),
+        pytest.param(EVENT + b',"detail":{"a"}}', id="half a pair"),
+        pytest.param(EVENT + b',"detail":{"a":"b","c"}}', id="half a second pair"),
+        pytest.param(EVENT + b',"detail":{"a","b"}}', id="no pairs"),
+        pytest.param(EVENT + b',"detail":{"a":"b",}}', id="comma in an object"),
+        pytest.param(EVENT + b',"detail":{"a":"b":"c"}}', id="two values"),
+        pytest.param(EVENT + b',"detail":{"a":"b"}', id="one brace"),
+        pytest.param(EVENT + b',"detail":{"a":"b"}}}', id="three braces"),
+        pytest.param(EVENT + b',"detail":{"a":"b"},"unit":"u"}', id="object out of order"),
+        pytest.param(EVENT + b',"detail":{"a":"b}}', id="open in an object"),
+        pytest.param(EVENT + b',"detail":{"a":"\\n"}}', id="escape in an object"),
+        pytest.param(EVENT + b',"detail":"a"}', id="no object for one"),
+        pytest.param(EVENT + b',"detail":{"a":{"b":"c"}}}', id="an object in an object"),
         pytest.param(EVENT + b',"unit":"u","unit":"v"}', id="twice"),
         pytest.param(EVENT + b',"agent":"a","unit":"v"}', id="out of order"),
         pytest.param(EVENT + b',"else":"a"}', id="unknown"),
@@ -87,7 +101,7 @@ def test_anything_unusual_is_left_to_the_plain_way(canonical):
 @settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_damaged_bytes(data):
-    canonical = bytearray(EVENT + b',"unit":"north","phi":true,"config_version":12}')
+    canonical = bytearray(EVENT + b',"unit":"north","phi":true,"config_version":12,"detail":{"a":"b","c":"d"}}')
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(canonical) - 1))
         canonical[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=2))
