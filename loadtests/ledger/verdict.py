@@ -23,6 +23,8 @@ NO_CODE = "-"
 WRITTEN_S = 3.0
 """What is written is synced within a second, and a slow sync may take one or two."""
 WITHDRAWN = frozenset({"audit-unavailable", "audit-outcome-unavailable"})
+REFUSED_DIAL = "token:unit"
+"""The rule of a unit's dial that was refused, as one is whose clock jumped: no caller asked for it."""
 UNRECORDED = frozenset({"draining"})
 """Answers that the worker gives before a request becomes one: no event is promised."""
 
@@ -96,7 +98,8 @@ def judge(asked: dict[str, Asked], kept: Iterable[Kept], power_lost_s: float | N
     verdict = Verdict()
     of_request: dict[str, list[Kept]] = defaultdict(list)
     for event in kept:
-        of_request[event.request_id].append(event)
+        if event.rule != REFUSED_DIAL:
+            of_request[event.request_id].append(event)
     answered = {one.request_id: one for one in asked.values() if one.status}
     for request_id, one in answered.items():
         if not any(e.phase == "outcome" for e in of_request[request_id]) and _was_promised(one, power_lost_s):

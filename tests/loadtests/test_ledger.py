@@ -45,6 +45,7 @@ CASES = [
     ("withheld, both kept", [asked(**WITHHELD)], [INTENT, OUTCOME, NEW_OUTCOME], None, {}),
     ("withheld twice", [asked(**WITHHELD)], [INTENT, NEW_OUTCOME, NEW_OUTCOME], None, {"double": 2}),
     ("nobody asked", [], [INTENT, OUTCOME], None, {"ghost": 1}),
+    ("a unit's dial was refused", [], [kept(status=401, outcome="refused", rule="token:unit", phi=False)], None, {}),
     ("another status", [asked(status=502)], [INTENT, OUTCOME], None, {"ghost": 1}),
     ("no intent", [asked()], [OUTCOME], None, {"orphan": 1}),
     ("the intent after the outcome", [asked()], [kept(sequence=1), INTENT], None, {"orphan": 1}),
