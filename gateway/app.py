@@ -362,6 +362,7 @@ class Gateway:
         if ctx is None:
             ctx = req.context.gateway = RequestContext(id=new_request_id(), started_ns=time.monotonic_ns())
         answer_error(resp, ctx, self._known(error, ctx))
+        _forget_frames(error)
 
     def _known(self, error: Exception, ctx: RequestContext) -> GatewayError:
         if isinstance(error, GatewayError):
@@ -508,6 +509,18 @@ _OF_STATUS: dict[int, type[GatewayError]] = {
 }
 
 
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go of the frames that an error has passed, whose variables hold the request, which holds the error.
+
+    PERF: `absent_p99_ms` of `make fleet`: what some hundred refused requests left stood still for 8 ms to be collected.
+    """
+    for _ in range(_MOST_CAUSES):
+        if error is None:
+            return
+        error.__traceback__ = None
+        error = error.__context__
+
+
 def _of_falcon(error: falcon.HTTPError) -> GatewayError:
     """What a Falcon resource of somebody else refuses, in our words: its own may quote what was sent."""
     headers = tuple(dict(error.headers or {}).items()) if isinstance(error, falcon.HTTPMethodNotAllowed) else ()
@@ -526,8 +539,13 @@ def _database(settings: Settings) -> Database:
     return database
 
 
-COLLECT_AFTER = (10_000, 20, 20)
-"""Objects made and not freed, passes over those, and over what survived them, until the collector looks again."""
+COLLECT_AFTER = (2_000, 100, 20)
+"""Objects made and not freed, passes over those, and over what survived them, until the collector looks again.
+
+PERF: to free 10,000 at once takes 8 ms, in which nobody is answered.
+"""
+_MOST_CAUSES = 16
+"""Of how many errors, each of which came of the next, the frames are let go."""
 
 
 def create() -> Gateway:

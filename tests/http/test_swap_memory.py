@@ -12,6 +12,7 @@ import pytest
 
 from gateway.config.load import load_text
 from gateway.config.snapshot import Snapshot
+from gateway.context import RequestContext
 from gateway.http.explain import Asked
 
 SWAPS = 12
@@ -88,3 +89,21 @@ def test_a_snapshot_that_stays_is_seen(gateway, swap) -> None:
         swap(number)
     assert held()["Snapshot"] == before["Snapshot"] + len(kept)
     assert versions(gateway) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("path", ["/v1/who", "/v1/nowhere", "/v1/a%2Fb/../c", "/v1/record"])
+def test_a_refused_request_leaves_nothing_for_the_collector(client, token, path) -> None:
+    """Its error holds the frames that it has passed, these the request, and that the error, unless one lets go."""
+    headers = {"Authorization": f"Bearer {token('nurse')}"} if path == "/v1/record" else {}
+    gc.collect()
+    gc.disable()
+    try:
+        before = _contexts()
+        assert client.simulate_get(path, headers=headers).status_code >= 400
+        assert _contexts() == before
+    finally:
+        gc.enable()
+
+
+def _contexts() -> int:
+    return sum(type(one) is RequestContext for one in gc.get_objects())
