@@ -19,3 +19,11 @@ cdef inline void put_big_endian(unsigned char* to, uint64_t value, int size) noe
     cdef int i
     for i in range(size):
         to[i] = <unsigned char> (value >> 8 * (size - 1 - i) & 255)
+
+
+cdef inline int64_t big_endian(const unsigned char* at, int size) noexcept:
+    cdef int64_t value = 0
+    cdef int i
+    for i in range(size):
+        value = value << 8 | at[i]
+    return value

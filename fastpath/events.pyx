@@ -11,7 +11,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memchr, memcmp, memcpy
 
-from fastpath.chain cimport Chain, link, put_big_endian
+from fastpath.chain cimport Chain, big_endian, link, put_big_endian
 from fastpath.context cimport RequestContext
 from fastpath.lane cimport Grant
 
@@ -378,10 +378,10 @@ cdef class Rows(Text):
             self._size = 0
             while at + RECORD <= end and count < most and self._size < most_bytes:
                 record = <const unsigned char*> view.buf + at
-                size = <Py_ssize_t> _big_endian(record, 4)
+                size = <Py_ssize_t> big_endian(record, 4)
                 if size == 0 or size > end - at - RECORD:
                     break
-                sequence = <int64_t> _big_endian(record + 4, 8)
+                sequence = <int64_t> big_endian(record + 4, 8)
                 if sequence > until:
                     break
                 if sequence > after:
@@ -592,11 +592,3 @@ cdef bint _is_detail(const char* text, Py_ssize_t size, Py_ssize_t at) noexcept:
         follows = b"," if follows == b":" else b":"
         at += 1
     return False
-
-
-cdef inline int64_t _big_endian(const unsigned char* at, int size) noexcept:
-    cdef int64_t value = 0
-    cdef int i
-    for i in range(size):
-        value = value << 8 | at[i]
-    return value
