@@ -7,7 +7,6 @@ hands, so it is sent again: the cursor stays that far behind.
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import ssl
 import time
@@ -24,6 +23,7 @@ from gateway.audit.columns import COLUMNS
 from gateway.audit.event import decode
 from gateway.audit.syslog import frame, message
 from gateway.audit.verify import unescape
+from gateway.files import replace_file
 
 log = logging.getLogger("caregate.audit")
 
@@ -53,13 +53,7 @@ class Cursor:
         """Raises: OSError."""
         if sent == self.sent:
             return
-        part = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(orjson.dumps(sent))
-            file.flush()
-            os.fsync(descriptor)
-        part.replace(self._path)
+        replace_file(self._path, orjson.dumps(sent))
         self.sent = dict(sent)
 
 

@@ -25,9 +25,9 @@ from fastpath.bucket import BucketTable
 from fastpath.token import Key
 from gateway.auth.provider_fetch import Fetcher, FetchFailed
 from gateway.auth.provider_keys import MAX_KID_CHARS, provider_key, read_provider_keys
-from gateway.config.inforce import replace_file
 from gateway.config.snapshot import CompiledProvider, Snapshot, SnapshotHolder
 from gateway.errors import KeysUnavailable
+from gateway.files import replace_file
 
 RETRY_S: Final = 5.0
 """How soon a fetch that failed is tried again, at first."""

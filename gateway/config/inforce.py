@@ -22,6 +22,7 @@ from gateway.config.kept import KeptText
 from gateway.config.load import Loaded, Refused, load_text, read_text
 from gateway.config.snapshot import Snapshot
 from gateway.errors import GatewayError
+from gateway.files import replace_file
 from gateway.settings import Settings
 
 LAST_GOOD = "config-last-good.yaml"
@@ -202,14 +203,3 @@ def life_of(pid: int) -> str:
     except OSError:
         return str(pid)
     return f"{pid}:{stat.rpartition(')')[2].split()[19]}"
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Replace a file in one step, on disk before it counts; readable by the owner alone."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    temporary.replace(path)

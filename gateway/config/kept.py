@@ -17,6 +17,7 @@ import msgspec
 
 from gateway.config import fault, source
 from gateway.config.source import Source, read
+from gateway.files import replace_file
 
 NAME: Final = "config-read.json"
 
@@ -68,11 +69,7 @@ class KeptText:
         # NOTE: JSON has no infinity, and 1e999 is one.
         if _decode(content).data != kept.data:
             return
-        temporary = self._path.with_name(f".{NAME}.{os.getpid()}")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(content)
-        temporary.replace(self._path)
+        replace_file(self._path, content, durable=False)
 
 
 def _key(raw: bytes) -> str:

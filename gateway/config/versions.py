@@ -24,7 +24,6 @@ import structlog
 from gateway.config.check import CatalogCheck
 from gateway.config.compile import compile_document
 from gateway.config.fault import WHOLE, Fault, located
-from gateway.config.inforce import replace_file
 from gateway.config.kept import KeptText
 from gateway.config.keyring import Keyring
 from gateway.config.load import Loaded, Refused, load_text, read_text
@@ -32,6 +31,7 @@ from gateway.config.model import Document
 from gateway.config.snapshot import Snapshot, SnapshotHolder
 from gateway.config.version import Version
 from gateway.errors import AuditUnavailable, GatewayError
+from gateway.files import replace_file
 from gateway.settings import Settings
 
 KEPT: Final = "config-version.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 from collections.abc import Callable
@@ -11,6 +10,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+
+from gateway.files import replace_file
 
 TEMPLATE = Path(__file__).with_name("caregate.yaml")
 UPSTREAM_PORT = 8091
@@ -41,7 +42,7 @@ def write_keys(directory: Path) -> Path:
     keys.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in SECRETS:
         if not (keys / name).exists():
-            _write(keys / name, secrets.token_urlsafe(SECRET_BYTES).encode())
+            replace_file(keys / name, secrets.token_urlsafe(SECRET_BYTES).encode(), durable=False)
     for name, generate in PAIRS.items():
         if not ((keys / f"{name}.key").exists() and (keys / f"{name}.pub").exists()):
             _write_pair(keys, name, generate())
@@ -51,7 +52,7 @@ def write_keys(directory: Path) -> Path:
 def write_config(directory: Path, *, upstream_port: int = UPSTREAM_PORT) -> Path:
     """Write caregate.yaml into `directory`, anew each time; returns its path."""
     path = directory / "caregate.yaml"
-    _write(path, _shipped(upstream_port).encode())
+    replace_file(path, _shipped(upstream_port).encode(), durable=False)
     return path
 
 
@@ -64,10 +65,10 @@ def prepare_config(directory: Path, *, upstream_port: int = UPSTREAM_PORT) -> bo
     except FileNotFoundError:
         found = written = b""
     if found == written:
-        _write(path, shipped.encode())
+        replace_file(path, shipped.encode(), durable=False)
     else:
-        _write(path, found.replace(_endpoint(written.decode()), _endpoint(shipped)))
-    _write(note, shipped.encode())
+        replace_file(path, found.replace(_endpoint(written.decode()), _endpoint(shipped)), durable=False)
+    replace_file(note, shipped.encode(), durable=False)
     return found != written
 
 
@@ -87,17 +88,8 @@ def _write_pair(keys: Path, name: str, private: PrivateKeyTypes) -> None:
     public = private.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    _write(keys / f"{name}.pub", public)
+    replace_file(keys / f"{name}.pub", public, durable=False)
     pem = private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    _write(keys / f"{name}.key", pem)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replace a file in one step, never readable by others for a moment."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(content)
-    temporary.replace(path)
+    replace_file(keys / f"{name}.key", pem, durable=False)

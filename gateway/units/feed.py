@@ -5,7 +5,6 @@ Without its database a worker goes on with what it knew last; one that starts th
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import msgspec
 import structlog
 
 from gateway.errors import GatewayError
+from gateway.files import replace_file
 
 COPY: Final = "units-last-known.json"
 FIRST_LOAD_S: Final = 1.0
@@ -185,17 +185,7 @@ def _write(path: Path, content: bytes) -> str | None:
     NOTE: what leaves a function of gevent's thread pool as an exception is printed with its traceback.
     """
     try:
-        _replace(path, content)
+        replace_file(path, content)
     except OSError as error:
         return error.strerror
     return None
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    temporary.replace(path)
