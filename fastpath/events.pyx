@@ -405,7 +405,7 @@ cdef class Rows(Text):
 
         PERF: `make audit-verify`: line by line in Python twice the CPU.
         """
-        cdef Py_ssize_t count = 0, size
+        cdef Py_ssize_t count = 0, size, length
         cdef const char* line
         cdef const char* text
         cdef unsigned char number[8]
@@ -423,13 +423,14 @@ cdef class Rows(Text):
             if text == NULL:
                 break
             text += 1
-            if text == line + size:
+            length = line + size - 1 - text
+            if length < 0:
                 break
             put_big_endian(number, <uint64_t> (sequence + 1), 8)
-            found = link(digest, number, text, line + size - 1 - text)
+            found = link(digest, number, text, length)
             self._size = 0
             if not self._put_row(
-                chain, sequence + 1, <const unsigned char*> PyBytes_AS_STRING(found), text, line + size - 1 - text
+                chain, sequence + 1, <const unsigned char*> PyBytes_AS_STRING(found), text, length
             ) or self._size != size or memcmp(self._at, line, <size_t> size) != 0:
                 break
             digest = found

@@ -509,6 +509,10 @@ _OF_STATUS: dict[int, type[GatewayError]] = {
 }
 
 
+_MOST_CAUSES = 16
+"""Of how many errors, each of which came of the next, the frames are let go."""
+
+
 def _forget_frames(error: BaseException | None) -> None:
     """Let go of the frames that an error has passed, whose variables hold the request, which holds the error.
 
@@ -544,8 +548,6 @@ COLLECT_AFTER = (2_000, 100, 20)
 
 PERF: to free 10,000 at once takes 8 ms, in which nobody is answered.
 """
-_MOST_CAUSES = 16
-"""Of how many errors, each of which came of the next, the frames are let go."""
 
 
 def create() -> Gateway:

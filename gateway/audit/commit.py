@@ -173,11 +173,14 @@ class Commit:
         if self._stuck and not self._stopped:
             self._stuck = False
             log.warning("the audit spool's disk answers again")
-        tell(batch, not error)
-        if error:
-            self._begin_soon()
-        else:
-            self._begin()
+        try:
+            tell(batch, not error)
+        finally:
+            # Whatever one of them raised: the others, who may wait again, are served.
+            if error:
+                self._begin_soon()
+            else:
+                self._begin()
 
     def _fail(self, error: int) -> None:
         """Nothing that is under way counts: what this one should have written may be forgotten by the kernel."""

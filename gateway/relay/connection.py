@@ -63,7 +63,6 @@ class UnitConnection(Link):
         # A frame of the largest size and the header of its WebSocket message.
         carrier = UnitSocket(sock, unread, limits.max_frame)
         super().__init__(GatewaySession(limits, clock()), carrier, clock)
-        self._limits = limits
         self.unit = unit
         self.registry = registry
         self.conn = os.urandom(8).hex()
@@ -123,7 +122,7 @@ class UnitConnection(Link):
         self.keeps_keys = passed.keeps_keys
         self._clock_ahead_ms = passed.clock_ahead_ms
         self.connected_at_s = passed.connected_at_s
-        self.session = GatewaySession.resumed(self._limits, passed.session)
+        self.session = GatewaySession.resumed(self.session.limits, passed.session)
         self.registry.take(self)
 
     # --- HELLO and tokens

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import gevent
+import greenlet
 import orjson
 import psycopg
 import pytest
@@ -303,6 +304,25 @@ class TestOverlappingSyncs:
         held.await_begun(2)
         held.end(1)
         gevent.joinall(jobs, timeout=5, raise_error=True)
+
+    def test_who_fails_after_the_wait_keeps_nobody_else_waiting(self, quiet, monkeypatch):
+        held, hub, errors = Held(quiet), gevent.get_hub(), []
+        quiet._commit._took_s = 0.0001
+        monkeypatch.setattr(hub, "handle_error", lambda context, kind, value, tb: errors.append(str(value)))
+
+        def fail():
+            quiet.record(_request(1), 0)
+            raise RuntimeError("nobody catches it")
+
+        hub.loop.run_callback(greenlet.greenlet(fail, hub).switch)
+        held.await_begun(1)
+        job = gevent.spawn(quiet.record, _request(2), 0)
+        gevent.sleep(0.01)
+        held.end(0)
+        held.await_begun(2)
+        held.end(1)
+        job.get(timeout=5)
+        assert errors == ["nobody catches it"]
 
     def test_one_that_fails_takes_the_others_under_way_with_it(self, quiet, monkeypatch):
         """What it should have written may be forgotten by the kernel, and the others' pages with it."""

@@ -424,6 +424,19 @@ class Rig:
             assert unit.welcomed.wait(3)
         return unit
 
+    def busy(self, worker: Worker, go: list[Any], body: bytes = b"whole") -> tuple[Unit, Any]:
+        """A unit that runs a request until there is something in `go`, and the caller who waits for its answer."""
+
+        def slow(unit: Unit, event: ev.RequestReceived) -> None:
+            unit.ack(event.stream)
+            until(lambda: go)
+            unit.answer(event.stream, body=body)
+
+        unit = self.unit(worker, slow)
+        call = gevent.spawn(fetch, worker.port, "GET", "/units/hospital/a")
+        until(lambda: unit.bodies)
+        return unit, call
+
     def stop(self) -> None:
         for unit in self.units:
             unit.cut()

@@ -113,16 +113,8 @@ def test_a_probe_tells_the_living(rig):
 
 def test_a_newer_connection_replaces_the_one_in_its_seat(rig):
     worker = rig.worker()
-
-    def slow(unit, event):
-        unit.ack(event.stream)
-        rig.until(lambda: new)
-        unit.answer(event.stream, body=b"of the old one")
-
     new = []
-    old = rig.unit(worker, slow)
-    call = gevent.spawn(rig.fetch, worker.port, "GET", "/units/hospital/a")
-    rig.until(lambda: old.bodies)
+    old, call = rig.busy(worker, new, b"of the old one")
     new.append(rig.unit(worker))
     rig.until(lambda: old.goaway)
     assert old.goaway.code == fr.GoAwayCode.REPLACED
@@ -203,15 +195,7 @@ def test_one_that_was_revoked_between_its_dial_and_its_link_is_told(rig):
 def test_drain_lets_streams_finish_and_refuses_new_dials(rig):
     worker = rig.worker()
     go = []
-
-    def slow(unit, event):
-        unit.ack(event.stream)
-        rig.until(lambda: go)
-        unit.answer(event.stream, body=b"whole")
-
-    unit = rig.unit(worker, slow)
-    call = gevent.spawn(rig.fetch, worker.port, "GET", "/units/hospital/a")
-    rig.until(lambda: unit.bodies)
+    unit, call = rig.busy(worker, go)
     drain = gevent.spawn(worker.relay.drain)
     rig.until(lambda: unit.goaway)
     assert unit.goaway.code == fr.GoAwayCode.DRAIN

@@ -220,15 +220,7 @@ def test_what_comes_meanwhile_is_read_by_the_next_worker(rig, workers):
 def test_one_with_open_streams_is_asked_to_dial_again_after_a_while_and_finishes(rig, workers):
     leaving, other = workers(2)
     go = []
-
-    def slow(unit, event):
-        unit.ack(event.stream)
-        rig.until(lambda: go)
-        unit.answer(event.stream, body=b"whole")
-
-    unit = rig.unit(leaving, slow)
-    call = gevent.spawn(rig.fetch, leaving.port, "GET", "/units/hospital/a")
-    rig.until(lambda: unit.bodies)
+    unit, call = rig.busy(leaving, go)
     drain = gevent.spawn(leaving.relay.drain)
     rig.until(lambda: unit.goaway)
     assert (unit.goaway.code, unit.goaway.why) == (fr.GoAwayCode.DRAIN, MOVING)
@@ -242,15 +234,7 @@ def test_one_with_open_streams_is_asked_to_dial_again_after_a_while_and_finishes
 def test_one_whose_streams_end_soon_is_handed_over_then(rig, workers):
     leaving, other = workers(2)
     go = []
-
-    def slow(unit, event):
-        unit.ack(event.stream)
-        rig.until(lambda: go)
-        unit.answer(event.stream, body=b"whole")
-
-    unit = rig.unit(leaving, slow)
-    call = gevent.spawn(rig.fetch, leaving.port, "GET", "/units/hospital/a")
-    rig.until(lambda: unit.bodies)
+    unit, call = rig.busy(leaving, go)
     drain = gevent.spawn(leaving.relay.drain)
     gevent.sleep(0.02)
     go.append(1)
