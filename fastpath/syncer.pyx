@@ -97,15 +97,15 @@ cdef class Waiters:
 
     PERF: `loadtests.audit_cost`: a Waiter of gevent's and a method of Python's around it cost 1.5 us more a wait.
     Shapes: `switch()` of the hub, `current()` is the greenlet that runs; `ask()` is called by the first who waits while
-    `asked` is False, and makes it True.
+    `asked` is False, and makes it True; `failed(context, type, error, traceback)` is told what nobody caught.
     """
 
     cdef list _waiting
-    cdef object _switch, _current, _ask
+    cdef object _switch, _current, _ask, _failed
     cdef public bint asked
 
-    def __init__(self, switch, current, ask):
-        self._waiting, self._switch, self._current, self._ask = [], switch, current, ask
+    def __init__(self, switch, current, ask, failed):
+        self._waiting, self._switch, self._current, self._ask, self._failed = [], switch, current, ask, failed
 
     def __len__(self):
         return PyList_GET_SIZE(self._waiting)
@@ -130,19 +130,15 @@ cdef class Waiters:
         self._waiting = []
         return batch
 
+    def tell(self, list batch not None, outcome):
+        """Called from the hub: everybody of a batch goes on, in the order in which they came.
 
-def tell(list batch not None, outcome):
-    """Called from the hub: everybody of a batch goes on, in the order in which they came.
-
-    Raises: what one of them has raised that nobody caught, when all have been told.
-    """
-    cdef _Place place
-    cdef object fault = None
-    for place in batch:
-        if place.greenlet is not None:
-            try:
-                place.greenlet.switch(outcome)
-            except BaseException as error:
-                fault = error
-    if fault is not None:
-        raise fault
+        NOTE: nothing is raised; gevent would stop the watcher whose callback this is part of.
+        """
+        cdef _Place place
+        for place in batch:
+            if place.greenlet is not None:
+                try:
+                    place.greenlet.switch(outcome)
+                except BaseException as error:
+                    self._failed(self, type(error), error, error.__traceback__)

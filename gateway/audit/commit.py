@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 from gevent import get_hub, getcurrent
 
-from fastpath.syncer import Syncer, Waiters, tell
+from fastpath.syncer import Syncer, Waiters
 from gateway.audit.spool import Head, Spool
 from gateway.errors import AuditUnavailable
 
@@ -82,7 +82,7 @@ class Commit:
         self._beside = beside
         hub = get_hub()
         self._loop = hub.loop
-        self._waiters = Waiters(hub.switch, getcurrent, self._begin_soon)
+        self._waiters = Waiters(hub.switch, getcurrent, self._begin_soon, hub.handle_error)
         self._free: list[Turn] = []
         self._under_way: list[Turn] = []
         self._stuck = self._stopped = self._watching = False
@@ -121,7 +121,7 @@ class Commit:
             turn.watcher.stop()
             turn.watcher.close()
             turn.disk.stop()
-        self._loop.run_callback(tell, self._everybody(), False)
+        self._loop.run_callback(self._waiters.tell, self._everybody(), False)
 
     # --- in the hub
 
@@ -173,14 +173,11 @@ class Commit:
         if self._stuck and not self._stopped:
             self._stuck = False
             log.warning("the audit spool's disk answers again")
-        try:
-            tell(batch, not error)
-        finally:
-            # Whatever one of them raised: the others, who may wait again, are served.
-            if error:
-                self._begin_soon()
-            else:
-                self._begin()
+        self._waiters.tell(batch, not error)
+        if error:
+            self._begin_soon()
+        else:
+            self._begin()
 
     def _fail(self, error: int) -> None:
         """Nothing that is under way counts: what this one should have written may be forgotten by the kernel."""
@@ -191,7 +188,7 @@ class Commit:
                 self._beside.sync_failed()
             except OSError as also:
                 log.error("the names of patients could not be written again: %s", also.strerror)
-        self._loop.run_callback(tell, self._void_all(), False)
+        self._loop.run_callback(self._waiters.tell, self._void_all(), False)
 
     def _void_all(self) -> list[object]:
         """All who wait for a sync that is under way, whom it tells nothing any more."""
@@ -213,7 +210,7 @@ class Commit:
             log.error("the audit spool's disk has not answered for %s s", SLOW_S)
             self._stuck = True
             self._spool.state.suspect = True
-            tell(self._everybody(), False)
+            self._waiters.tell(self._everybody(), False)
 
     def _look_in(self, after_s: float) -> None:
         self._timer.stop()

@@ -308,7 +308,7 @@ class TestOverlappingSyncs:
     def test_who_fails_after_the_wait_keeps_nobody_else_waiting(self, quiet, monkeypatch):
         held, hub, errors = Held(quiet), gevent.get_hub(), []
         quiet._commit._took_s = 0.0001
-        monkeypatch.setattr(hub, "handle_error", lambda context, kind, value, tb: errors.append(str(value)))
+        monkeypatch.setattr(hub, "print_exception", lambda context, kind, value, tb: errors.append(str(value)))
 
         def fail():
             quiet.record(_request(1), 0)

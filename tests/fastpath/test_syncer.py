@@ -12,7 +12,7 @@ import gevent
 import greenlet
 import pytest
 
-from fastpath.syncer import Syncer, Waiters, tell
+from fastpath.syncer import Syncer, Waiters
 
 
 @pytest.fixture
@@ -110,7 +110,8 @@ class TestWaiters:
 
     @pytest.fixture
     def waiters(self, asked: list[str]) -> Waiters:
-        return Waiters(gevent.get_hub().switch, gevent.getcurrent, lambda: asked.append("asked"))
+        hub = gevent.get_hub()
+        return Waiters(hub.switch, gevent.getcurrent, lambda: asked.append("asked"), hub.handle_error)
 
     def test_all_who_wait_are_told_in_their_order(self, waiters: Waiters, asked: list[str]) -> None:
         told: list[tuple[int, object]] = []
@@ -121,7 +122,7 @@ class TestWaiters:
         late = gevent.spawn(waiters.wait)
         gevent.sleep(0)
         assert (len(waiters), asked) == (1, ["asked"]), "somebody was asked already"
-        gevent.get_hub().loop.run_callback(tell, batch, "done")
+        gevent.get_hub().loop.run_callback(waiters.tell, batch, "done")
         gevent.joinall(jobs, timeout=5)
         assert told == [(n, "done") for n in range(5)]
         assert not late.ready()
@@ -141,14 +142,15 @@ class TestWaiters:
         gevent.sleep(0)
         killed.kill(block=False)
         gevent.sleep(0)
-        gevent.get_hub().loop.run_callback(tell, waiters.take(), True)
+        gevent.get_hub().loop.run_callback(waiters.tell, waiters.take(), True)
         gevent.joinall([killed, other], timeout=5)
         assert other.value is True
         assert went_on == ["after its own wait"]
 
     def test_one_that_fails_does_not_keep_the_others_waiting(self) -> None:
         hub = greenlet.getcurrent()
-        waiters = Waiters(hub.switch, greenlet.getcurrent, lambda: None)
+        failed: list[tuple[object, ...]] = []
+        waiters = Waiters(hub.switch, greenlet.getcurrent, lambda: None, lambda *fault: failed.append(fault))
         told: list[object] = []
 
         def fail() -> None:
@@ -157,10 +159,11 @@ class TestWaiters:
 
         for work in (fail, lambda: told.append(waiters.wait())):
             greenlet.greenlet(work, hub).switch()
-        with pytest.raises(RuntimeError, match="nobody catches it"):
-            tell(waiters.take(), True)
+        waiters.tell(waiters.take(), True)
         assert told == [True]
+        ((context, kind, error, traceback),) = failed
+        assert (context, kind, str(error), traceback is not None) == (waiters, RuntimeError, "nobody catches it", True)
 
-    def test_no_batch(self) -> None:
+    def test_no_batch(self, waiters: Waiters) -> None:
         with pytest.raises(TypeError):
-            tell(None, True)  # type: ignore[arg-type]
+            waiters.tell(None, True)  # type: ignore[arg-type]
