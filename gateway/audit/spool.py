@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from gevent.monkey import get_original
+
 from fastpath.chain import Chain
 from gateway.audit.chain import genesis, link
 from gateway.audit.columns import rows
@@ -209,6 +211,8 @@ class Spool(Chain):
         self._most = max(2, max_bytes // segment_bytes) if segment_bytes else 0
         self._segments: list[Segment] = []
         self._spare: Path | None = None
+        # NOTE: between the hub's thread and one of its pool, so not gevent's.
+        self._making = get_original("_thread", "allocate_lock")()
         self._unsynced: list[Segment] = []
         self._syncing: dict[int, list[Segment]] = {}
         self._durable = 0
@@ -236,10 +240,16 @@ class Spool(Chain):
         return self._spare is None
 
     def make_room(self) -> None:
-        """Make the file that is used next; may run in another thread, one at a time.
+        """Make the file that is used next; may run in another thread.
 
         Raises: SpoolFull.
         """
+        with self._making:
+            self._make_spare()
+
+    def _make_spare(self) -> None:
+        if self._spare is not None:
+            return
         if len(self._segments) + 1 > self._most:
             raise SpoolFull("the spool has reached its bound")
         number = int(self._segments[-1].path.stem) + 1 if self._segments else 1
@@ -256,16 +266,28 @@ class Spool(Chain):
         """Go on in the next file."""
         if need_bytes > MAX_RECORD_BYTES:
             raise SpoolFull("an event of more than 64 KiB")
-        if self._spare is None:
-            self.make_room()
-        spare, self._spare = self._spare, None
-        if spare is None:
-            raise SpoolFull
-        fd = os.open(spare, os.O_RDWR | os.O_CLOEXEC)
-        os.pwrite(fd, HEADER.pack(MAGIC, self.chain.encode(), self.sequence + 1, self.hash), 0)
-        os.close(fd)
-        self._use(Segment(spare), HEADER.size)
+        # NOTE: another thread may be at the very file that is needed: it is awaited, as making it here would be.
+        with self._making:
+            self._make_spare()
+            spare, self._spare = self._spare, None
+            if spare is None:
+                raise SpoolFull
+            try:
+                segment = self._begun(spare)
+            except OSError as error:
+                self._spare = spare
+                raise SpoolFull(error.strerror) from error
+            self._use(segment, HEADER.size)
         self.rolled()
+
+    def _begun(self, path: Path) -> Segment:
+        """A file of zeros with the header of what comes next."""
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.pwrite(fd, HEADER.pack(MAGIC, self.chain.encode(), self.sequence + 1, self.hash), 0)
+        finally:
+            os.close(fd)
+        return Segment(path)
 
     def _use(self, segment: Segment, at: int) -> None:
         self._segments.append(segment)

@@ -1,15 +1,18 @@
 """The spool on a real disk: killed writers, torn records, full disks."""
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from gateway.audit import spool as spool_module
 from gateway.audit.chain import genesis, link
 from gateway.audit.event import AuditEvent, encode
 from gateway.audit.spool import SpoolFull, State, adopt, chains, lock_chain, open_spool, sync_files
@@ -121,6 +124,46 @@ def test_room_is_wanted_as_soon_as_a_file_is_begun(tmp_path):
         for _ in range(5):
             spool.append(b"x" * 60_000)
         assert told == [True]
+
+
+def test_a_file_that_a_thread_is_making_is_waited_for(tmp_path, monkeypatch):
+    fill, begun = spool_module._fill, threading.Event()
+
+    def slow(path, size):
+        begun.set()
+        time.sleep(0.3)
+        fill(path, size)
+
+    with opened(tmp_path) as spool:
+        monkeypatch.setattr(spool_module, "_fill", slow)
+        thread = threading.Thread(target=spool.make_room)
+        thread.start()
+        begun.wait(5)
+        for _ in range(5):
+            spool.append(b"x" * 60_000)
+        thread.join()
+        for _ in range(5):
+            spool.append(b"x" * 60_000)
+        assert len(_all(spool)) == 10
+    with opened(tmp_path) as again:
+        assert (again.sequence, again.damaged) == (10, "")
+
+
+def test_a_file_that_cannot_be_begun_is_no_room_and_is_kept(tmp_path, monkeypatch):
+    with opened(tmp_path) as spool:
+        spool.make_room()
+        for _ in range(4):
+            spool.append(b"x" * 60_000)
+        with monkeypatch.context() as broken:
+            broken.setattr(spool_module, "Segment", _no_descriptor)
+            with pytest.raises(SpoolFull, match="Too many open files"):
+                spool.append(b"x" * 60_000)
+        spool.append(b"x" * 60_000)
+        assert [record.sequence for record in _all(spool)] == [1, 2, 3, 4, 5]
+
+
+def _no_descriptor(path):
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def test_a_successor_goes_on_with_the_chain(tmp_path):
