@@ -31,7 +31,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "canary",
         help="send marked requests, and look for the marks where nothing personal may be",
         description="Sends requests with made-up names, ids, tokens and bodies, all but those to --path refused, and "
-        "looks for them in every answer, log, metric, file and row that it is told of. No patient's data is touched. "
+        "looks for them in every answer, log, metric, file and row that it is told of: one place at least beside the "
+        "answers. No patient's data is touched. "
         "Ends with 0 if nothing was found, 1 if something was, 2 if a place could not be looked at.",
     )
     parser.add_argument("--gateway", required=True, type=http_url, metavar="URL", help="the public listener")
@@ -64,18 +65,23 @@ def _run(options: argparse.Namespace) -> int:
     from gateway.canary.marks import make_marks
     from gateway.canary.probes import probes, send
 
+    dsn = _dsn(options)
+    if not (options.metrics or options.log or options.data_dir or dsn):
+        return _unusable("name a place to look in: --metrics, --log, --data-dir or --dsn")
     marks = make_marks(secrets.token_hex)
     begun_s = time.time()
     try:
         bearer = _token(options.token) if options.token is not None else ""
         heard = [send(options.gateway, probe, not options.insecure) for probe in probes(marks, options.path, bearer)]
     except (OSError, ValueError) as error:
-        print(f"caregate canary: {reason(error)}", file=sys.stderr)
-        return 2
+        return _unusable(reason(error))
+    answered = sum(1 for one in heard if one.status)
+    if not answered:
+        return _unusable(f"{options.gateway} answered none of {len(heard)} requests: is that the public listener?")
     time.sleep(options.wait)
-    print(f"{len(heard)} requests sent, {sum(1 for one in heard if one.status)} answered")
+    print(f"{len(heard)} requests sent, {answered} answered")
     found, blind = 0, 0
-    for name, sink in _sinks(options, marks, heard, begun_s):
+    for name, sink in _sinks(options, dsn, marks, heard, begun_s):
         try:
             leaks = list(sink())
         except Exception as error:
@@ -90,8 +96,14 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if found else 2 if blind else 0
 
 
+def _unusable(why: str) -> int:
+    """Say why nothing was looked for; the exit status."""
+    print(f"caregate canary: {why}", file=sys.stderr)
+    return 2
+
+
 def _sinks(
-    options: argparse.Namespace, marks: Marks, heard: list[Heard], begun_s: float
+    options: argparse.Namespace, dsn: str, marks: Marks, heard: list[Heard], begun_s: float
 ) -> Iterator[tuple[str, Callable[[], Iterator[Leak]]]]:
     """Where is looked: a name, and what looks there."""
     from gateway.canary.sinks import look, look_in_rows, look_in_spool
@@ -116,7 +128,6 @@ def _sinks(
         folder = options.data_dir
         yield "audit spool", lambda: look_in_spool(_there(folder / "audit"), marks)
         yield "data directory", partial(_in_data_dir, folder, marks)
-    dsn = _dsn(options)
     if dsn:
         yield "audit trail", lambda: look_in_rows("audit.event", _rows(dsn, begun_s), marks)
 

@@ -32,6 +32,8 @@ CASES = [
     pytest.param("GET", OWN, "outsider", {"exp": int(time.time()) - 60, "iat": int(time.time()) - 600}, "token-invalid",
                  id="expired"),
     pytest.param("GET", OWN, "outsider", {"iss": "https://id.test/other"}, "token-invalid", id="another issuer"),
+    pytest.param("GET", OWN, "outsider", {"cnf": {"jkt": "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"}},
+                 "token-invalid", id="bound to a key"),
     pytest.param("GET", OWN, "not.a.token", {}, "token-invalid", id="no token at all"),
     pytest.param("POST", OWN, "outsider", {}, "method-not-allowed", id="another method"),
     pytest.param("GET", "/v1/nowhere", "outsider", {}, "not-found", id="nowhere"),

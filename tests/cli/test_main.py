@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from gateway.canary.marks import make_marks
+from gateway.canary.probes import Heard
 from gateway.cli.audit_source import Unusable, checkpoints_of
 from gateway.cli.canary import in_file
 from gateway.cli.main import main
@@ -44,9 +45,10 @@ BINARY = b"\xcd\xff no text"
     [
         pytest.param("explain GET /x --token-file {binary}", 2, "is not text in UTF-8", id="a binary token"),
         pytest.param("explain POST /x --body {binary}", 2, "what was read is not text in UTF-8", id="a binary body"),
-        pytest.param("canary --gateway {url} --token {binary}", 2, "is not text in UTF-8", id="canary's token"),
-        pytest.param("canary --gateway {url} --token {empty}", 2, "holds no bearer token", id="no token"),
-        pytest.param("canary --gateway {url} --token {lines}", 2, "holds no bearer token", id="two tokens"),
+        pytest.param("canary --gateway {url} --log x --token {binary}", 2, "is not text in UTF-8", id="canary's token"),
+        pytest.param("canary --gateway {url} --log x --token {empty}", 2, "holds no bearer token", id="no token"),
+        pytest.param("canary --gateway {url} --log x --token {lines}", 2, "holds no bearer token", id="two tokens"),
+        pytest.param("canary --gateway {url}", 2, "name a place to look in: --metrics, --log", id="nowhere to look"),
         pytest.param("canary --gateway nope", 2, "takes a URL", id="no URL"),
         pytest.param("selftest --config x --gateway http://[::1", 2, "takes a URL", id="half a URL"),
         pytest.param("workers list --run-dir {folder}", 1, "no gateway runs under", id="no workers"),
@@ -93,6 +95,15 @@ def test_checkpoints_that_are_not_there_verify_nothing(tmp_path, outside) -> Non
 
 def test_the_words_of_an_agent_s_command_are_filled_in_and_other_braces_stay() -> None:
     assert filled('{key}:{"a": {nope}}', {"key": "k.pem"}) == 'k.pem:{"a": {nope}}'
+
+
+def test_a_canary_that_nobody_answered_is_not_clean(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("gateway.canary.probes.send", lambda gateway, probe, verify: Heard(probe, 0, b""))
+    (tmp_path / "log").touch()
+    assert main(["canary", "--gateway", "http://127.0.0.1:1", "--log", str(tmp_path), "--wait", "0"]) == 2
+    said = capsys.readouterr()
+    assert "answered none of" in said.err
+    assert "clean" not in said.out
 
 
 def test_the_canary_counts_what_it_could_not_look_at(tmp_path) -> None:
