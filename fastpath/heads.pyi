@@ -3,7 +3,7 @@ from typing import Any
 Fields = list[tuple[str, str]]
 
 class FieldNames:
-    def __init__(self, removed: frozenset[str]) -> None: ...
+    def __init__(self, removed: frozenset[str], beginnings: tuple[str, ...]) -> None: ...
 
 def encode_request_head(
     names: FieldNames,

@@ -110,13 +110,14 @@ cdef bint put_optional(Pen* pen, str text) noexcept:
 
 
 cdef class FieldNames:
-    """Environ keys to what REQ's header says of them; a name of `removed` and every `x-caregate-*` stays behind."""
+    """Environ keys to what REQ's header says of them; what is named in `removed`, or begins so, stays behind."""
 
     cdef frozenset _removed
+    cdef tuple _beginnings
     cdef dict _known
 
-    def __init__(self, frozenset removed not None):
-        self._removed = removed
+    def __init__(self, frozenset removed not None, tuple beginnings not None):
+        self._removed, self._beginnings = removed, beginnings
         self._known = {}
 
     cdef object opening(self, str key):
@@ -128,7 +129,7 @@ cdef class FieldNames:
         if known is not None:
             return known
         name = key[5:].replace("_", "-").lower()
-        if name in self._removed or name.startswith("x-caregate-"):
+        if name in self._removed or name.startswith(self._beginnings):
             known = b""
         else:
             raw = name.encode("utf-8")

@@ -64,15 +64,15 @@ cdef int _put_text(str text) except -1:
 cdef class RequestHeads:
     """Writes the heads of requests that go on.
 
-    Shapes: `dropped` names caller's fields (lower case) that do not go on, nor does any that starts with `private`.
+    Shapes: `dropped` names caller's fields (lower case) that do not go on, nor does any that begins as one of `private`.
     Holds: the spelling of at most 1024 field names.
     """
 
     cdef frozenset dropped
-    cdef str private
+    cdef tuple private
     cdef dict names
 
-    def __init__(self, frozenset dropped not None, str private not None):
+    def __init__(self, frozenset dropped not None, tuple private not None):
         self.dropped = dropped
         self.private = private
         self.names = {}

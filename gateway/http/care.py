@@ -31,10 +31,11 @@ from gateway.rbac.purpose import FIELD, decide_purpose
 from gateway.rbac.reference import applies, bases_of
 from gateway.rbac.search import decide_search, is_strict, patients_searched, read_search
 from gateway.routing.model import Binding, Consent, Purpose, Route, UnitAction
+from gateway.routing.onward import OVERRIDES
 from gateway.routing.query import check_query
 
 Opens = Callable[[RequestContext, Principal, Route, str], bool]
-_CONDITIONAL = ("HTTP_IF_NONE_EXIST", "HTTP_X_HTTP_METHOD_OVERRIDE", "HTTP_X_HTTP_METHOD", "HTTP_X_METHOD_OVERRIDE")
+_CONDITIONAL = ("HTTP_IF_NONE_EXIST", *OVERRIDES)
 """Fields with which a request would be another one than was decided upon, or search."""
 
 

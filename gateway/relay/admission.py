@@ -77,6 +77,14 @@ class DialGate:
         self._late_tokens -= 1
         return False
 
+    def give_back(self) -> None:
+        """Whoever was let in has no good token.
+
+        SEC: or anybody who dials without one, often enough, would keep the units out.
+        """
+        self._tokens = min(self._most_per_s, self._tokens + 1)
+        self._admitted = max(0, self._admitted - 1)
+
     def opened(self) -> None:
         """A dial was answered with 101."""
         self.open += 1

@@ -168,6 +168,7 @@ class ConnectResource:
             # SEC: the checks before may have waited; who is revoked now gets no 101.
             self._refuse(login)
         except (TokenMissing, TokenAmbiguous, TokenInvalid, Forbidden, UnitUnknown):
+            self._gate.give_back()
             # The trail keeps it, as it does a caller's whose token is refused.
             if ctx is not None:
                 ctx.rule = REFUSED

@@ -17,6 +17,7 @@ from gateway.relay.context_token import sign_context
 from gateway.relay.decoding import field_fault
 from gateway.relay.frames import Fields, Request
 from gateway.routing.model import Route, UnitAction
+from gateway.routing.onward import LEFT_OUT, LEFT_OUT_BEGINNINGS, refuse_override
 from gateway.routing.query import check_query
 from gateway.routing.target import forward_target
 
@@ -24,41 +25,12 @@ PIECE_BYTES: Final = 65_536
 KEEP_BYTES: Final = 1_048_576
 """A body up to this size stays in memory until the unit has acknowledged, for one repeat."""
 
-HOP_BY_HOP: Final = frozenset(
-    {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
-"""Source: RFC 9110 7.6.1."""
-
-_REMOVED: Final = HOP_BY_HOP | {
-    "authorization",
-    "content-length",
-    "cookie",
-    "expect",
-    "forwarded",
-    "host",
-    "http2-settings",
-    "traceparent",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
-    "x-real-ip",
-    "x-request-id",
-}
+_REMOVED: Final = LEFT_OUT | {"cookie", "traceparent"}
 _NAMES_NOTHING: Final = frozenset({"keep-alive", "close"})
 """What `Connection` mostly says."""
 
-_WITHOUT_COOKIES: Final = FieldNames(_REMOVED)
-_WITH_COOKIES: Final = FieldNames(_REMOVED - {"cookie"})
+_WITHOUT_COOKIES: Final = FieldNames(_REMOVED, LEFT_OUT_BEGINNINGS)
+_WITH_COOKIES: Final = FieldNames(_REMOVED - {"cookie"}, LEFT_OUT_BEGINNINGS)
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z").match
 """Source: W3C Trace Context, 3.2."""
@@ -75,8 +47,9 @@ def build_request(
 ) -> Request:
     """What the unit is asked.
 
-    Raises: QueryRefused; BadRequest for a field that cannot travel or a malformed Idempotency-Key.
+    Raises: QueryRefused; BadRequest for a field that cannot travel, a malformed Idempotency-Key or another method.
     """
+    refuse_override(env, ctx.method)
     if ctx.query:
         check_query(ctx.query, route.query)
     key = unit.context_key
@@ -142,7 +115,7 @@ def build_fields(env: dict[str, Any], cookies: bool) -> Fields:
     for key, value in env.items():
         if key.startswith("HTTP_"):
             name = _name(key)
-            if (name not in removed and not name.startswith("x-caregate-")) or (name == "cookie" and cookies):
+            if (name not in removed and not name.startswith(LEFT_OUT_BEGINNINGS)) or (name == "cookie" and cookies):
                 fields.append((name, value))
     content_type = env.get("CONTENT_TYPE")
     if content_type:

@@ -24,8 +24,9 @@ from gateway.relay.dispatcher import Body, Call, Dispatcher
 from gateway.relay.exchange import Exchange
 from gateway.relay.failures import error_of
 from gateway.relay.frames import Fields, ResetCode, Response
-from gateway.relay.request import HOP_BY_HOP, NO_BODY, RequestBody, build_request
+from gateway.relay.request import NO_BODY, RequestBody, build_request
 from gateway.routing.model import Route, UnitAction
+from gateway.routing.onward import HOP_BY_HOP
 
 HOLD_BYTES: Final = 65_536
 """Status and fields are held back until the answer is complete or this much is in hand: most losses are a clean 502."""

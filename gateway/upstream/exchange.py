@@ -16,9 +16,9 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from gateway.routing.onward import HOP_BY_HOP
 from gateway.upstream.connection import UpstreamConnection
 from gateway.upstream.pool import Endpoint, Pool
-from gateway.upstream.request import HOP_BY_HOP
 
 REPEATABLE = frozenset({"GET", "HEAD", "OPTIONS"})
 HELD_BYTES = 65_536

@@ -7,37 +7,10 @@ from typing import Any
 
 from fastpath.upstream import RequestHeads
 from gateway.context import RequestContext
+from gateway.routing.onward import LEFT_OUT, LEFT_OUT_BEGINNINGS
 
-HOP_BY_HOP = frozenset(
-    {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
-_OURS = frozenset(
-    {
-        "authorization",  # SEC: the caller's token is for the gateway; an upstream could replay it
-        "content-length",
-        "expect",
-        "forwarded",
-        "host",
-        "http2-settings",
-        "x-forwarded-for",
-        "x-forwarded-host",
-        "x-forwarded-proto",
-        "x-real-ip",
-        "x-request-id",
-    }
-)
 _PLAIN_CONNECTION = frozenset({"keep-alive", "close"})
-_heads = RequestHeads(HOP_BY_HOP | _OURS, "x-caregate-")
+_heads = RequestHeads(LEFT_OUT, LEFT_OUT_BEGINNINGS)
 
 
 def nominated(connection: str) -> frozenset[str]:

@@ -13,8 +13,9 @@ from gateway.relay import frames as fr
 from gateway.relay.decoding import decode_any, decode_ordinary, field_fault
 from gateway.relay.frames import ProtocolViolation
 from gateway.relay.request import _REMOVED, build_fields
+from gateway.routing.onward import LEFT_OUT_BEGINNINGS
 
-NAMES = FieldNames(_REMOVED)
+NAMES = FieldNames(_REMOVED, LEFT_OUT_BEGINNINGS)
 ID = "0b8f6f5e-0000-4000-8000-000000000001"
 LIMIT = 131_072
 

@@ -7,7 +7,7 @@ import pytest
 from fastpath.upstream import AnswerError, AnswerNames, AnswerReader, RequestHeadError, RequestHeads
 
 NAMES = AnswerNames(frozenset({"connection", "content-length", "relay-source", "upgrade"}))
-HEADS = RequestHeads(frozenset({"authorization", "connection"}), "x-caregate-")
+HEADS = RequestHeads(frozenset({"authorization", "connection"}), ("x-caregate-",))
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 EMPTY = OK + b"Content-Length: 0\r\n\r\n"

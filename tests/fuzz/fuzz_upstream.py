@@ -19,7 +19,7 @@ from fastpath.upstream import AnswerError, AnswerNames, AnswerReader, RequestHea
 
 DROPPED = frozenset({"connection", "content-length", "keep-alive", "transfer-encoding", "upgrade", "relay-source"})
 NAMES = AnswerNames(DROPPED)
-HEADS = RequestHeads(DROPPED | {"authorization"}, "x-caregate-")
+HEADS = RequestHeads(DROPPED | {"authorization"}, ("x-caregate-",))
 
 OK = b"HTTP/1.1 200 OK\r\n"
 SEEDS = [

@@ -12,6 +12,7 @@ from fastpath.frames import OP_BINARY, OP_CLOSE, OP_PING, OP_PONG, OP_TEXT, Deco
 from gateway.config.snapshot import CompiledUnit
 from gateway.errors import Overloaded
 from gateway.relay import frames as fr
+from gateway.relay.admission import DialGate
 from gateway.relay.decoding import decode
 from gateway.relay.endpoint import accept_key
 from gateway.relay.mesh_link import HoldingLink
@@ -85,6 +86,15 @@ def test_bytes_after_the_handshake_are_not_lost(rig):
     sock, status, head = dial(rig, worker, rig.handshake(rig.unit_token()) + encode_frame(OP_BINARY, hello, b"abcd"))
     assert status == 101
     rig.until(lambda: worker.relay.registry.connected("hospital"))
+
+
+@pytest.mark.parametrize("token", [None, "x.y.z"], ids=["none", "garbage"])
+def test_who_dials_without_a_good_token_keeps_no_unit_out(rig, token):
+    worker = rig.worker()
+    worker.relay.connect_resource._gate = DialGate(1, clock=lambda: 100.0)
+    assert [dial(rig, worker, rig.handshake(token))[1] for _ in range(3)] == [401] * 3
+    assert dial(rig, worker, rig.handshake(rig.unit_token()))[1] == 101
+    assert dial(rig, worker, rig.handshake(rig.unit_token()))[1] == 503
 
 
 def test_too_many_connections(rig):

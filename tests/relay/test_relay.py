@@ -68,6 +68,8 @@ def test_what_a_unit_is_sent_and_what_comes_back(rig):
         "X-Mine": "1",
         "Accept": "application/fhir+json",
         "X-Forwarded-For": "1.2.3.4",
+        "X-Forwarded-User": "admin",
+        "X-Original-URL": "/admin",
         "Content-Type": "application/json",
     }
     answer = rig.fetch(worker.port, "POST", "/units/hospital/a%2Cb", b"{}", headers)
@@ -88,6 +90,23 @@ def test_what_a_unit_is_sent_and_what_comes_back(rig):
     assert answer.headers["relay-source"] == "unit"
     assert not {"set-cookie", "x-hop", *ORIGIN_WIDE} & set(answer.headers)
     assert answer.headers.get("x-request-id") != "forged"
+
+
+def test_a_unit_is_asked_for_no_other_method(rig):
+    seen = []
+
+    def script(unit, event):
+        seen.append(event.request.method)
+        unit.ack(event.stream)
+        unit.answer(event.stream, 200, b"")
+
+    worker = rig.worker()
+    rig.unit(worker, script)
+    for override in ("DELETE", "POST, DELETE", ""):
+        headers = {"X-HTTP-Method-Override": override}
+        assert rig.fetch(worker.port, "POST", "/units/hospital/a", b"{}", headers).status == 400
+    assert rig.fetch(worker.port, "POST", "/units/hospital/a", b"{}", {"X-HTTP-Method": "POST"}).status == 200
+    assert seen == ["POST"]
 
 
 def test_many_at_once(rig):

@@ -82,6 +82,12 @@ def answering(*answers: bytes, keep: list[Any] | None = None) -> Callable[[Any],
     return script
 
 
+WORDS_OF_A_PROXY = {
+    "X-Forwarded-User": "admin", "X-Forwarded-Prefix": "/other", "X-Original-URL": "/admin", "X-Rewrite-URL": "/admin",
+    "True-Client-IP": "203.0.113.1",
+}  # fmt: skip
+
+
 class TestSending:
     def test_the_head(self, fake: Fake) -> None:
         seen: list[Any] = []
@@ -92,6 +98,7 @@ class TestSending:
             "TE": "trailers", "Connection": "close, x-hop", "X-Hop": "1", "Keep-Alive": "5", "Accept": "text/plain",
             "Expect": "100-continue",
             "X-Forwarded-Host": "evil", "X-Real-Ip": "203.0.113.1", "Proxy-Authorization": "x", "Host": "gw.example",
+            **WORDS_OF_A_PROXY,
         }  # fmt: skip
         Gateway(upstream.url).call(path="/a/b", query_string="q=%20", headers=headers)
         line, fields, body = seen[0]
@@ -108,6 +115,17 @@ class TestSending:
         upstream = fake(answering(HELLO, keep=seen))
         Gateway(upstream.url, route={"action": UpstreamAction("u", "/v2/{rest}")}).call(path="/x/y")
         assert seen[0][0] == "GET /v2/x/y HTTP/1.1"
+
+    @pytest.mark.parametrize("field", ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"])
+    def test_another_method_is_not_asked_for(self, fake: Fake, field: str) -> None:
+        seen: list[Any] = []
+        upstream = fake(answering(HELLO, keep=seen))
+        gateway = Gateway(upstream.url)
+        gateway.call("POST", headers={field: "DELETE"})
+        assert [type(error) for error in gateway.raised] == [errors.BadRequest]
+        assert not seen
+        gateway.call("POST", headers={field: "post"})
+        assert seen[0][0].startswith("POST ")
 
     def test_a_short_body(self, fake: Fake) -> None:
         seen: list[Any] = []
