@@ -219,7 +219,7 @@ def check(desk: Desk, call: Call) -> Reply:
 def _load_or_faults(desk: Desk, raw: bytes) -> Any:
     """NOTE: what leaves a function of gevent's thread pool as an exception is printed with its traceback."""
     try:
-        return load_text(raw, desk.settings.config_path.parent)
+        return load_text(raw, desk.settings.config_path.parent, sent=True)
     except Refused as error:
         return error.places
 

@@ -26,6 +26,9 @@ _KEPT_FROM_IT: Final = "CAREGATE_SECRET_"
 _SAID_FD: Final = 3
 _MAX_STATUS_BYTES: Final = 256
 _poll: Any = get_original("select", "poll")
+# NOTE: gevent's own watch the child by the loop of the main thread, and fail in any other.
+_posix_spawn: Any = get_original("os", "posix_spawn")
+_waitpid: Any = get_original("os", "waitpid")
 _POLLIN: Final = 1
 
 
@@ -33,11 +36,12 @@ class CommandFailed(ValueError):
     """It gave no secret; the message shows nothing that it printed."""
 
 
-def read_argv(text: str, environ: Mapping[str, str]) -> list[str]:
+def read_argv(text: str, environ: Mapping[str, str], *, sent: bool = False) -> list[str]:
     """The command of a reference, `["/path/of/program", "argument"]`, if it may be run.
 
     SEC: whoever may write the configuration could run anything as the gateway. A document in the database is written
-    over the network, so there only programs count that the gateway's environment names.
+    over the network, as is one that was `sent` to be checked, so there only programs count that the gateway's
+    environment names.
     Raises: CommandFailed.
     """
     try:
@@ -49,7 +53,7 @@ def read_argv(text: str, environ: Mapping[str, str]) -> list[str]:
     if not argv[0].startswith("/") or any("\0" in argument for argument in argv):
         raise CommandFailed("must name its program by an absolute path")
     named = [path for path in environ.get(COMMANDS_VARIABLE, "").split(":") if path]
-    if argv[0] not in named and (named or environ.get("CAREGATE_CONFIG_SOURCE", "file") != "file"):
+    if argv[0] not in named and (named or sent or environ.get("CAREGATE_CONFIG_SOURCE", "file") != "file"):
         raise CommandFailed(f"runs {argv[0]}, which {COMMANDS_VARIABLE} does not name")
     return list(argv)
 
@@ -81,7 +85,7 @@ def run_command(argv: list[str], environ: Mapping[str, str], max_bytes: int) -> 
             raise
         finally:
             with suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+                _waitpid(pid, 0)
     finally:
         os.close(output)
         os.close(said)
@@ -116,10 +120,11 @@ def _spawn(argv: list[str], environ: Mapping[str, str], output: int, said: int, 
     try:
         actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, null, 2)]
         actions.append((os.POSIX_SPAWN_DUP2, said, _SAID_FD))
-        return os.posix_spawn(
+        spawned: int = _posix_spawn(
             sys.executable, [sys.executable, "-I", "-S", "-c", _RUNNER, str(_SAID_FD), *argv], env,
             file_actions=actions, setpgroup=0, setsigmask=mask, setsigdef=[signal.SIGCHLD],
         )  # fmt: skip
+        return spawned
     finally:
         os.close(null)
 

@@ -82,15 +82,16 @@ def load_text(
     resources: Collection[str] | None = None,
     catalog_check: CatalogCheck | None = None,
     reads: Callable[[bytes], Source] = read,
+    sent: bool = False,
 ) -> Loaded:
-    """Parse, check and compile a document's text; `reads` as `parse` has it.
+    """Parse, check and compile a document's text; `reads` as `parse` has it, `sent` as Secrets.
 
     Raises: Refused.
     """
     parsed = parse(raw, reads)
     if parsed.document is None:
         raise Refused(parsed.faults)
-    secrets = Secrets(directory, os.environ if environ is None else environ)
+    secrets = Secrets(directory, os.environ if environ is None else environ, sent=sent)
     checked = check(parsed.document, secrets, dropped=parsed.dropped, resources=resources, catalog_check=catalog_check)
     faults = located(without_echoes(parsed.faults, checked.faults), parsed.lines)
     if faults:

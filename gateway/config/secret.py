@@ -23,11 +23,15 @@ class SecretUnavailable(ValueError):
 
 
 class Secrets:
-    """Resolves references relative to a document's directory; each is read once."""
+    """Resolves references relative to a document's directory; each is read once.
 
-    def __init__(self, directory: Path, environ: Mapping[str, str]) -> None:
+    Shapes: `sent`: the document came over the network, see command_secret.read_argv.
+    """
+
+    def __init__(self, directory: Path, environ: Mapping[str, str], *, sent: bool = False) -> None:
         self._directory = directory
         self._environ = environ
+        self._sent = sent
         self._read: dict[tuple[str, bool], bytes] = {}
 
     def resolve(self, ref: str, *, private: bool) -> bytes:
@@ -58,7 +62,8 @@ class Secrets:
 
     def _from_command(self, name: str) -> bytes:
         try:
-            content = run_command(read_argv(name, self._environ), self._environ, MAX_SECRET_BYTES)
+            argv = read_argv(name, self._environ, sent=self._sent)
+            content = run_command(argv, self._environ, MAX_SECRET_BYTES)
         except CommandFailed as error:
             raise SecretUnavailable(str(error)) from None
         return content.removesuffix(b"\n").removesuffix(b"\r")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from gateway.admin import versions
 from gateway.config.secret import Secrets, SecretUnavailable
 
 FILE = {"PATH": "/usr/bin:/bin"}
@@ -109,6 +113,46 @@ def test_a_document_in_the_database_runs_only_what_is_named(program):
     assert resolve(f'exec:["{path}"]', named) == b"x"
     assert "does not name" in refused('exec:["/bin/echo", "x"]', named)
     assert "does not name" in refused('exec:["/bin/echo", "x"]', {**FILE, "CAREGATE_EXEC_COMMANDS": path})
+
+
+def test_a_document_that_was_sent_to_be_checked_runs_only_what_is_named(program, tmp_path):
+    """It runs as the gateway, whoever sent it and wherever the document in force is."""
+    path = program(f"touch {tmp_path}/ran; echo x")
+    secrets = Secrets(tmp_path, FILE, sent=True)
+    with pytest.raises(SecretUnavailable, match="CAREGATE_EXEC_COMMANDS does not name"):
+        secrets.resolve(f'exec:["{path}"]', private=True)
+    assert not (tmp_path / "ran").exists()
+    named = Secrets(tmp_path, {**FILE, "CAREGATE_EXEC_COMMANDS": path}, sent=True)
+    assert named.resolve(f'exec:["{path}"]', private=True) == b"x"
+
+
+def test_the_admin_api_checks_a_document_as_one_that_was_sent(program, tmp_path):
+    reference = json.dumps(f'exec:["{program(f"touch {tmp_path}/ran; echo x")}"]')
+    document = f"""
+version: 1
+audiences: {{a: {{issuer: "https://id.test"}}}}
+roles: {{r: {{audience: a, keys: [{{kid: k, alg: HS256, secret: {reference}}}]}}}}
+controllers: {{}}
+"""
+    desk = SimpleNamespace(settings=SimpleNamespace(config_path=tmp_path / "caregate.yaml"))
+    call = SimpleNamespace(body=SimpleNamespace(document=document))
+    answer = versions.check(desk, call).answer
+    assert [fault.path for fault in answer.faults if "CAREGATE_EXEC_COMMANDS" in fault.detail]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_in_a_thread_of_a_patched_process(program):
+    """As a worker reloads: gevent's own way of starting a process knows the main thread alone."""
+    code = f"""
+from gevent import monkey; monkey.patch_all()
+import gevent
+from pathlib import Path
+from gateway.config.secret import Secrets
+secrets = Secrets(Path("/nowhere"), {FILE!r})
+print(gevent.get_hub().threadpool.apply(secrets.resolve, ('exec:["{program("echo x")}"]',), {{"private": True}}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "b'x'\n", done.stderr
 
 
 def test_in_a_thread_of_gevents_pool(program):
