@@ -15,7 +15,7 @@ from gevent.event import Event
 
 from gateway.agent.allowlist import TargetRefused, canonical_path
 from gateway.agent.context_token import ContextRefused
-from gateway.agent.fields import CONTEXT, forwarded
+from gateway.agent.fields import CONTEXT, PLACES, forwarded
 from gateway.agent.local_service import ConnectFailed
 from gateway.agent.response import ResponseBroken, ResponseReader
 from gateway.relay.frames import Oversize, RefusalReason, Request, ResetCode, Response
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gateway.agent.log import Log
     from gateway.agent.response import ResponseHead
     from gateway.agent.services import Service, Services
+    from gateway.relay.frames import Fields
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}(?:-[0-9a-f]{1,64}){3}")
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
@@ -361,13 +362,20 @@ class Exchange:
 
     def _send_head(self, head: ResponseHead, body: bytes, end: bool) -> None:
         spent_ms = int((time.monotonic() - self._dispatched_s) * 1000)
-        response = Response(head.status, head.fields, head.length, spent_ms)
+        response = Response(head.status, self._told(head.fields), head.length, spent_ms)
         try:
             alive = self._carrier.send_response(self._stream, response, body, end)
         except Oversize as error:
             raise Failed(ResetCode.UPSTREAM_PROTOCOL, "head too large") from error
         if not alive:
             raise StreamGone
+
+    def _told(self, fields: Fields) -> Fields:
+        """The answer's fields; what the gateway can ask for is named as it asks for it."""
+        if self._service is None or not any(name in PLACES for name, _ in fields):
+            return fields
+        asked = self._service.settings.asked
+        return [(name, asked(value) if name in PLACES else value) for name, value in fields]
 
     # ---
 

@@ -19,6 +19,7 @@ _HOP_BY_HOP = frozenset(
         "content-length",
     }
 )
+PLACES = frozenset({"location", "content-location"})
 _NOT_FORWARDED = frozenset({"host", "expect", "authorization"})
 
 

@@ -68,7 +68,7 @@ class KeyedExchange(Exchange):
             raise Failed(ResetCode.REFUSED, RefusalReason.KEY_REUSED, False)
         if not self._carrier.send_ack(self._stream):
             raise StreamGone
-        fields = [*kept.fields, REPLAYED]
+        fields = [*self._told(kept.fields), REPLAYED]
         self._send_whole(Response(kept.status, fields, len(kept.body)), kept.body)
         self._tell("replayed", status=kept.status)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from gateway.agent.endpoint import Endpoint
     from gateway.agent.ledger import Ledger
     from gateway.agent.settings import AgentSettings
+
+_ABSOLUTE = re.compile(r"https?://([^/?#\\]*)((?:[/?#].*)?)", re.IGNORECASE)
+"""Either scheme: a service behind a proxy of its own may not know by which one it is reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,27 @@ class ServiceSettings:
         """The path, or path and query, that the service itself is asked for."""
         rest = target[len(self.prefix) :] if self.strip_prefix else target
         return self.target.path + (rest if rest.startswith("/") else "/" + rest)
+
+    def asked(self, place: str) -> str:
+        """A `Location` of the service as the gateway asks for it: a path, if it lies below the target, else `place`.
+
+        Shapes: absolute or a path (RFC 3986, 4.1); a relative one is right as it is.
+        """
+        absolute = _ABSOLUTE.fullmatch(place)
+        path = place
+        if absolute is not None:
+            if absolute[1].lower() != self.target.authority.lower():
+                return place
+            path = absolute[2] if absolute[2].startswith("/") else f"/{absolute[2]}"
+        base = self.target.path
+        if not path.startswith("/") or not _below(path, base):
+            return place
+        rest = path[len(base) :]
+        return self.prefix + rest if self.strip_prefix else rest if _below(rest, self.prefix) else place
+
+
+def _below(path: str, base: str) -> bool:
+    return path.startswith(base) and path[len(base) : len(base) + 1] in {"", "/", "?", "#"}
 
 
 class Service:

@@ -27,7 +27,9 @@ def note_created(ctx: RequestContext, resp: falcon.Response) -> None:
         return
     bases = bases_of(route.bases, ctx.unit or ctx.params.get("unit", "")) if route.bases else ()
     known = ctx.told or ("", "")
-    key, patient = created(resource, resp.get_header("location") or "", _document(resp), bases)
+    # NOTE: the path that the caller is told need not name the type; what the unit or upstream said does.
+    location = getattr(resp.context, "said", None) or resp.get_header("location") or ""
+    key, patient = created(resource, location, _document(resp), bases)
     ctx.told = key, patient or known[1]
 
 

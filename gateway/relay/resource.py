@@ -25,6 +25,7 @@ from gateway.relay.exchange import Exchange
 from gateway.relay.failures import error_of
 from gateway.relay.frames import Fields, ResetCode, Response
 from gateway.relay.request import NO_BODY, RequestBody, build_request
+from gateway.routing.location import tell_places
 from gateway.routing.model import Route, UnitAction
 from gateway.routing.onward import HOP_BY_HOP
 
@@ -134,6 +135,9 @@ class UnitResource:
             exchange.chunks.clear()
             raise error_of(unit, exchange.failure)
         self._write_head(response, action, resp)
+        # PERF: `relay_small`: asked here, where most have neither.
+        if "location" in resp._headers or "content-location" in resp._headers:
+            tell_places(resp, ctx)
         ctx.relay_source = "unit"
         ctx.delivery = _STARTED
         self._write_body(ctx, route, unit, exchange, resp, response)

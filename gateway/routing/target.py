@@ -30,7 +30,7 @@ def forward_target(route_target: str | None, ctx: RequestContext) -> str:
 
 def target_params(route_target: str) -> frozenset[str]:
     """Names of the parameters a target template uses; for the configuration's cross-checks."""
-    return frozenset(name for name in _pieces(route_target)[1::2])
+    return frozenset(name for name in target_pieces(route_target)[1::2])
 
 
 def _fill(route_target: str, ctx: RequestContext) -> str:
@@ -39,10 +39,10 @@ def _fill(route_target: str, ctx: RequestContext) -> str:
         if cut is not None:
             before, index, after = cut
             return before + ctx.path.split("/", index)[index] + after
-    pieces = _pieces(route_target)
+    pieces = target_pieces(route_target)
     if len(pieces) == 1:
         return pieces[0]
-    raw = _raw_params(ctx)
+    raw = raw_params(ctx)
     out: list[str] = []
     in_query = False
     for index, piece in enumerate(pieces):
@@ -65,7 +65,7 @@ def _of_token(name: str, ctx: RequestContext) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _pieces(template: str) -> tuple[str, ...]:
+def target_pieces(template: str) -> tuple[str, ...]:
     """Literals at even places, parameter names at odd ones."""
     out: list[str] = []
     end = 0
@@ -92,14 +92,14 @@ def _cut(route_target: str, template: str) -> tuple[str, int, str] | None:
 
     PERF: `relay_small`, `upstream_small`: by far the most common target.
     """
-    pieces = _pieces(route_target)
+    pieces = target_pieces(route_target)
     rest = {name: index for index, name, takes_rest in _positions(template) if takes_rest}
     if len(pieces) != 3 or "?" in pieces[0] or pieces[1] not in rest:
         return None
     return pieces[0], rest[pieces[1]], pieces[2]
 
 
-def _raw_params(ctx: RequestContext) -> dict[str, str]:
+def raw_params(ctx: RequestContext) -> dict[str, str]:
     """Parameters as matched: cut from the canonical path, or encoded again where only the decoded value is known."""
     if ctx.route is None or not ctx.path:
         return {name: quote(value, safe=_SEGMENT_SAFE) for name, value in ctx.params.items()}

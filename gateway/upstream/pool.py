@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from gateway.config.model import Upstream
 from gateway.errors import UpstreamUnavailable, UpstreamUnreachable
+from gateway.routing.location import host_of
 from gateway.turns import Turns
 from gateway.upstream.breaker import Breaker, RetryBudget
 from gateway.upstream.connection import UpstreamConnection
@@ -53,6 +54,7 @@ class Pool:
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
         self.endpoints = [Endpoint(url) for url in upstream.endpoints]
+        self.hosts = frozenset(host_of(endpoint.host) for endpoint in self.endpoints)
         self.breaker = Breaker()
         self.budget = RetryBudget()
         self._idle_ns = upstream.idle_timeout_ms * _MS_NS

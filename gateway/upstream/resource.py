@@ -14,6 +14,7 @@ from gateway.bodies import Body
 from gateway.context import RequestContext
 from gateway.errors import GatewayError, InternalError
 from gateway.http.problems import reason
+from gateway.routing.location import tell_places
 from gateway.routing.model import Route, UpstreamAction
 from gateway.routing.onward import refuse_override
 from gateway.routing.target import forward_target
@@ -62,6 +63,9 @@ class UpstreamResource:
             answer = exchange.run(outgoing, began_ns)
             ctx.relay_source = "upstream"
             _answer(resp, ctx, exchange, answer)
+            # PERF: `upstream_small`: asked here, where most have neither.
+            if "location" in resp._headers or "content-location" in resp._headers:
+                tell_places(resp, ctx, pool.hosts)
         except GatewayError as failure:
             error = failure
             raise

@@ -65,12 +65,14 @@ def test_without_a_ledger_nothing_is_announced_and_everything_runs(rig, read):
 
 
 def test_the_repeat_gets_the_kept_answer(rig, counted):
+    counted.answer = CREATED.replace(b"\r\n", b"\r\nLocation: http://127.0.0.1:%d/x/7\r\n" % rig.service.port, 1)
     peer = rig.gateway.peers[0]
     first, body = peer.answer(post(peer))
     assert (first.response.status, body) == (201, b"made!")
     again, body = peer.answer(post(peer))
     assert (again.response.status, body, again.response.length) == (201, b"made!", 5)
     assert fields_of(again) == {**fields_of(first), "idempotent-replayed": "true"}
+    assert fields_of(again)["location"] == "/x/7"
     assert len(counted.requests) == 1
 
 

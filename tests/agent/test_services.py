@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import gevent
 import gevent.lock
 import pytest
@@ -58,6 +60,49 @@ def test_the_prefix_decides_and_the_rules_see_what_the_service_sees(rig, seen):
     peer.request("POST", "/fhir/Patient", b"x")
     assert refused(peer) == (ResetCode.REFUSED, "not allowed at this unit", "not_dispatched")
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "place", "asked"),
+    [
+        (("",), "http://unit.local:8000/fhir/a/7?x#y", "/fhir/a/7?x#y"),
+        (("",), "HTTPS://Unit.Local:8000", "/"),
+        (("",), "/fhir/a", "/fhir/a"),
+        (("/base",), "http://unit.local:8000/base/a", "/a"),
+        (("/base",), "/base?x", "?x"),
+        (("/base",), "http://unit.local:8000/based/a", None),
+        (("/wado", "/img", True), "http://unit.local:8000/wado/1", "/img/1"),
+        (("/wado", "/img", True), "/wado/1", "/img/1"),
+        (("", "/img", True), "http://unit.local:8000/1", "/img/1"),
+        (("", "/fhir"), "http://unit.local:8000/fhir/1", "/fhir/1"),
+        (("", "/fhir"), "http://unit.local:8000/other/1", None),
+        (("",), "http://unit.local/fhir/a", None),
+        (("",), "http://unit.local:8000@evil/a", None),
+        (("",), "http://unit.local:8000\\@evil/a", None),
+        (("",), "Observation/7", None),
+        (("",), "urn:uuid:1", None),
+        (("",), "", None),
+    ],
+)
+def test_a_place_as_the_gateway_asks_for_it(options, place, asked):
+    path, *more = options
+    settings = ServiceSettings(Endpoint(False, "unit.local", 8000, path), *more)
+    assert settings.asked(place) == (place if asked is None else asked)
+
+
+def test_a_services_own_address_stays_at_the_unit(rig, read):
+    def serve(number, sock):
+        while request := read(sock):
+            host = re.search(rb"host: (\S+)", request)[1]
+            sock.sendall(
+                b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\nContent-Location: /elsewhere\r\nLocation: http://"
+            )
+            sock.sendall(host + b"/x/7\r\n\r\n")
+
+    rig.service.handler = serve
+    peer = rig.connect()
+    head, _ = peer.answer(peer.request("POST", "/x", b"{}"))
+    assert [value for name, value in head.response.fields if "location" in name] == ["/elsewhere", "/x/7"]
 
 
 def test_a_busy_service_sheds_and_takes_again(rig, read):

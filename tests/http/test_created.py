@@ -20,11 +20,12 @@ class Server:
     """Answers as it is told."""
 
     def __init__(self):
-        self.status, self.fields, self.body = "201 Created", {}, b""
+        self.status, self.fields, self.body, self.said = "201 Created", {}, b"", None
 
     def on_request(self, req, resp):
         resp.status, resp.data = self.status, self.body
         resp.content_type = FHIR
+        resp.context.said = self.said
         for name, value in self.fields.items():
             resp.set_header(name, value)
 
@@ -106,6 +107,11 @@ def told(request, events, token):
 def test_what_the_answer_to_a_create_names(told, server, path, fields, body, expected):
     server.fields, server.body = fields, b"" if body is None else json.dumps(body).encode()
     assert told("POST", f"/v1/{path}") == expected
+
+
+def test_the_record_is_named_as_whoever_made_it_says(told, server):
+    server.said, server.fields = "/fhir/Observation/o-7", {"Location": "/v1/observations/o-7"}
+    assert told("POST", "/v1/observations") == ("Observation", "o-7", "")
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b'"\\ud800"', b"[" * 60_000, b" " * 70_000], ids=len)

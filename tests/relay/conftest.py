@@ -20,6 +20,7 @@ from gevent import socket
 from gevent.server import StreamServer
 
 from fastpath.frames import OP_BINARY, OP_CLOSE, Decoder, decode_close, encode_frame
+from fastpath.routes import RouteTable
 from fastpath.token import Key, Verifier
 from gateway.config.snapshot import CompiledUnit, SnapshotHolder
 from gateway.context import RequestContext, new_request_id
@@ -59,6 +60,8 @@ def make_snapshot(**units: CompiledUnit) -> Any:
         unit_verifier=Verifier(keys, leeway_s=0, require_sub=True),
         verifier=Verifier([]),
         realm="test",
+        routes=RouteTable(()),
+        controllers={},
     )
 
 

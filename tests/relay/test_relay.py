@@ -40,6 +40,19 @@ def test_post_comes_back_whole(rig, size):
     assert not worker.relay.registry.local("hospital")[0].session.streams
 
 
+def test_what_a_unit_says_of_its_own_paths_is_told_by_the_gateways(rig):
+    def script(unit, event):
+        unit.ack(event.stream)
+        fields = [("location", "/fhir/Patient/7"), ("content-location", "https://elsewhere.example/fhir/Patient/7")]
+        unit.answer(event.stream, 201, b"{}", fields=fields)
+
+    worker = rig.worker()
+    rig.unit(worker, script)
+    answer = rig.fetch(worker.port, "POST", "/units/hospital/fhir/Patient", b"{}")
+    assert answer.headers["location"] == "/units/hospital/fhir/Patient/7"
+    assert answer.headers["content-location"] == "https://elsewhere.example/fhir/Patient/7"
+
+
 def test_what_a_unit_is_sent_and_what_comes_back(rig):
     seen = []
 

@@ -12,6 +12,7 @@ import falcon.testing
 import gevent
 import pytest
 
+from fastpath.routes import RouteTable
 from gateway import errors
 from gateway.config.model import Upstream
 from gateway.context import RequestContext
@@ -51,7 +52,7 @@ class Gateway:
         ctx = RequestContext("the-id", time.monotonic_ns(), method=req.method, path=req.path, query=req.query_string)
         ctx.client_address = "192.0.2.9"
         ctx.route = self.route
-        ctx.snapshot = SimpleNamespace(upstreams={"u": self.upstream})
+        ctx.snapshot = SimpleNamespace(upstreams={"u": self.upstream}, routes=RouteTable(()), controllers={})
         req.context.gateway = ctx
         req.env["caregate.watch"] = self._watch
         req.env.update(self.body)
@@ -213,6 +214,17 @@ class TestAnswers:
     def test_head(self, fake: Fake) -> None:
         got = Gateway(fake(answering(OK + b"Content-Length: 5\r\n\r\n")).url).call("HEAD")
         assert (got.content, got.headers["content-length"]) == (b"", "5")
+
+    def test_the_upstreams_own_address_is_told_by_the_gateways_path(self, fake: Fake) -> None:
+        def script(peer: Any) -> None:
+            host = peer.request()[1]["host"]
+            places = f"Location: http://{host}/v2/a/7?x=1\r\nContent-Location: http://elsewhere/v2/a/7\r\n"
+            peer.say(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n" + places.encode() + b"\r\n")
+
+        upstream = fake(script)
+        answer = Gateway(upstream.url, route={"action": UpstreamAction("u", "/v2/{rest}")}).call("POST", "/a")
+        assert answer.headers["location"] == "/a/7?x=1"
+        assert answer.headers["content-location"] == "http://elsewhere/v2/a/7"
 
     def test_no_content_type_stays_neutral(self, fake: Fake) -> None:
         got = Gateway(fake(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na")).url).call()
