@@ -167,7 +167,7 @@ def test_a_service_that_is_not_there_leaves_no_trace(rig, counted):
 def test_no_answer_in_time_is_an_unknown_outcome(rig, counted):
     peer = rig.gateway.peers[0]
     counted.may_answer.clear()
-    post(peer, deadline_ms=60)
+    post(peer, deadline_ms=500)
     assert refused(peer)[0] == ResetCode.UPSTREAM_TIMEOUT
     post(peer)
     assert refused(peer) == (ResetCode.REFUSED, "outcome-unknown")
