@@ -19,6 +19,7 @@ import orjson
 
 from gateway.audit.event import AuditEvent, decode
 from gateway.audit.fhir import audit_event, bundle
+from gateway.audit.kinds import ALSO
 from gateway.audit.search import FIELDS, Place, Scope, Search, SearchRefused, parse
 from gateway.audit.timestamp import instant
 from gateway.context import Principal, RequestContext
@@ -36,7 +37,7 @@ ACCESS_LOG_PATH: Final = "/me/access-log"
 PERMISSION: Final = "audit.read"
 _PAGE: Final = 50
 _SHOWN_KINDS: Final = (
-    "access", "consent.given", "consent.changed", "consent.withdrawn", "break-glass.started", "break-glass.used",
+    "access", ALSO, "consent.given", "consent.changed", "consent.withdrawn", "break-glass.started", "break-glass.used",
     "break-glass.ended", "break-glass.reviewed",
 )  # fmt: skip
 """What a patient is shown of what concerns her record."""

@@ -15,7 +15,7 @@ import orjson
 
 from fastpath.chain import Chain
 from fastpath.events import AccessText
-from gateway.audit.interaction import PATIENT, About, about, patient_searched
+from gateway.audit.interaction import PATIENT, About, about, patients_named, patients_searched
 from gateway.audit.kinds import kind_of
 from gateway.context import Principal, RequestContext
 from gateway.rbac.fhir import RESOURCE_TYPES
@@ -79,6 +79,8 @@ class AuditEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defau
     detail: dict[str, str] = {}
 
 
+MAX_OTHERS = 100
+"""How many patients a request for records may name beside the first."""
 VERSION = 1
 _encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder(AuditEvent).decode
@@ -136,6 +138,29 @@ def _of_request(ctx: RequestContext) -> dict[str, str]:
             "patient": claims.get("patient"), "purpose": claims.get("purpose"),
         }  # fmt: skip
     return {name: _text(value) for name, value in found.items()}
+
+
+def also_named(ctx: RequestContext) -> list[str]:
+    """The patients whom a request names beside the one of its event, which has room for one."""
+    route = ctx.route
+    if route is None or not ctx.query:
+        return []
+    told = route.metadata
+    resource, param = told.get("resource_type", ""), told.get("fhir_param")
+    if param is None and (resource not in RESOURCE_TYPES or route.query == frozenset()):
+        return []
+    bases = _bases(route, ctx)
+    own = ctx.params.get((resource == PATIENT and told.get("resource_param")) or "patient", "")
+    if param is not None:
+        named = patients_named(ctx.method, ctx.params.get(param, ""), ctx.query, bases)
+    else:
+        named = patients_searched(resource, ctx.query, bases)
+    written = ctx.told[1] if ctx.told else ""
+    return [patient for patient in dict.fromkeys([own, *named, written]) if patient][1:]
+
+
+def _bases(route: Route, ctx: RequestContext) -> tuple[str, ...]:
+    return bases_of(route.bases, ctx.unit or ctx.params.get("unit", "")) if route.bases else ()
 
 
 What = tuple[bytes, str | None, str, str | None, bool]
@@ -200,11 +225,11 @@ class Accesses:
         """
         route = ctx.route
         assert route is not None  # noqa: S101
-        bases = bases_of(route.bases, ctx.unit or ctx.params.get("unit", "")) if route.bases else ()
+        bases = _bases(route, ctx)
         written, patient = ctx.told or ("", "")
         if param in ("", _WRITTEN):
-            named = patient_searched(route.metadata.get("resource_type", ""), ctx.query, bases)
-            return None, written, named or patient
+            named = patients_searched(route.metadata.get("resource_type", ""), ctx.query, bases)
+            return None, written, named[0] if named else patient
         found: About = about(ctx.method, ctx.params.get(param, ""), ctx.query, bases)
         action = found.action or action_of(ctx.method)
         key = (route.name, found.resource, action)

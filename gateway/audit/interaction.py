@@ -18,6 +18,7 @@ PATIENT = "Patient"
 _NAMES = {name: name == "patient" for name in OF_PATIENT} | {f"{name}:{PATIENT}": True for name in OF_PATIENT}
 """Parameters of a search that name a patient: does an id alone do?"""
 _OF_PATIENTS = {**_NAMES, "_id": True}
+_READS = frozenset({"GET", "HEAD"})
 _SEARCH = "_search"
 _SUBJECTS = ("patient", "subject")
 _LOCATION = re.compile(r"(?:^|/)([A-Za-z]+)/([A-Za-z0-9.\-]{1,64})(?:/_history/[A-Za-z0-9.\-]{1,64})?\Z")
@@ -40,14 +41,27 @@ def about(method: str, path: str, query: str, bases: Iterable[str] = ()) -> Abou
     Source: FHIR, RESTful API: interactions, compartments, operations.
     """
     first, *below = path.split("/")
+    patient = next(iter(patients_named(method, path, query, bases)), "")
     if first not in RESOURCE_TYPES:
-        return About(patient=patient_searched("", query, bases))
+        return About(patient=patient)
     key = below[0] if below and RESOURCE_ID.match(below[0]) else ""
-    patient = key if key and first == PATIENT else patient_searched(first, query, bases)
     action = _action(method, below)
     if key and len(below) > 1 and below[1] in RESOURCE_TYPES:
         return About(below[1], "", patient, action)
     return About(first, key, patient, action)
+
+
+def patients_named(method: str, path: str, query: str, bases: Iterable[str] = ()) -> list[str]:
+    """All patients of whom such a request says that it is about them, the one that counts first.
+
+    SEC: a query beside the id of a record is no search: servers pass it over, so it could name anybody.
+    """
+    first, *below = path.split("/")
+    key = below[0] if first in RESOURCE_TYPES and below and RESOURCE_ID.match(below[0]) else ""
+    if key and method in _READS and (len(below) == 1 or below[1] == "_history"):
+        return [key] if first == PATIENT else []
+    searched = patients_searched(first if first in RESOURCE_TYPES else "", query, bases)
+    return list(dict.fromkeys([key, *searched])) if key and first == PATIENT else searched
 
 
 def _action(method: str, below: list[str]) -> str:
@@ -56,19 +70,20 @@ def _action(method: str, below: list[str]) -> str:
     return "R" if below[-1] == _SEARCH else "E" if below[-1].startswith("$") else ""
 
 
-def patient_searched(resource: str, query: str, bases: Iterable[str] = ()) -> str:
-    """The patient whom a search names, the first of several; empty if none."""
+def patients_searched(resource: str, query: str, bases: Iterable[str] = ()) -> list[str]:
+    """The patients whom a search names, each once, as they come."""
     names = _OF_PATIENTS if resource == PATIENT else _NAMES
+    found: dict[str, None] = {}
     for part in query.split("&") if query else ():
         name, _, value = part.partition("=")
         bare = names.get(unquote_plus(name))
         if bare is None:
             continue
         for one in unquote_plus(value).split(","):
-            found = id_of(one, PATIENT, bases, bare=bare)
-            if found is not None:
-                return found
-    return ""
+            record = id_of(one, PATIENT, bases, bare=bare)
+            if record is not None:
+                found[record] = None
+    return list(found)
 
 
 def patient_written(document: Any, bases: Iterable[str] = ()) -> str:

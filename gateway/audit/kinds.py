@@ -31,10 +31,14 @@ _ATTACH = ("110124", "Attach")
 _DETACH = ("110125", "Detach")
 _EMERGENCY = ("110127", "Emergency Override Started")
 _EMERGENCY_ENDED = ("110138", "Emergency Override Stopped")
+_QUERY = ("110112", "Query")
 _USED = ("110101", "Audit Log Used")
 _EXPORT = ("110106", "Export")
 
+ALSO = "access.also"
+
 KINDS: dict[str, Kind] = {
+    ALSO: Kind("R", _QUERY),
     "worker.started": Kind("E", _START, ("worker", "version", "digest")),
     "worker.stopped": Kind("E", _STOP, ("worker",)),
     "config": Kind(

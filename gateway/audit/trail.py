@@ -17,7 +17,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway.audit.commit import Commit
-from gateway.audit.event import Accesses, encode, other_event
+from gateway.audit.event import MAX_OTHERS, Accesses, also_named, encode, other_event
+from gateway.audit.kinds import ALSO
 from gateway.audit.notary import KEY, Notary, load_or_make_key
 from gateway.audit.pseudonyms import FOLDER as PATIENTS
 from gateway.audit.pseudonyms import Keys, Pseudonyms
@@ -129,6 +130,20 @@ class AuditTrail:
         except SpoolFull:
             raise self._no_room() from None
 
+    def note_others(self, ctx: RequestContext, status: int) -> None:
+        """Keep, of a request that names several patients, an event for each but the one that its own event has.
+
+        Raises: AuditUnavailable.
+        """
+        outcome = "allowed" if status < 400 else "refused" if status < 500 else "failed"
+        rule = ctx.error.code if ctx.error is not None and ctx.rule in ("", "allowed") else ctx.rule
+        for patient in also_named(ctx)[:MAX_OTHERS]:
+            assert ctx.route is not None  # noqa: S101 - or it would name nobody
+            self.note(
+                ALSO, outcome, ctx=ctx, patient=patient, unit=ctx.unit or ctx.params.get("unit", ""), rule=rule,
+                purpose=ctx.purpose, route=ctx.route.name,
+            )  # fmt: skip
+
     def _name_of(self, patient: str) -> str:
         """What the trail has in place of a patient's id. Raises: AuditUnavailable."""
         if self._pseudonyms is None:
@@ -170,6 +185,7 @@ class AuditTrail:
         client_address: str = "",
         resource_type: str = "",
         resource_id: str = "",
+        route: str = "",
         **detail: str,
     ) -> None:
         """Keep an event that is no access, as `enqueue_finished` does; `durable`: as `record` does.
@@ -185,7 +201,7 @@ class AuditTrail:
             "unit": unit, "agent": agent, "rule": rule, "patient": patient, "issuer": issuer, "subject": subject,
             "role": role, "audience": audience, "organisation": organisation, "client": client,
             "token_id": token_id, "purpose": purpose, "client_address": client_address,
-            "resource_type": resource_type, "resource_id": resource_id,
+            "resource_type": resource_type, "resource_id": resource_id, "route": route,
         }  # fmt: skip
         about = members["patient"] or _patient_of(ctx)
         if about and self._patients is not None:

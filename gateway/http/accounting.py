@@ -13,6 +13,7 @@ import falcon
 from fastpath.books import Books
 from fastpath.target import canonical_path, decode_segment
 from gateway.accesslog import AccessLog
+from gateway.audit.event import MAX_OTHERS, also_named
 from gateway.bodies import Body
 from gateway.config.snapshot import SnapshotHolder
 from gateway.context import RequestContext, new_request_id
@@ -24,6 +25,7 @@ from gateway.errors import (
     Delivery,
     GatewayError,
     Origin,
+    QueryRefused,
     RelayError,
 )
 from gateway.http import problems
@@ -43,6 +45,7 @@ class Audit(Protocol):
     def record(self, ctx: RequestContext, status: int) -> None: ...
     def enqueue_finished(self, ctx: RequestContext, status: int) -> None: ...
     def completed(self, ctx: RequestContext, status: int, whole: bool) -> None: ...
+    def note_others(self, ctx: RequestContext, status: int) -> None: ...
 
 
 class Accounting:
@@ -111,9 +114,11 @@ class Accounting:
     def intent(self, ctx: RequestContext) -> None:
         """Make it durable that a `phi` request is about to be dispatched.
 
-        Raises: AuditUnavailable, and then nothing was dispatched.
+        Raises: AuditUnavailable, and then nothing was dispatched; QueryRefused for more patients than are recorded.
         Yields to the hub: until the disk has it.
         """
+        if ctx.query and len(also_named(ctx)) > MAX_OTHERS:
+            raise QueryRefused(f"A request may name {MAX_OTHERS + 1} patients at most")
         self._audit.record(ctx, 0)
         ctx.intent_recorded = True
 
@@ -161,6 +166,8 @@ class Accounting:
         if ctx.method == "POST":
             note_created(ctx, resp)
         try:
+            if ctx.query:
+                self._audit.note_others(ctx, resp.status_code)
             if phi:
                 self._audit.record(ctx, resp.status_code)
             else:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from fastpath.chain import Chain
 from gateway.audit.chain import link
-from gateway.audit.event import Accesses, decode, encode
+from gateway.audit.event import Accesses, also_named, decode, encode
 from gateway.context import Principal, RequestContext
 from gateway.errors import BindingRefused, DatabaseUnavailable, TokenInvalid, UnitResponseTimeout
 from gateway.routing.model import FunctionAction, Route, RouteKind
@@ -120,6 +120,7 @@ def test_patient(params, claims, patient):
 
 
 FHIR = {**ROUTE, "name": "fhir", "metadata": {"fhir_param": "rest"}, "bases": ("https://gw/{unit}/fhir",)}
+TYPE = {**ROUTE, "metadata": {"resource_type": "Observation"}, "query": frozenset({"patient"})}
 NOBODY = {**PRINCIPAL, "claims": {}}
 
 
@@ -135,6 +136,9 @@ NOBODY = {**PRINCIPAL, "claims": {}}
         ("GET", "Patient", "_id=x", "Patient", "", "x", "R"),
         ("GET", "Patient", "name=x", "Patient", "", "", "R"),
         ("GET", "Observation/7", "", "Observation", "7", "", "R"),
+        ("GET", "Observation/7", "patient=decoy", "Observation", "7", "", "R"),
+        ("GET", "Observation/7/_history/1", "patient=decoy", "Observation", "7", "", "R"),
+        ("GET", "Encounter/7/Observation", "patient=x", "Observation", "", "x", "R"),
         ("GET", "Observation", "patient=x", "Observation", "", "x", "R"),
         ("GET", "Observation", "code=1&subject=Patient/x&patient=y", "Observation", "", "x", "R"),
         ("GET", "Observation", "subject:Patient=x", "Observation", "", "x", "R"),
@@ -185,6 +189,28 @@ def test_what_a_route_of_one_type_is_about(metadata, params, query, expected):
     )  # fmt: skip
     event = _event(ctx, 200)
     assert (event.resource_type, event.resource_id, event.patient) == expected
+
+
+@pytest.mark.parametrize(
+    ("route", "params", "query", "others"),
+    [
+        pytest.param(FHIR, {"rest": "Observation"}, "patient=a,b&subject=Patient/c", ["b", "c"], id="several"),
+        pytest.param(FHIR, {"rest": "Observation"}, "patient=a&patient=a&patient=Patient%2Fa", [], id="one"),
+        pytest.param(FHIR, {"rest": "Patient"}, "_id=a,b", ["b"], id="ids of patients"),
+        pytest.param(FHIR, {"rest": "Patient/a/Observation"}, "patient=b", ["b"], id="beside a compartment"),
+        pytest.param(FHIR, {"rest": "Observation/7"}, "patient=a,b", [], id="a record"),
+        pytest.param(FHIR, {"rest": "Observation"}, "", [], id="nothing"),
+        pytest.param(TYPE, {}, "patient=a,b", ["b"], id="a route of one type"),
+        pytest.param(TYPE, {"patient": "z"}, "patient=a,b", ["a", "b"], id="beside the path"),
+        pytest.param({**TYPE, "query": frozenset()}, {}, "patient=a,b", [], id="no query is taken"),
+        pytest.param({**TYPE, "metadata": {"resource_type": "Note"}}, {}, "patient=a,b", [], id="no type of FHIR"),
+    ],
+)
+def test_whom_else_a_request_names(route, params, query, others):
+    """A decoy in front of the victim hides nobody."""
+    ctx = _context(query=query, params=params, principal=Principal(**NOBODY), route=Route(**route))
+    assert also_named(ctx) == others
+    assert _event(ctx, 200).patient not in others
 
 
 def test_a_patient_read_by_its_id_stands_there_under_its_name():

@@ -173,6 +173,26 @@ def test_a_patient_sees_who_looked_at_her_record(call, wait, accesses):
     assert following["accesses"][0] != page["accesses"][0]
 
 
+def test_a_decoy_in_front_hides_nobody(call, wait):
+    """Of several patients of a search each finds it in her log, and more than are recorded are not answered."""
+    records = f"/units/v1/{story.HOSPITAL}/fhir/Observation?patient="
+    looked = call("GET", f"{records}decoy-1,{story.OWN}", "PRACTITIONER")
+    assert looked.status == 200
+
+    def seen():
+        listed = call("GET", "/me/access-log?_count=200", "PATIENT").json["accesses"]
+        return next((one for one in listed if one.get("request_id") == looked.headers["X-Request-Id"]), None)
+
+    shown = wait(seen, 15)
+    assert (shown["kind"], shown["outcome"], shown["own"], shown["unit"], shown["route"]) == (
+        "access.also", "allowed", False, story.HOSPITAL, "unit-fhir-read",
+    )  # fmt: skip
+    many = ",".join(f"d{number}" for number in range(101))
+    assert call("GET", records + many, "PRACTITIONER").status == 200
+    answer = call("GET", f"{records}{many},{story.OWN}", "PRACTITIONER")
+    assert (answer.status, answer.json["type"]) == (400, "urn:caregate:problem:query-refused")
+
+
 def test_looking_is_an_event_before_it_is_answered(platform, call, token, wait):
     answer = call("GET", SEARCH + f"&patient={story.OWN}&_count=3", token("auditor", org="inspectorate"))
     own = call("GET", "/me/access-log", "PATIENT")
