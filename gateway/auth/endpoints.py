@@ -250,16 +250,26 @@ class RevokeResource(Posted):
         self._note("token.revoked", "allowed", ctx=ctx, client=by, jti=verified.jti, session=sid)
 
     def _end_session(self, ctx: RequestContext, text: str, caller: Caller | None) -> None:
-        owned = self._sessions.owner(digest_of(text))
-        if owned is None:
-            return
+        try:
+            # SEC: who asks needs no proof, and each question is one to the database: guesses count, as for tokens.
+            with self._clients.attempts.one(ctx.client_address):
+                owned = self._owned(text, caller)
+        except NotFound:
+            return  # as in _revoke
         session = owned.session
-        _check_owner(session.client, caller)
         self._sessions.end(session.id, "revoked")
         self._note(
             "logout", "allowed", ctx=ctx, client=session.client, subject=owned.account.subject, role=session.role,
             session=session.id, reason="revoked",
         )  # fmt: skip
+
+    def _owned(self, text: str, caller: Caller | None) -> Owned:
+        """Raises: NotFound, ClientUnauthenticated, TokenRequestRefused."""
+        owned = self._sessions.owner(digest_of(text))
+        if owned is None:
+            raise NotFound()
+        _check_owner(owned.session.client, caller)
+        return owned
 
 
 def _check_owner(owner: object, caller: Caller | None) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from gateway.auth.issue import issue_access_token
-from tests.auth.kit import VERIFIER, claims_of, dpop, proof, thumbprint
+from tests.auth.kit import FAILURES, VERIFIER, claims_of, dpop, proof, thumbprint
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -322,6 +323,15 @@ def test_a_session_ends_by_its_refresh_token(post, log_in, refresh, alive, servi
     assert refresh(first["refresh_token"]).status_code == 400
     assert [kind for kind, _, _ in service.notes].count("logout") == 1
     assert post("revoke", {"token": "cgr_" + "x" * 43, "client_id": "terminal"}).status_code == 200
+
+
+@pytest.mark.parametrize("client", [{}, {"client_id": "terminal"}], ids=["nobody", "a public app"])
+def test_guesses_at_refresh_tokens_count_where_they_are_revoked(post, client):
+    """Each is a question to the database, and needs no proof."""
+    statuses = {
+        post("revoke", {"token": "cgr_" + secrets.token_urlsafe(32), **client}).status_code for _ in range(3 * FAILURES)
+    }
+    assert statuses == {200, 429}
 
 
 def test_an_app_revokes_its_access_tokens(post, log_in, refresh, alive):
