@@ -17,7 +17,7 @@ from gateway.relay.context_token import sign_context
 from gateway.relay.decoding import field_fault
 from gateway.relay.frames import Fields, Request
 from gateway.routing.model import Route, UnitAction
-from gateway.routing.onward import LEFT_OUT, LEFT_OUT_BEGINNINGS, refuse_override
+from gateway.routing.onward import LEFT_OUT, LEFT_OUT_BEGINNINGS, refuse_content, refuse_override
 from gateway.routing.query import check_query
 from gateway.routing.target import forward_target
 
@@ -47,7 +47,8 @@ def build_request(
 ) -> Request:
     """What the unit is asked.
 
-    Raises: QueryRefused; BadRequest for a field that cannot travel, a malformed Idempotency-Key or another method.
+    Raises: QueryRefused; BadRequest for a field that cannot travel, a malformed Idempotency-Key, another method or
+    content where there is none.
     """
     refuse_override(env, ctx.method)
     if ctx.query:
@@ -55,6 +56,7 @@ def build_request(
     key = unit.context_key
     context = None if key is None else sign_context(key, context_claims(ctx, unit.id), time.time())
     target, length = forward_target(action.target, ctx), content_length(env)
+    refuse_content(ctx.method, length)
     # PERF: `relay_small`: asked here, where most have neither.
     traceparent = _traceparent(env) if "HTTP_TRACEPARENT" in env else None
     idempotency = _idempotency(ctx, route, env) if "HTTP_IDEMPOTENCY_KEY" in env else None

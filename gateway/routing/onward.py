@@ -1,4 +1,4 @@
-"""What of a caller's fields does not go on to a unit or an upstream, whatever the route. Pure."""
+"""What of a caller's request does not go on to a unit or an upstream, whatever the route. Pure."""
 
 from __future__ import annotations
 
@@ -55,6 +55,8 @@ LEFT_OUT_BEGINNINGS: Final = ("x-caregate-", "x-forwarded-", "x-original-")
 OVERRIDES: Final = ("HTTP_X_HTTP_METHOD_OVERRIDE", "HTTP_X_HTTP_METHOD", "HTTP_X_METHOD_OVERRIDE")
 """Environ keys of fields in which some servers look for the method."""
 
+_WITHOUT_CONTENT: Final = frozenset({"GET", "HEAD"})
+
 
 def refuse_override(env: Mapping[str, Any], method: str) -> None:
     """Refuse a request that asks whoever is behind for another method than the one that was decided upon.
@@ -64,3 +66,14 @@ def refuse_override(env: Mapping[str, Any], method: str) -> None:
     for name in OVERRIDES:
         if name in env and env[name].upper() != method:
             raise BadRequest("The request asks for another method than its own")
+
+
+def refuse_content(method: str, length: int | None) -> None:
+    """Refuse content where it means nothing. Shapes: `length` None is that of a body in chunks.
+
+    SEC: some servers do not read it (CL.0): what was sent as a body is their connection's next request, which nobody
+    has decided upon, and its answer goes to whoever asks next.
+    Source: RFC 9110, 9.3.1 and 9.3.2. Raises: BadRequest.
+    """
+    if length != 0 and method in _WITHOUT_CONTENT:
+        raise BadRequest(f"{method} takes no content")

@@ -16,7 +16,7 @@ from gateway.errors import GatewayError, InternalError
 from gateway.http.problems import reason
 from gateway.routing.location import tell_places
 from gateway.routing.model import Route, UpstreamAction
-from gateway.routing.onward import refuse_override
+from gateway.routing.onward import refuse_content, refuse_override
 from gateway.routing.target import forward_target
 from gateway.upstream.exchange import SENT_WHOLE_BYTES, Exchange, Outgoing, outcome
 from gateway.upstream.pool import Pools
@@ -79,11 +79,13 @@ class UpstreamResource:
 def _outgoing(environ: dict[str, Any], ctx: RequestContext, route: Route, action: UpstreamAction) -> Outgoing:
     """What to send; a short body is read first, so that a slow caller holds no connection to the upstream.
 
-    Raises: BadRequest for another method, BodyTooLarge and the other errors of the caller's body.
+    Raises: BadRequest for another method or content that means nothing; BodyTooLarge and the other errors of the
+    caller's body.
     """
     refuse_override(environ, ctx.method)
     target = forward_target(action.target, ctx)
     length: int | None = environ.get("caregate.content_length", _length(environ))
+    refuse_content(ctx.method, length)
     body: Any = b""
     if length != 0:
         body = environ["wsgi.input"]

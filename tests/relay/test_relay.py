@@ -118,6 +118,7 @@ def test_a_unit_is_asked_for_no_other_method(rig):
     for override in ("DELETE", "POST, DELETE", ""):
         headers = {"X-HTTP-Method-Override": override}
         assert rig.fetch(worker.port, "POST", "/units/hospital/a", b"{}", headers).status == 400
+    assert rig.fetch(worker.port, "GET", "/units/hospital/a", b"DELETE /b HTTP/1.1\r\nHost: x\r\n\r\n").status == 400
     assert rig.fetch(worker.port, "POST", "/units/hospital/a", b"{}", {"X-HTTP-Method": "POST"}).status == 200
     assert seen == ["POST"]
 

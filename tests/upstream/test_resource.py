@@ -128,6 +128,17 @@ class TestSending:
         gateway.call("POST", headers={field: "post"})
         assert seen[0][0].startswith("POST ")
 
+    @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunks"])
+    @pytest.mark.parametrize("method", ["GET", "HEAD"])
+    def test_content_that_means_nothing(self, fake: Fake, method: str, chunked: bool) -> None:
+        """A server that does not read it would take it for the next request."""
+        seen: list[Any] = []
+        upstream = fake(answering(HELLO, keep=seen))
+        gateway = Gateway(upstream.url)
+        gateway.call(method, sends=with_body(b"GET /admin HTTP/1.1\r\nHost: x\r\n\r\n", chunked=chunked))
+        assert [type(error) for error in gateway.raised] == [errors.BadRequest]
+        assert not seen
+
     def test_a_short_body(self, fake: Fake) -> None:
         seen: list[Any] = []
         upstream = fake(answering(HELLO, keep=seen))
