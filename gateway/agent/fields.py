@@ -21,6 +21,9 @@ _HOP_BY_HOP = frozenset(
 )
 PLACES = frozenset({"location", "content-location"})
 _NOT_FORWARDED = frozenset({"host", "expect", "authorization"})
+_STEERING = frozenset({"x-http-method-override", "x-http-method", "x-method-override", "x-rewrite-url"})
+"""Fields in which some servers look for another method or path than the one that the allowlist let pass."""
+_STEERING_BEGINNINGS = ("x-caregate-", "x-forwarded-", "x-original-")
 
 
 def without_hop_by_hop(fields: Fields) -> Fields:
@@ -40,4 +43,5 @@ def forwarded(fields: Fields) -> Fields:
 
 def _ours_or_harmless(name: str) -> bool:
     # SEC: `x_caregate_context` becomes the same WSGI key as the real field, so both spellings are looked at.
-    return name == CONTEXT or not name.replace("_", "-").startswith("x-caregate-")
+    meant = name.replace("_", "-")
+    return name == CONTEXT or (meant not in _STEERING and not meant.startswith(_STEERING_BEGINNINGS))
