@@ -17,10 +17,13 @@ from gateway.audit.pseudonyms import (
     load_or_make_key,
     read_names,
 )
+from gateway.audit.spool import sync_files
 from gateway.audit.trail import AuditTrail
 from gateway.cli.main import main
 from gateway.context import Principal, RequestContext, new_request_id
+from gateway.errors import AuditUnavailable
 from gateway.store.pool import Database
+from tests.audit.disk import under
 
 SECRET = b"k" * 32
 
@@ -230,6 +233,22 @@ class TestTrail:
         assert not [text for _, _, text in rows if "pat-000" in text]
         arguments = ["audit", "report", "patient", "--patient", "pat-0001", "--dsn", postgres.admin_dsn]
         assert main([*arguments, "--data-dir", str(tmp_path), "--format", "json"]) == 0
+
+    def test_names_that_could_not_be_synced_are_written_again(self, trail, tmp_path):
+        def fail(files):
+            raise OSError(5, "Input/output error")
+
+        disk = under(trail)
+        disk.work = fail
+        ctx = self.request("pat-0001")
+        trail.enqueue_finished(ctx, 0)
+        (path,) = (tmp_path / "audit" / FOLDER).glob("*.ndjson")
+        # As a kernel does that forgets what it could not write.
+        path.write_bytes(b"")
+        with pytest.raises(AuditUnavailable):
+            trail.record(ctx, 200)
+        assert [one.name for one in read_names(path)] == [trail._pseudonyms.of("pat-0001")]
+        disk.work = sync_files
 
     def test_a_resource_that_is_the_patient(self, trail, ask):
         from gateway.routing.model import ResourceAction, Route, RouteKind

@@ -114,3 +114,13 @@ def test_where_nothing_can_be_kept_it_is_read_each_time(tmp_path: Path, parsed: 
     reader = KeptText(tmp_path / "absent")
     assert reader.read(TEXT) == reader.read(TEXT)
     assert parsed == [TEXT, TEXT]
+
+
+def test_what_another_user_wrote_is_not_looked_at(
+    tmp_path: Path, parsed: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    KeptText(tmp_path).read(TEXT)
+    other = os.geteuid() + 1
+    monkeypatch.setattr(kept.os, "geteuid", lambda: other)
+    assert KeptText(tmp_path).read(TEXT) == read(TEXT)
+    assert parsed == [TEXT, TEXT]

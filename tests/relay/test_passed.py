@@ -211,6 +211,8 @@ def test_one_that_has_not_said_hello_is_not_passed():
 )
 def test_a_session_that_cannot_be_is_refused(change):
     gateway, _ = pair()
-    text = msgspec.json.encode({**dataclasses.asdict(gateway.state_to_pass()), **change})
+    gateway.token_expires_s = 1_000.0
+    state = dataclasses.asdict(gateway.state_to_pass())
+    decode_state(msgspec.json.encode(state))
     with pytest.raises(msgspec.ValidationError):
-        decode_state(text)
+        decode_state(msgspec.json.encode({**state, **change}))
