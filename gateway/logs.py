@@ -7,30 +7,51 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 import traceback
-from typing import Any
+from typing import Any, Final
 
 import orjson
 import structlog
 
+_LEVELS: Final = {"warn": "warning", "exception": "error"}
+"""Methods of a logger that are not named after their level."""
+_SECOND_NS: Final = 1_000_000_000
+
 
 def configure(level: str, **bound: object) -> structlog.typing.FilteringBoundLogger:
     """Set up structlog for the process and return its logger with `bound` on every line."""
-    shared: list[structlog.typing.Processor] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-        where_not_what,
-    ]
-    render = structlog.processors.JSONRenderer(serializer=_dumps)
+    shared: list[structlog.typing.Processor] = [Stamp(), where_not_what]
     _adopt_libraries(level, shared)
     structlog.configure(
-        processors=[*shared, render],
+        processors=[*shared, _render],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.BytesLoggerFactory(file=sys.stderr.buffer),
         cache_logger_on_first_use=False,
     )
-    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(**bound)
+    # PERF: `worker_ms_per_dial` of `make fleet`: what `get_logger` returns makes a logger of itself for each line.
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger().bind(**bound)
     return logger
+
+
+class Stamp:
+    """Adds `level` and `time`, RFC 3339 in UTC to the microsecond.
+
+    PERF: `worker_ms_per_dial` of `make fleet`: structlog's own took a third of a line.
+    """
+
+    def __init__(self) -> None:
+        self._second = (-1, "")
+
+    def __call__(self, logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        at_s, rest_ns = divmod(time.time_ns(), _SECOND_NS)
+        second, text = self._second
+        if second != at_s:
+            text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at_s))
+            self._second = (at_s, text)
+        event["level"] = _LEVELS.get(method, method)
+        event["time"] = f"{text}.{rest_ns // 1000:06d}Z"
+        return event
 
 
 def _adopt_libraries(level: str, shared: list[structlog.typing.Processor]) -> None:
@@ -70,6 +91,10 @@ def where_not_what(logger: Any, method: str, event: structlog.typing.EventDict) 
     if error.__cause__ is not None:
         event["cause"] = type(error.__cause__).__name__
     return event
+
+
+def _render(logger: Any, method: str, event: structlog.typing.EventDict) -> bytes:
+    return _dumps(event)
 
 
 def _dumps(event: object, **_: object) -> bytes:

@@ -8,6 +8,8 @@ import logging
 import re
 import sys
 
+import pytest
+
 from gateway import logs
 
 
@@ -41,3 +43,26 @@ def test_libraries_log_the_same_json(monkeypatch):
     assert line["logger"] == "some.library"
     assert line["exception"] == "ValueError"
     assert "Smith" not in stderr.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("at_ns", "time_of_it"),
+    [
+        pytest.param(1_700_000_000_000_000_000, "2023-11-14T22:13:20.000000Z", id="a whole second"),
+        pytest.param(1_700_000_000_000_001_999, "2023-11-14T22:13:20.000001Z", id="the same second"),
+        pytest.param(1_700_000_000_999_999_999, "2023-11-14T22:13:20.999999Z", id="its end"),
+        pytest.param(1_700_000_001_000_000_000, "2023-11-14T22:13:21.000000Z", id="the next"),
+        pytest.param(1_699_999_999_500_000_000, "2023-11-14T22:13:19.500000Z", id="a clock that was set back"),
+    ],
+)
+def test_a_line_says_when(monkeypatch, at_ns, time_of_it):
+    stamp = logs.Stamp()
+    for moment_ns in (1_700_000_000_100_000_000, at_ns):
+        monkeypatch.setattr(logs.time, "time_ns", lambda moment_ns=moment_ns: moment_ns)
+        event = stamp(None, "info", {})
+    assert event == {"level": "info", "time": time_of_it}
+
+
+@pytest.mark.parametrize(("method", "level"), [("info", "info"), ("warn", "warning"), ("exception", "error")])
+def test_a_line_says_how_bad_it_is(method, level):
+    assert logs.Stamp()(None, method, {})["level"] == level
