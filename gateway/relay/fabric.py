@@ -26,7 +26,7 @@ RESCAN_S: Final = 2.0
 
 DIAL_TIMEOUT_S: Final = 2.0
 
-TELL_S: Final = 0.01
+TELL_S: Final = 0.04
 """Connections that come so soon after siblings were told of others are told together; the first, and those that go, at
 the end of the turn. PERF: `worker_ms_per_dial` of `make fleet`: each record wakes every sibling up."""
 
