@@ -230,9 +230,10 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
             util.close(sock)
 
     def _serve(self, listener: Any, base: dict[str, Any], sock: Any, address: Any) -> None:
-        if sock.family != socket.AF_UNIX:
+        peer, port = "", 0
+        if isinstance(address, tuple):  # a unix socket's is text
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        peer, port = (address[0], address[1]) if isinstance(address, tuple) else ("", 0)
+            peer, port = address[0], address[1]
         unread = b""
         if self.cfg.proxy_protocol != "off" and self._may_speak_for_others(peer):
             peer, port, unread = self._read_proxy_line(sock, peer, port)

@@ -70,7 +70,10 @@ def _text(header: dict[str, Any], key: str, limit: int = 256) -> str:
 
 def _prose(header: dict[str, Any], key: str, limit: int = 256) -> str:
     """What the peer writes for people. SEC: it ends on terminals: only printable ASCII is kept."""
-    return "".join(c if " " <= c <= "~" else "?" for c in _text(header, key, limit))
+    text = _text(header, key, limit)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if " " <= c <= "~" else "?" for c in text)
 
 
 def _optional_text(header: dict[str, Any], key: str, limit: int = 256) -> str | None:
