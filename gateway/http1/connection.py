@@ -21,7 +21,8 @@ from gateway.http1.body import Body, NoBody
 from gateway.http1.deadlines import TICK_NS, DeadlinePassed, Deadlines
 from gateway.http1.limits import SECOND_NS, Limits
 
-BODY_RECEIVE_BYTES = 131_072
+BODY_RECEIVE_BYTES = 122_880
+"""Under the 128 KiB from which malloc maps memory anew for each read, see gateway.relay.mesh_link."""
 NO_BODY = NoBody()
 TCP_CLOSING = frozenset({7, 8, 9, 11})
 """TCP_CLOSE, TCP_CLOSE_WAIT, TCP_LAST_ACK, TCP_CLOSING of tcpi_state."""
