@@ -13,7 +13,6 @@ import falcon
 from fastpath.books import Books
 from fastpath.target import canonical_path, decode_segment
 from gateway.accesslog import AccessLog
-from gateway.audit.event import MAX_OTHERS, also_named
 from gateway.bodies import Body
 from gateway.config.snapshot import SnapshotHolder
 from gateway.context import RequestContext, new_request_id
@@ -25,7 +24,6 @@ from gateway.errors import (
     Delivery,
     GatewayError,
     Origin,
-    QueryRefused,
     RelayError,
 )
 from gateway.http import problems
@@ -114,11 +112,9 @@ class Accounting:
     def intent(self, ctx: RequestContext) -> None:
         """Make it durable that a `phi` request is about to be dispatched.
 
-        Raises: AuditUnavailable, and then nothing was dispatched; QueryRefused for more patients than are recorded.
+        Raises: AuditUnavailable, and then nothing was dispatched.
         Yields to the hub: until the disk has it.
         """
-        if ctx.query and len(also_named(ctx)) > MAX_OTHERS:
-            raise QueryRefused(f"A request may name {MAX_OTHERS + 1} patients at most")
         self._audit.record(ctx, 0)
         ctx.intent_recorded = True
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import falcon
 
+from gateway.audit.event import MAX_OTHERS, also_named
 from gateway.context import RequestContext
-from gateway.errors import TokenMissing
+from gateway.errors import QueryRefused, TokenMissing
 from gateway.http.care import Care, may_open
 from gateway.http.grant import grant_of
 from gateway.rbac.decide import NOT_BOUND, decide
@@ -58,4 +59,6 @@ class Authorization:
         if "HTTP_UPGRADE" in req.env and route.kind in _FORWARDED:
             refuse_upgrade(req.env)
         if route.phi:
+            if ctx.query and len(also_named(ctx)) > MAX_OTHERS:
+                raise QueryRefused(f"A request may name {MAX_OTHERS + 1} patients at most")
             self._intent(ctx)

@@ -53,6 +53,10 @@ def document() -> dict[str, Any]:
             "staff": {
                 "path": "/v1/staff", "methods": ["GET"], "audiences": ["ops"], "roles": ["nothing"], "resource": "ping",
             },
+            "records": {
+                "path": "/v1/records", "methods": ["GET"], "audiences": ["ops"], "roles": ["nothing"],
+                "query": ["patient"], "phi": True, "audit": {"resource": "Observation"}, "resource": "ping",
+            },
             "granted": {
                 "path": "/v1/granted", "methods": ["GET"], "audiences": ["ops"], "roles": ["nothing", "everything"],
                 "permission": "admin.keys", "resource": "ping",

@@ -114,6 +114,13 @@ def finding(find, route):
     return found
 
 
+@pytest.mark.parametrize(("patients", "expected"), [(101, "allowed"), (102, "query-refused")])
+def test_more_patients_than_are_recorded_are_refused(gateway, token, patients, expected) -> None:
+    target = "/v1/records?patient=" + ",".join(map(str, range(patients)))
+    found = gateway.explainer.explain(gateway.holder.current, Asked("GET", target, token("nothing")))
+    assert (found.problem or "allowed") == expected
+
+
 def test_an_expired_token_is_told_from_a_forged_one(gateway, token) -> None:
     now = int(time.time())
     expired = token("nothing", exp=now - 60, iat=now - 600)
