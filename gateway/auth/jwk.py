@@ -31,6 +31,11 @@ AsymmetricKey = PublicKey | PrivateKey
 MIN_RSA_BITS = 2048
 MAX_RSA_BITS = 8192
 """A longer modulus makes each verification a denial of service."""
+MAX_EXPONENT_BITS = 64
+"""As a longer exponent: 40 ms with one of 3,072 bits, of a key that whoever asks brings along (DPoP, an enrolment).
+
+Source: OPENSSL_RSA_MAX_PUBEXP_BITS, which OpenSSL asks of keys over 3,072 bits alone.
+"""
 
 SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
 _EC_ALG = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
@@ -139,6 +144,9 @@ def _rsa_alg(key: rsa.RSAPublicKey | rsa.RSAPrivateKey, alg: str | None) -> str:
         raise ValueError(f"alg {alg} does not fit an RSA key")
     if not MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
         raise ValueError(f"an RSA key of {key.key_size} bits, not {MIN_RSA_BITS} to {MAX_RSA_BITS}")
+    public = key.public_key() if isinstance(key, rsa.RSAPrivateKey) else key
+    if public.public_numbers().e.bit_length() > MAX_EXPONENT_BITS:
+        raise ValueError(f"an RSA key whose exponent has more than {MAX_EXPONENT_BITS} bits")
     return alg
 
 

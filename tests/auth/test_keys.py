@@ -180,6 +180,7 @@ BAD_JWKS: dict[str, tuple[Any, str]] = {
     "e is one": ({**RSA, "e": "AQ"}, "not those of a public RSA key"),
     "e is even": ({**RSA, "e": "AQAC"}, "not those of a public RSA key"),
     "1024 bits": ({**RSA, "n": modulus(1024)}, "bits, not 2048 to 8192"),
+    "a long exponent": ({**RSA, "e": modulus(1024)}, "exponent has more than 64 bits"),
     "8200 bits": ({**RSA, "n": modulus(8200)}, "bits, not 2048 to 8192"),
     "x short": ({**EC256, "x": EC256["x"][:40]}, "x has 30 bytes, not 32"),
     "not on the curve": ({**EC256, "y": EC256["x"]}, "not those of a public EC key"),
@@ -308,6 +309,14 @@ def test_pem_must_fit_the_algorithm(private_keys: dict[str, Any], alg: str) -> N
 def test_rsa_pem_must_fit_the_algorithm(private_keys: dict[str, Any], alg: str) -> None:
     with pytest.raises(ValueError, match="alg"):
         load_public_key(public_pem(private_keys["RS256"]), alg=alg)
+
+
+def test_rsa_pem_with_a_long_exponent(private_keys: dict[str, Any]) -> None:
+    numbers = private_keys["RS256"].public_key().public_numbers()
+    slow = rsa.RSAPublicNumbers(e=numbers.n - 2, n=numbers.n).public_key()
+    pem = slow.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    with pytest.raises(ValueError, match="exponent has more than 64 bits"):
+        load_public_key(pem, alg="RS256")
 
 
 def test_secret_text() -> None:
