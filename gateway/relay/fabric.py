@@ -187,6 +187,9 @@ class Fabric:
         if wait_s <= 0:
             gevent.get_hub().loop.run_callback(self._tell)
         elif not self._news:
+            # NOTE: of its own each time: a timer that has run out would run out at once if it were started again.
+            self._timer.close()
+            self._timer = gevent.get_hub().loop.timer(wait_s)
             self._timer.start(self._tell)
 
     def _tell(self) -> None:

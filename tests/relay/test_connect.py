@@ -278,12 +278,17 @@ def test_connections_that_come_together_are_told_together_and_one_that_goes_at_o
     assert len(told) == 3
     rig.until(lambda: there.relay.registry.connected("u4"))
     assert len(told) == 4
+    come(5)
+    gevent.sleep(0.001)
+    come(6)
+    rig.until(lambda: there.relay.registry.connected("u6"))
+    assert len(told) == 5
     here.relay.fabric._announce(last, False, "lost")
     rig.until(lambda: not there.relay.registry.connected("u4"))
     last.retired = last.ended = True
     here.relay.fabric._announce(last, False, "lost")
     gevent.sleep(0.005)
-    assert len(told) == 5
+    assert len(told) == 6
 
 
 def test_silence_is_the_end(rig):
