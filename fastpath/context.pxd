@@ -44,5 +44,6 @@ cdef class RequestContext:
     cdef public str shadow
     cdef public str purpose
     cdef public tuple told
+    cdef public tuple also
     cdef public bint intent_recorded
     cdef public bint keyed

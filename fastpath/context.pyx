@@ -34,7 +34,7 @@ cdef class RequestContext:
     """One request from its first byte to its audit row; lives on `req.context`. Fields: see gateway.context."""
 
     def __cinit__(self):
-        self.params, self.limits_taken, self.limit_headers = {}, [], ()
+        self.params, self.limits_taken, self.limit_headers, self.also = {}, [], (), ()
         self.agent = self.trace = self.shadow = self.purpose = ""
         self.rule = self.method = self.path = self.query = self.client_address = ""
         self.deadline_ns = self.upstream_ns = self.queue_ns = self.unit_ns = 0

@@ -25,6 +25,7 @@ cdef class Grant:
     cdef public bint takes_fields
     cdef public bint plain
     cdef public bint hidden
+    cdef public bint told
     cdef public bytes line
     cdef public bytes claims
     cdef public tuple event

@@ -44,6 +44,7 @@ class Grant:
     takes_fields: bool
     plain: bool
     hidden: bool
+    told: bool
     line: bytes | None
     claims: bytes | None
     def __init__(self, route: object, decision: object) -> None: ...

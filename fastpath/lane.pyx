@@ -82,7 +82,8 @@ cdef class Grant:
 
     Shapes: `decision` is None where path parameters have a say; `charges` is a tuple of Charge, None until it is known;
     `resource`, `responders` and `takes_fields` are the route's endpoint. `plain`: an allowed request has nothing else to
-    pass; `hidden`: the route may have to look to this caller as if it did not exist; `line`, `event`: its part of a
+    pass; `hidden`: the route may have to look to this caller as if it did not exist; `told`: a POST's body may say whom it
+    is about; `line`, `event`: its part of a
     log line, of an audit event; `claims`: what row-level security sees of the principal, None until the portal was asked.
     """
 
@@ -268,7 +269,7 @@ cdef class Lane:
         grant = Grant.__new__(Grant)
         grant.route, grant.decision, grant.responders = shared.route, shared.decision, shared.responders
         grant.resource, grant.takes_fields = shared.resource, shared.takes_fields
-        grant.plain, grant.hidden = shared.plain, shared.hidden
+        grant.plain, grant.hidden, grant.told = shared.plain, shared.hidden, shared.told
         charges = []
         for charge in shared.charges:
             if charge.rule.of_caller:
@@ -282,7 +283,7 @@ cdef class Lane:
     cdef bint _may(self, RequestContext ctx, dict env) except -1:
         """Does authorization let it pass, with nothing more to look at?"""
         cdef Grant grant = ctx.grant
-        if ctx.query or not grant.plain or "HTTP_UPGRADE" in env:
+        if ctx.query or not grant.plain or "HTTP_UPGRADE" in env or (grant.told and ctx.method == "POST"):
             return False
         if grant.decision is None:
             decision = self._decide(ctx)

@@ -91,6 +91,8 @@ if TYPE_CHECKING:
         """Rules that only watch and would have refused the request, with commas between them."""
         told: tuple[str, str] | None = None
         """Id and patient of a FHIR resource, as a body that was read, or the answer to a create, names them."""
+        also: tuple[str, ...] = ()
+        """Patients beside that one whom a body names: a search by form, a batch."""
         intent_recorded: bool = False
         """The audit intent is durable: whatever happens now, it happened to a recorded request."""
 

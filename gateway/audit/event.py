@@ -15,7 +15,7 @@ import orjson
 
 from fastpath.chain import Chain
 from fastpath.events import AccessText
-from gateway.audit.interaction import PATIENT, About, about, patients_named, patients_searched
+from gateway.audit.interaction import BUNDLE, PATIENT, SEARCH, About, about, patients_named, patients_searched
 from gateway.audit.kinds import kind_of
 from gateway.context import Principal, RequestContext
 from gateway.rbac.fhir import RESOURCE_TYPES
@@ -143,11 +143,11 @@ def _of_request(ctx: RequestContext) -> dict[str, str]:
 def also_named(ctx: RequestContext) -> list[str]:
     """The patients whom a request names beside the one of its event, which has room for one."""
     route = ctx.route
-    if route is None or not ctx.query:
+    if route is None or not (ctx.query or ctx.also):
         return []
     told = route.metadata
     resource, param = told.get("resource_type", ""), told.get("fhir_param")
-    if param is None and (resource not in RESOURCE_TYPES or route.query == frozenset()):
+    if param is None and not ctx.also and (resource not in RESOURCE_TYPES or route.query == frozenset()):
         return []
     bases = _bases(route, ctx)
     own = ctx.params.get((resource == PATIENT and told.get("resource_param")) or "patient", "")
@@ -156,7 +156,7 @@ def also_named(ctx: RequestContext) -> list[str]:
     else:
         named = patients_searched(resource, ctx.query, bases)
     written = ctx.told[1] if ctx.told else ""
-    return [patient for patient in dict.fromkeys([own, *named, written]) if patient][1:]
+    return [patient for patient in dict.fromkeys([own, *named, written, *ctx.also]) if patient][1:]
 
 
 def _bases(route: Route, ctx: RequestContext) -> tuple[str, ...]:
@@ -167,6 +167,22 @@ What = tuple[bytes, str | None, str, str | None, bool]
 """Of a route and method: its members; the parameter with the resource's id; that with the patient's; that with a path
 below a FHIR base, empty: the query alone may name a patient, _WRITTEN: what is written too, None: neither; does it
 name a purpose?"""
+
+
+def posted(route: Route) -> str:
+    """What a POST to a route of one type does, as its own path says, or the one it goes on to.
+
+    Source: FHIR, RESTful API: search by POST, operations; a Bundle is posted to the base as a batch.
+    """
+    resource = route.metadata.get("resource_type", "")
+    if resource not in RESOURCE_TYPES:
+        return action_of("POST")
+    paths = route.template, getattr(route.action, "target", None) or ""
+    last = [path.partition("?")[0].rpartition("/")[2] for path in paths]
+    if SEARCH in last:
+        return "R"
+    is_batch = resource == BUNDLE and BUNDLE not in last
+    return "E" if is_batch or any(name.startswith("$") for name in last) else action_of("POST")
 
 
 class Accesses:
@@ -214,7 +230,8 @@ class Accesses:
             asked = told.get("fhir_param")
             if asked is None and resource in RESOURCE_TYPES:
                 asked = _WRITTEN if method in _WRITES else "" if names else None
-            what = self._of(route, resource, action_of(method)), param, patient, asked, bool(told.get("purpose"))
+            action = posted(route) if method == "POST" else action_of(method)
+            what = self._of(route, resource, action), param, patient, asked, bool(told.get("purpose"))
             found = self._routes[route.name, method] = route, what
         return found[1]
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
-from urllib.parse import unquote_plus
+from urllib.parse import unquote, unquote_plus
 
 from gateway.rbac.fhir import RESOURCE_ID, RESOURCE_TYPES
 from gateway.rbac.reference import id_of
 from gateway.rbac.search import OF_PATIENT
 
 PATIENT = "Patient"
+BUNDLE = "Bundle"
 _NAMES = {name: name == "patient" for name in OF_PATIENT} | {f"{name}:{PATIENT}": True for name in OF_PATIENT}
 """Parameters of a search that name a patient: does an id alone do?"""
 _OF_PATIENTS = {**_NAMES, "_id": True}
 _READS = frozenset({"GET", "HEAD"})
-_SEARCH = "_search"
+SEARCH = "_search"
 _SUBJECTS = ("patient", "subject")
 _LOCATION = re.compile(r"(?:^|/)([A-Za-z]+)/([A-Za-z0-9.\-]{1,64})(?:/_history/[A-Za-z0-9.\-]{1,64})?\Z")
 """Source: FHIR, RESTful API, create: `[base]/[type]/[id]/_history/[vid]`."""
@@ -43,7 +44,7 @@ def about(method: str, path: str, query: str, bases: Iterable[str] = ()) -> Abou
     first, *below = path.split("/")
     patient = next(iter(patients_named(method, path, query, bases)), "")
     if first not in RESOURCE_TYPES:
-        return About(patient=patient)
+        return About(patient=patient, action=_action(method, [path]))
     key = below[0] if below and RESOURCE_ID.match(below[0]) else ""
     action = _action(method, below)
     if key and len(below) > 1 and below[1] in RESOURCE_TYPES:
@@ -67,7 +68,7 @@ def patients_named(method: str, path: str, query: str, bases: Iterable[str] = ()
 def _action(method: str, below: list[str]) -> str:
     if method != "POST" or not below:
         return ""
-    return "R" if below[-1] == _SEARCH else "E" if below[-1].startswith("$") else ""
+    return "R" if below[-1] == SEARCH else "E" if below[-1].startswith("$") else ""
 
 
 def patients_searched(resource: str, query: str, bases: Iterable[str] = ()) -> list[str]:
@@ -95,6 +96,32 @@ def patient_written(document: Any, bases: Iterable[str] = ()) -> str:
         if found is not None:
             return found
     return ""
+
+
+def patients_bundled(document: Any, bases: Iterable[str] = ()) -> list[str]:
+    """The patients whom the requests of a batch or transaction in JSON name, in their URLs or their resources.
+
+    Source: FHIR, RESTful API: batch/transaction.
+    """
+    entries = document.get("entry") if isinstance(document, dict) else None
+    found: dict[str, None] = {}
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict):
+            found |= dict.fromkeys(_of_entry(entry, bases))
+    return [patient for patient in found if patient]
+
+
+def _of_entry(entry: dict[str, Any], bases: Iterable[str]) -> list[str]:
+    """Empty texts may be among them."""
+    request = entry.get("request")
+    told = request if isinstance(request, dict) else {}
+    method, url = (told.get(name) for name in ("method", "url"))
+    found: list[str] = []
+    if isinstance(url, str):
+        base = next((base for base in bases if url.startswith(base)), "")
+        path, _, query = url.removeprefix(base).removeprefix("/").partition("?")
+        found = patients_named(str(method), unquote(path, errors="replace"), query, bases)
+    return [*found, patient_written(entry.get("resource"), bases)]
 
 
 def created(resource: str, location: str, document: Any, bases: Iterable[str] = ()) -> tuple[str, str]:

@@ -162,7 +162,7 @@ class Accounting:
         if ctx.method == "POST":
             note_created(ctx, resp)
         try:
-            if ctx.query:
+            if ctx.query or ctx.also:
                 self._audit.note_others(ctx, resp.status_code)
             if phi:
                 self._audit.record(ctx, resp.status_code)

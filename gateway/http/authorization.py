@@ -11,6 +11,7 @@ from gateway.context import RequestContext
 from gateway.errors import QueryRefused, TokenMissing
 from gateway.http.care import Care, may_open
 from gateway.http.grant import grant_of
+from gateway.http.named import may_name, note_named
 from gateway.rbac.decide import NOT_BOUND, decide
 from gateway.routing.model import RouteKind
 from gateway.routing.query import check_query
@@ -35,8 +36,8 @@ class Authorization:
         self, req: falcon.Request, resp: falcon.Response, resource: object, params: dict[str, object]
     ) -> None:
         """Raises: TokenMissing, TokenInvalid, Forbidden, NotFound, QueryRefused, NotImplementedHere,
-        AuditUnavailable, and what Care.take raises.
-        Yields to the hub: as Care.take does, and until the intent is durable.
+        AuditUnavailable, and what note_named and Care.take raise.
+        Yields to the hub: as these do, and until the intent is durable.
         """
         ctx: RequestContext = req.context.gateway
         route = ctx.route
@@ -45,6 +46,8 @@ class Authorization:
         if ctx.principal is None:
             ctx.rule = "token:missing"
             raise TokenMissing()
+        if ctx.method == "POST" and may_name(route):
+            note_named(req, ctx, route)
         grant = ctx.grant if ctx.grant is not None else grant_of(ctx.principal, route)
         decision = grant.decision or decide(ctx.principal, route, ctx.params, ctx.method)
         ctx.rule = decision.rule
@@ -59,6 +62,6 @@ class Authorization:
         if "HTTP_UPGRADE" in req.env and route.kind in _FORWARDED:
             refuse_upgrade(req.env)
         if route.phi:
-            if ctx.query and len(also_named(ctx)) > MAX_OTHERS:
+            if (ctx.query or ctx.also) and len(also_named(ctx)) > MAX_OTHERS:
                 raise QueryRefused(f"A request may name {MAX_OTHERS + 1} patients at most")
             self._intent(ctx)

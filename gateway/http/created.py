@@ -7,10 +7,12 @@ from typing import Any, Final
 import falcon
 import orjson
 
+from gateway.audit.event import posted
 from gateway.audit.interaction import about, created
 from gateway.context import RequestContext
 from gateway.rbac.fhir import RESOURCE_TYPES
 from gateway.rbac.reference import bases_of
+from gateway.routing.model import Route
 
 MOST_BYTES: Final = 65_536
 """Of an answer's body that is looked into."""
@@ -22,7 +24,7 @@ def note_created(ctx: RequestContext, resp: falcon.Response) -> None:
     route = ctx.route
     if route is None or ctx.error is not None or resp.status_code not in _MADE:
         return
-    resource = _type_of(ctx, route.metadata)
+    resource = _type_of(ctx, route)
     if resource not in RESOURCE_TYPES:
         return
     bases = bases_of(route.bases, ctx.unit or ctx.params.get("unit", "")) if route.bases else ()
@@ -33,12 +35,14 @@ def note_created(ctx: RequestContext, resp: falcon.Response) -> None:
     ctx.told = key, patient or known[1]
 
 
-def _type_of(ctx: RequestContext, told: dict[str, str]) -> str:
-    """The type of what is made; empty for a search, an operation, and what names a record already."""
+def _type_of(ctx: RequestContext, route: Route) -> str:
+    """The type of what is made; empty for a search, an operation, a batch, and what names a record already."""
+    told = route.metadata
     if "fhir_param" in told:
         found = about(ctx.method, ctx.params.get(told["fhir_param"], ""), "")
         return "" if found.id or found.action else found.resource
-    return "" if told.get("resource_param") in ctx.params else told.get("resource_type", "")
+    makes = told.get("resource_param") not in ctx.params and posted(route) == "C"
+    return told.get("resource_type", "") if makes else ""
 
 
 def _document(resp: falcon.Response) -> Any:

@@ -14,6 +14,7 @@ from gateway.context import RequestContext
 from gateway.http.address import client_address
 from gateway.http.admission import Admission
 from gateway.http.identity import Identity
+from gateway.http.named import may_name
 from gateway.http.trace import note_trace
 from gateway.metrics import Metrics
 from gateway.rbac.decide import Decision, decide, is_hidden_from
@@ -84,6 +85,7 @@ class Lanes:
         grant.resource, grant.responders, grant.takes_fields = target.resource, target.responders, target.takes_fields
         grant.hidden = is_hidden_from(principal, route)
         grant.plain = not route.careful
+        grant.told = may_name(route)
         return grant
 
     def decide(self, ctx: RequestContext) -> Decision:

@@ -123,6 +123,10 @@ class Body:
                 return piece
         return b""
 
+    def give_back(self, data: bytes) -> None:
+        """Let what was read be read once more, before what follows it."""
+        self._line = data + self._line
+
     def readline(self, size: int | None = -1) -> bytes:
         """One line, its end included.
 

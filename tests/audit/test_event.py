@@ -8,7 +8,7 @@ from gateway.audit.chain import link
 from gateway.audit.event import Accesses, also_named, decode, encode
 from gateway.context import Principal, RequestContext
 from gateway.errors import BindingRefused, DatabaseUnavailable, TokenInvalid, UnitResponseTimeout
-from gateway.routing.model import FunctionAction, Route, RouteKind
+from gateway.routing.model import FunctionAction, Route, RouteKind, UpstreamAction
 
 PRINCIPAL = {
     "subject": "anna",
@@ -151,6 +151,8 @@ NOBODY = {**PRINCIPAL, "claims": {}}
         ("GET", "Observation", "&&=&patient&patient=%zz&;", "Observation", "", "", "R"),
         ("POST", "Observation/_search", "patient=x", "Observation", "", "x", "R"),
         ("POST", "Observation", "", "Observation", "", "", "C"),
+        ("POST", "_search", "patient=x", "", "", "x", "R"),
+        ("POST", "$reindex", "", "", "", "", "E"),
         ("GET", "", "patient=x", "", "", "x", "R"),
         ("GET", "Nothing/x", "", "", "", "", "R"),
         ("GET", "Patient/a b", "", "Patient", "", "", "R"),
@@ -211,6 +213,24 @@ def test_whom_else_a_request_names(route, params, query, others):
     ctx = _context(query=query, params=params, principal=Principal(**NOBODY), route=Route(**route))
     assert also_named(ctx) == others
     assert _event(ctx, 200).patient not in others
+
+
+@pytest.mark.parametrize(
+    ("template", "target", "resource", "action"),
+    [
+        ("/fhir/Observation/_search", None, "Observation", "R"),
+        ("/v1/labs", "/fhir/Observation/_search?_count=5", "Observation", "R"),
+        ("/v1/labs", "/fhir/Observation?x=/_search", "Observation", "C"),
+        ("/fhir/Patient/{id}/$everything", None, "Patient", "E"),
+        ("/fhir", None, "Bundle", "E"),
+        ("/v1/documents", "/fhir/Bundle", "Bundle", "C"),
+        ("/notes/_search", None, "Note", "C"),
+    ],
+)
+def test_what_a_post_to_a_route_of_one_type_does(template, target, resource, action):
+    route = Route(**{**ROUTE, "template": template, "kind": RouteKind.UPSTREAM, "metadata": {"resource_type": resource},
+                     "action": UpstreamAction("u", target)})  # fmt: skip
+    assert _event(_context(method="POST", route=route), 200).action == action
 
 
 def test_a_patient_read_by_its_id_stands_there_under_its_name():
