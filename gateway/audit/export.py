@@ -22,6 +22,8 @@ from gateway.audit.retention import SealedAct
 from gateway.audit.verify import Start, unescape
 
 _SEQUENCE, _HASH, _CANONICAL = (COLUMNS.index(name) for name in ("sequence", "hash", "canonical"))
+_CHAIN = b'{"chain"'
+_RECORD = ["sequence", "hash", "canonical"]
 
 
 class ExportBad(ValueError):
@@ -86,13 +88,15 @@ class Export:
         with self.path.open("rb") as file:
             file.seek(self.chains[chain][1])
             for number, line in enumerate(file):
-                record = _parse(line, number)
-                if "chain" in record:
+                if line.startswith(_CHAIN):
                     return
-                yield _row(chain, record)
+                yield _row(chain, _parse(line, number), line)
 
 
-def _row(chain: str, record: dict[str, object]) -> bytes:
+def _row(chain: str, record: dict[str, object], line: bytes) -> bytes:
+    # SEC: what else a line said, or said twice, another reader would take for the trail's.
+    if list(record) != _RECORD or orjson.dumps(record) != line.rstrip(b"\n"):
+        return b"unreadable\n"
     try:
         canonical = str(record["canonical"]).encode()
         return row(chain, int(str(record["sequence"])), bytes.fromhex(str(record["hash"])), canonical)
@@ -115,14 +119,21 @@ def read_export(path: Path) -> Export:
             elif line.startswith(b'{"act"'):
                 record = _parse(line, number)
                 export.acts.append(SealedAct(str(record.get("act")), str(record.get("signature"))))
-            elif line.startswith(b'{"chain"'):
-                record = _parse(line, number)
-                try:
-                    start = Start(int(str(record["start"])), bytes.fromhex(str(record["hash"])))
-                except (KeyError, ValueError):
-                    raise ExportBad(f"line {number} says no chain") from None
-                export.chains[str(record["chain"])] = (start, at)
+            elif line.startswith(_CHAIN):
+                chain, start = _chain(_parse(line, number), number)
+                if chain in export.chains:
+                    raise ExportBad(f"line {number} begins a chain a second time")
+                export.chains[chain] = (start, at)
+            elif not export.chains:
+                raise ExportBad(f"line {number} is of no chain")
     return export
+
+
+def _chain(record: dict[str, object], number: int) -> tuple[str, Start]:
+    try:
+        return str(record["chain"]), Start(int(str(record["start"])), bytes.fromhex(str(record["hash"])))
+    except (KeyError, ValueError):
+        raise ExportBad(f"line {number} says no chain") from None
 
 
 def _parse(line: bytes, number: int) -> dict[str, object]:

@@ -66,6 +66,9 @@ class Verdict:
     removed: int = 0
     """Records that are gone by acts of removal."""
 
+    begun: int = 0
+    """Chains that are taken up behind a signed record: what came before was not looked at."""
+
     @property
     def unsealed(self) -> int:
         return self.records - self.sealed
@@ -352,6 +355,16 @@ def unescape(text: bytes) -> bytes:
     return _ESCAPE.sub(lambda found: _UNESCAPED.get(found[1], found[1]), text) if b"\\" in text else text
 
 
+def judge_start(chain: str, start: Start, anchors: Anchors, verdict: Verdict) -> None:
+    """May a chain be taken up there: at its beginning, or behind a record that was signed?"""
+    known = anchors.heads.get(chain, {}).get(start.sequence) if start.sequence else genesis(chain).hex()
+    if known == start.hash.hex():
+        verdict.begun += start.sequence > 0
+        return
+    what = f"missing: it begins behind record {start.sequence}, as which no checkpoint has signed this one"
+    verdict.find(chain, 1 if start.sequence else 0, what if start.sequence else "changed: it begins with another hash")
+
+
 def verify(
     chains: Iterable[str],
     lines_of: Callable[[str], Iterable[bytes]],
@@ -370,7 +383,10 @@ def verify(
     for what in acts.bad:
         verdict.find("", 0, what)
     for chain in sorted({*chains, *anchors.heads}):
-        check = ChainCheck(chain, anchors, verdict, start_of(chain), acts)
+        start = start_of(chain)
+        if start is not None:
+            judge_start(chain, start, anchors, verdict)
+        check = ChainCheck(chain, anchors, verdict, start, acts)
         check.feed(lines_of(chain))
         check.finish(end_of(chain))
     return verdict

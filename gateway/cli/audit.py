@@ -117,6 +117,8 @@ def _tell(verdict: Verdict, acts: Acts) -> int:
     covers = iso(verdict.covers_ms) if verdict.covers_ms else "never: there is no checkpoint"
     if verdict.removed:
         print(f"{verdict.removed} records are gone by acts of removal")
+    if verdict.begun:
+        print(f"{verdict.begun} chains are taken up behind a checkpoint: what came before was not looked at")
     print(f"everything is covered until {covers}; what was cut off behind that cannot be told")
     if verdict.records and not verdict.checkpoints and not verdict.findings:
         print("verify: NOT JUDGED, nothing was signed")

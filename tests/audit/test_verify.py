@@ -335,6 +335,16 @@ class TestSpan:
         assert (status, out.splitlines()[0]) == (1, f"chain {A} record 21: missing")
 
 
+def _begin(lines, chain, sequence, hash_digit=None):
+    """An export of which a chain begins behind a record; with `hash_digit` the hash it begins with is another."""
+    at = next(n for n, line in enumerate(lines) if line.startswith(b'{"chain":"%s"' % chain.encode()))
+    before = orjson.loads(lines[at + sequence])["hash"].encode() if sequence else b"f" * 64
+    header = b'{"chain":"%s","start":%d,"hash":"%s"}\n' % (
+        chain.encode(), sequence, hash_digit * 64 if hash_digit else before,
+    )  # fmt: skip
+    return [*lines[:at], header, *lines[at + 1 + sequence :]]
+
+
 class TestExport:
     @pytest.fixture
     def export(self, written, capsys):
@@ -369,11 +379,19 @@ class TestExport:
             (lambda lines: lines[:-10], f"chain {B} record 21: truncated"),
             (lambda lines: [*lines[:2], *lines[3:]], "checkpoints: number 2 of 5555555555555555 is missing"),
             (lambda lines: lines[:-31], f"chain {B} record 1: truncated: records 1 to 30 are missing"),
+            (lambda lines: _begin(lines, A, 7), f"chain {A} record 1: missing: it begins behind record 7"),
+            (lambda lines: _begin(lines, A, 60, b"0"), f"chain {A} record 1: missing: it begins behind record 60"),
+            (lambda lines: _begin(lines, A, 0, b"0"), f"chain {A}: changed: it begins with another hash"),
+            (lambda lines: [line.replace(b'{"sequence":6,', b'{"sequence":6,"note":"x",') for line in lines],
+             f"chain {A} record 6: unreadable"),
+            (lambda lines: [line.replace(b'{"sequence":6,', b'{"sequence":7,"sequence":6,') for line in lines],
+             f"chain {A} record 6: unreadable"),
             (lambda lines: [line.replace(b'\\"n\\"', b'\\"m\\"') for line in lines], "checkpoints: one of them is not"),
         ],
         ids=[
             "removed", "reordered", "changed", "added", "truncated", "checkpoint removed", "chain removed",
-            "checkpoint changed",
+            "checkpoint changed", "begun later", "begun at its end", "begun with another hash", "a member more",
+            "a member twice",
         ],
     )  # fmt: skip
     def test_tampering(self, export, judge, change, found):
@@ -399,6 +417,19 @@ class TestExport:
         lines = export.read_bytes().splitlines(keepends=True)
         export.write_bytes(b"".join([*lines[:3], *lines[4:]]))
         assert "covered until 2026-01-01T00:01:00.020Z" in judge()[1]
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda lines: [*lines[:4], lines[5], *lines[4:]],
+            lambda lines: [*lines[:4], b'{"note":"x"}\n', *lines[4:]],
+            lambda lines: [*lines[:4], lines[4], lines[5].replace(b"r-1", b"r-9"), *lines[4:]],
+        ],
+        ids=["a record before all chains", "something else", "a chain twice"],
+    )
+    def test_what_is_of_no_chain_is_not_passed_over(self, export, judge, change):
+        export.write_bytes(b"".join(change(export.read_bytes().splitlines(keepends=True))))
+        assert judge()[0] == 2
 
     def test_a_torn_file(self, export, judge, capsys):
         export.write_bytes(export.read_bytes()[:-20])
