@@ -23,6 +23,8 @@ if __name__ == "__main__":
 import orjson
 import psycopg
 
+from loadtests.interruption import interruptible
+
 BEGAN_MS = 1_767_225_600_000
 """The first of January 2026."""
 SPAN_S = 181 * 86_400
@@ -248,4 +250,4 @@ def report(times: dict[str, list[float]], events: int, filled_s: float, size_byt
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(interruptible(main))

@@ -26,6 +26,7 @@ from gateway.audit.event import AuditEvent, encode
 from gateway.store.embedded import EmbeddedPostgres
 from gateway.store.migrate import migrate
 from loadtests.audit_search import drop_indexes
+from loadtests.interruption import interruptible
 
 BEGAN_MS = 1_767_225_600_000
 CHAINS = tuple(name * 16 for name in "abcd")
@@ -147,4 +148,4 @@ def report(events: int, runs: list[tuple[int, str, float, float]], changed: tupl
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(interruptible(main))

@@ -11,7 +11,6 @@ import json
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ import psutil
 from gateway.demo.platform import DemoError
 from loadtests.fleet_callers import Asked, Caller, Callers, Verdict, judge
 from loadtests.fleet_rig import ABSENT, FleetRig, TooFewFiles, raise_file_limit
+from loadtests.interruption import interruptible, scratch
 from loadtests.measure import percentile
 
 CONNECT_LIMIT_S: Final = 120.0
@@ -185,7 +185,7 @@ class FleetRun:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     options = _parse(argv)
-    directory = Path(tempfile.mkdtemp(prefix="caregate-fleet-"))
+    directory = scratch("caregate-fleet-")
     try:
         raise_file_limit(options.units * options.connections, options.workers, options.simulators)
     except TooFewFiles as error:
@@ -232,4 +232,4 @@ def _tell(text: str) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(interruptible(main))

@@ -12,10 +12,8 @@ import resource
 import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -23,6 +21,7 @@ import psutil
 from gateway.demo import story
 from gateway.demo.platform import DemoError
 from loadtests.demo import DemoUnderLoad
+from loadtests.interruption import interruptible, scratch
 
 SPARE_FILES = 500
 """Descriptors that worker and client need beside the connections."""
@@ -145,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     connections = room_for(wanted)
     if connections < wanted:
         _tell(f"only {connections} of {wanted}: the descriptor limit (RLIMIT_NOFILE) allows no more")
-    directory = Path(tempfile.mkdtemp(prefix="caregate-idle-"))
+    directory = scratch("caregate-idle-")
     platform = DemoUnderLoad(directory, 1, 600, tell=_tell, CAREGATE_KEEPALIVE_S="600")
     try:
         platform.start_without_units()
@@ -163,4 +162,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(interruptible(main))

@@ -10,9 +10,7 @@ import argparse
 import os
 import resource
 import shutil
-import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -21,6 +19,7 @@ from typing import Any
 
 from gateway.demo.platform import Child, DemoError
 from loadtests import report
+from loadtests.interruption import Interrupted, ignore_signals, interruptible, scratch
 from loadtests.measure import read_report
 from loadtests.rig import Rig
 
@@ -142,23 +141,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-class _Interrupted(BaseException):
-    """SIGINT, SIGTERM or SIGHUP: stop everything, then end."""
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-def _interrupt(number: int, _frame: object) -> None:
-    _handle_signals(signal.SIG_IGN)
-    raise _Interrupted(number)
-
-
-def _handle_signals(handler: Any) -> None:
-    for number in _SIGNALS:
-        signal.signal(number, handler)
-
-
 def _tell(text: str) -> None:
     print(text, flush=True)
 
@@ -166,7 +148,6 @@ def _tell(text: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the load; returns the exit status."""
     options = _parse(argv)
-    _handle_signals(_interrupt)
     raise_file_limit(4 * options.units * options.connections + 4096)
     html = (options.html or RESULTS / f"load-{datetime.now():%Y%m%d-%H%M%S}.html").resolve()
     try:
@@ -174,11 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"load: {html.parent}: {error.strerror}: choose another with --html", file=sys.stderr)
         return 1
-    try:
-        outcome = _run(options, html)
-    except _Interrupted as interrupted:
-        _tell("interrupted; everything is stopped")
-        return 128 + int(interrupted.args[0])
+    outcome = _run(options, html)
     if outcome is None:
         return 1
     summary, fleet = outcome
@@ -192,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, html: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """The load on a rig of its own, which is gone afterwards; None if it could not be run."""
-    directory = Path(tempfile.mkdtemp(prefix="caregate-load-"))
+    directory = scratch("caregate-load-")
     rig = Rig(directory, units=options.units, workers=options.workers, seconds=options.seconds, tell=_tell)
     clean = False
     try:
@@ -202,11 +179,11 @@ def _run(options: argparse.Namespace, html: Path) -> tuple[dict[str, Any], dict[
     except DemoError as error:
         print(f"load: {error}", file=sys.stderr)
         return None
-    except _Interrupted:
+    except Interrupted:
         clean = True
         raise
     finally:
-        _handle_signals(signal.SIG_IGN)  # from here on Ctrl-C does not cut the stop short
+        ignore_signals()
         _tell("stopping")
         rig.stop()
         if not clean:
@@ -221,4 +198,4 @@ def _keep_logs(logs: Path, kept: Path) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(interruptible(main))

@@ -19,6 +19,7 @@ from loadtests.bench.row import Row
 from loadtests.bench.rows import Rows
 from loadtests.bench.run import measure
 from loadtests.bench.servers import Missing, debian_binary
+from loadtests.interruption import interruptible
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -70,4 +71,4 @@ def _chosen(rows: list[Row], wanted: list[str]) -> list[Row]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main))

@@ -18,6 +18,7 @@ from loadtests.bench.measure import wrk
 from loadtests.bench.rows import Rows
 from loadtests.bench.run import check
 from loadtests.bench.servers import LOAD_CPU, Server
+from loadtests.interruption import interruptible
 
 
 def worker_of(server: Server) -> int:
@@ -77,4 +78,4 @@ def _profile_worker(run: Path, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(interruptible(main))

@@ -13,6 +13,7 @@ import loadtests.bench_fastpath as package
 from loadtests.bench_fastpath.measure import measure
 from loadtests.bench_fastpath.report import save, table
 from loadtests.bench_fastpath.row import Row
+from loadtests.interruption import interruptible
 
 ROUNDS = 15
 ROUND_NS = 40_000_000
@@ -45,4 +46,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(interruptible(main))

@@ -13,11 +13,9 @@ import json
 import random
 import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from gateway.demo.platform import DemoError
@@ -26,6 +24,7 @@ from loadtests.chaos.kills import Kill, Killer
 from loadtests.chaos.line import Line
 from loadtests.chaos.rig import UNITS, ChaosPlatform
 from loadtests.chaos.verdict import Verdict, judge, read_journals
+from loadtests.interruption import interruptible, scratch
 
 SETTLE_S = 4.0
 """How long requests that nobody waits for may go on: what ran late counts, too."""
@@ -105,7 +104,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; returns the exit status."""
     options = _parse(argv)
-    directory = Path(tempfile.mkdtemp(prefix="caregate-chaos-"))
+    directory = scratch("caregate-chaos-")
     platform = ChaosPlatform(directory, options.workers, options.seconds, tell=_tell)
     try:
         platform.start_without_units()
@@ -129,4 +128,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main))

@@ -12,7 +12,6 @@ import json
 import random
 import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from gateway.demo.platform import DemoError
+from loadtests.interruption import interruptible, scratch
 from loadtests.ledger.disk import NoCompiler
 from loadtests.ledger.plot import CUT, LOAD_S, TERM, Plot, plots
 from loadtests.ledger.rig import LedgerPlatform, clock_library
@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run it; returns the exit status."""
     options = parse_options(argv)
     dice = random.Random(options.seed)
-    directory = Path(tempfile.mkdtemp(prefix="caregate-ledger-"))
+    directory = scratch("caregate-ledger-")
     platform = LedgerPlatform(directory, options.workers, tell=lambda text: None)
     runs: list[Run] = []
     try:
@@ -211,4 +211,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main))

@@ -13,13 +13,12 @@ import json
 import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from gateway.demo.platform import DemoError
+from loadtests.interruption import interruptible, scratch
 from loadtests.ledger.__main__ import write_key
 from loadtests.ledger.rig import LedgerPlatform
 from loadtests.ledger.verdict import Asked, Verdict, judge
@@ -118,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pause", type=float, default=0.05, help="seconds between a caller's requests, on average")
     options = parser.parse_args(argv)
     options.around = max(5.0, options.seconds / 8)
-    directory = Path(tempfile.mkdtemp(prefix="caregate-outage-"))
+    directory = scratch("caregate-outage-")
     platform = LedgerPlatform(directory, 2, tell=lambda text: None)
     try:
         write_key(directory)
@@ -146,4 +145,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main))

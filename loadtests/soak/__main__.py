@@ -11,17 +11,16 @@ import asyncio
 import json
 import shutil
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from gateway.demo.platform import DemoError
 from loadtests.demo import DemoUnderLoad
+from loadtests.interruption import interruptible, scratch
 from loadtests.soak.callers import Callers
 from loadtests.soak.samples import ALLOWANCES, Growth, Sample, growth_of
 
@@ -139,7 +138,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the soak; returns the exit status."""
     options = _parse(argv)
-    directory = Path(tempfile.mkdtemp(prefix="caregate-soak-"))
+    directory = scratch("caregate-soak-")
     platform = DemoUnderLoad(
         directory, options.workers, options.seconds, tell=_tell, CAREGATE_KEEPALIVE_S="5", **DEADLINES
     )
@@ -164,4 +163,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(interruptible(main))
