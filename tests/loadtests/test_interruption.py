@@ -15,6 +15,7 @@ import asyncio, sys, time
 from loadtests.interruption import interruptible, scratch
 
 async def busy():
+    print("runs", flush=True)
     while True:
         await asyncio.sleep(0)
 
@@ -22,8 +23,10 @@ def main():
     folder = scratch("caregate-test-")
     (folder / "some").touch()
     try:
+        if sys.argv[1] == "asyncio":
+            asyncio.run(busy())
         print("runs", flush=True)
-        asyncio.run(busy()) if sys.argv[1] == "asyncio" else time.sleep(60)
+        time.sleep(60)
     finally:
         print("stops", (folder / "some").exists(), flush=True)
 
