@@ -66,6 +66,7 @@ def guarded(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Name
 
 def keys_of(options: argparse.Namespace) -> list[Ed25519PublicKey]:
     """The public keys of checkpoints. Raises: Unusable."""
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -74,7 +75,10 @@ def keys_of(options: argparse.Namespace) -> list[Ed25519PublicKey]:
     for path in paths:
         if not path.exists():
             raise Unusable(f"{path}: does not exist; give --key FILE, or --data-dir for the gateway's own")
-        key = serialization.load_pem_public_key(path.read_bytes())
+        try:
+            key = serialization.load_pem_public_key(path.read_bytes())
+        except (ValueError, UnsupportedAlgorithm):
+            raise Unusable(f"{path} is no public key in PEM") from None
         if not isinstance(key, Ed25519PublicKey):
             raise Unusable(f"{path} is no Ed25519 key")
         keys.append(key)

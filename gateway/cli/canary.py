@@ -72,9 +72,12 @@ def _run(options: argparse.Namespace) -> int:
     begun_s = time.time()
     try:
         bearer = _token(options.token) if options.token is not None else ""
-        heard = [send(options.gateway, probe, not options.insecure) for probe in probes(marks, options.path, bearer)]
     except (OSError, ValueError) as error:
         return _unusable(reason(error))
+    try:
+        heard = [send(options.gateway, probe, not options.insecure) for probe in probes(marks, options.path, bearer)]
+    except (OSError, ValueError) as error:
+        return _unusable(f"{options.gateway}: {reason(error)}")
     answered = sum(1 for one in heard if one.status)
     if not answered:
         return _unusable(f"{options.gateway} answered none of {len(heard)} requests: is that the public listener?")

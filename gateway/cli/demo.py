@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway import unixsocket
-from gateway.cli.said import positive
+from gateway.cli.said import positive, reason
 from gateway.demo import CONTROL
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
         _tell_story(platform)
         _serve(platform)
     except (DemoError, OSError) as error:
-        print(f"caregate demo: {error}", file=sys.stderr)
+        print(f"caregate demo: {reason(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         pass
@@ -106,6 +106,7 @@ def _tell_story(platform: Platform) -> None:
     if platform.logins is not None:
         logins.print_logins(base, platform.logins, print)
     print("\nAll of it at once:  .venv/bin/caregate demo play")
+    print(f"Console:            http://127.0.0.1:{platform.ports.ops}/console")
     print(f"Metrics:            curl -s http://127.0.0.1:{platform.ports.ops}/metrics")
     print(f"Status:             curl -s http://127.0.0.1:{platform.ports.ops}/status")
     print(f"Logs:               {os.path.relpath(platform.logs)}/")

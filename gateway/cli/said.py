@@ -7,8 +7,8 @@ import argparse
 
 def reason(error: Exception) -> str:
     """Why something failed, in one line: libraries write several."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     if isinstance(error, UnicodeDecodeError):
         return "what was read is not text in UTF-8"
     return " ".join(str(error).split())

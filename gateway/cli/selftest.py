@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gateway.cli.said import http_url
+from gateway.cli.said import http_url, reason
 
 if TYPE_CHECKING:
     from gateway.selftest.run import Outcome
@@ -43,7 +43,10 @@ def _run(options: argparse.Namespace) -> int:
 
     try:
         document, tokens = read(options.config)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        print(f"caregate selftest: {reason(error)}", file=sys.stderr)
+        return 2
+    except ValueError as error:
         print(f"caregate selftest: {options.config}: {error}", file=sys.stderr)
         return 2
     strange = sorted(set(options.role) - set(document["roles"]))

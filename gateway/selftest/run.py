@@ -75,7 +75,8 @@ class Gateway:
             except (OSError, http.client.HTTPException) as error:
                 self.close()
                 if last:
-                    raise Unreachable(f"{self._parts.netloc}: {error or type(error).__name__}") from None
+                    why = getattr(error, "strerror", None) or error or type(error).__name__
+                    raise Unreachable(f"{self._parts.netloc}: {why}") from None
         raise AssertionError("unreachable")
 
     def _connected(self) -> http.client.HTTPConnection:

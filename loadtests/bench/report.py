@@ -120,7 +120,8 @@ def table(figures: list[Figure], bars: list[Bar]) -> str:
         f"{f.row:<22}{f.server:<24}{f.cpu_us:>9.1f}{f.rps:>10.0f}{f.p50_ms:>9.2f}{f.p99_ms:>9.2f}{f.beside_us:>11.1f}"
         for f in figures
     ]
-    lines += ["", f"{'bar':<58}{'ratio':>8}{'limit':>8}"]
+    if bars:
+        lines += ["", f"{'bar':<58}{'ratio':>8}{'limit':>8}"]
     lines += [f"{b.bar:<58}{b.ratio:>8.2f}{b.limit:>8.2f}  {'met' if b.met else 'NOT MET'}" for b in bars]
     return "\n".join(lines)
 

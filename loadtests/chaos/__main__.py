@@ -24,7 +24,7 @@ from loadtests.chaos.kills import Kill, Killer
 from loadtests.chaos.line import Line
 from loadtests.chaos.rig import UNITS, ChaosPlatform
 from loadtests.chaos.verdict import Verdict, judge, read_journals
-from loadtests.interruption import interruptible, scratch
+from loadtests.interruption import interruptible, run_loop, scratch
 
 SETTLE_S = 4.0
 """How long requests that nobody waits for may go on: what ran late counts, too."""
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     platform = ChaosPlatform(directory, options.workers, options.seconds, tell=_tell)
     try:
         platform.start_without_units()
-        records, kills = asyncio.run(chaos(platform, options))
+        records, kills = run_loop(chaos(platform, options))
         runs = read_journals(platform.journals.values())
     except DemoError as error:
         print(error, file=sys.stderr)

@@ -20,7 +20,7 @@ import psutil
 
 from gateway.demo.platform import DemoError
 from loadtests.demo import DemoUnderLoad
-from loadtests.interruption import interruptible, scratch
+from loadtests.interruption import interruptible, run_loop, scratch
 from loadtests.soak.callers import Callers
 from loadtests.soak.samples import ALLOWANCES, Growth, Sample, growth_of
 
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         platform.start()
         _tell(f"ready after {time.monotonic() - started_s:.0f} s")
         every_s = min(5.0, options.seconds / 20)
-        callers, samples = asyncio.run(soak(platform, options.seconds, options.each, every_s))
+        callers, samples = run_loop(soak(platform, options.seconds, options.each, every_s))
         grown = growth_of(samples, options.seconds)
     except (DemoError, ValueError) as error:
         print(f"soak: {error}", file=sys.stderr)

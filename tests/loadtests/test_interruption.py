@@ -12,7 +12,7 @@ import pytest
 
 PROGRAM = """
 import asyncio, sys, time
-from loadtests.interruption import interruptible, scratch
+from loadtests.interruption import interruptible, run_loop, scratch
 
 async def busy():
     print("runs", flush=True)
@@ -24,7 +24,7 @@ def main():
     (folder / "some").touch()
     try:
         if sys.argv[1] == "asyncio":
-            asyncio.run(busy())
+            run_loop(busy())
         print("runs", flush=True)
         time.sleep(60)
     finally:
