@@ -75,7 +75,6 @@ KINDS: dict[str, Kind] = {
     "audit.read-own": Kind("R", _USED, ("query", "found")),
     "audit.exported": Kind("R", _EXPORT, ("format", "query", "found", "sha256", "by")),
     "audit.reported": Kind("R", _USED, ("report", "query", "found", "by")),
-    "audit.verified": Kind("R", _USED, ("found", "by")),
     "audit.removed": Kind("D", _CONFIGURATION, ("act", "months", "records", "reason", "by")),
     "audit.held": Kind("U", _CONFIGURATION, ("hold", "reason", "by")),
     "audit.erased": Kind("D", _CONFIGURATION, ("pseudonyms", "reason", "by")),

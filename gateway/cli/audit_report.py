@@ -28,6 +28,10 @@ _HELP = {
 }
 _NAMED = ("patient", "resource_id")
 """Columns in which a patient's pseudonym may stand."""
+_TOLD = (
+    "user", "unit", "role", "from_ms", "to_ms", "from_hour", "to_hour", "timezone", "review_hours", "most", "minutes",
+)  # fmt: skip
+"""Options that the trail is told of."""
 _WIDTH = 40
 
 
@@ -63,17 +67,19 @@ def _report(options: argparse.Namespace) -> int:
     from gateway.store.trail_report import ReportReader, columns_of
 
     values, dsn, names = _values(options), dsn_of(options), columns_of(options.report)
+    patient = ""
     with TrailReader(dsn) as trail, ReportReader(dsn) as reader:
         patients = patients_of(options, trail)
         if options.report == "patient":
-            values["patients"] = list(patients.names_of(options.patient))
+            known = patients.names_of(options.patient)
+            values["patients"] = list(known)
+            # SEC: the first is the id, which does not stand in the trail.
+            patient = next(iter(known[1:]), "")
         rows = [_shown(names, row) for row in reader.rows(options.report, values)]
         _tell_patients(patients, [names.index(name) for name in _NAMED if name in names], rows)
     # NOTE: what is not in the trail is not shown: `note` refuses if it cannot be told.
-    query = " ".join(
-        f"{name}={getattr(options, name)}" for name in ("user", "unit", "role") if getattr(options, name, "")
-    )
-    note(options, "audit.reported", report=options.report, query=query, found=str(len(rows)))
+    query = " ".join(f"{name}={getattr(options, name)}" for name in _TOLD if getattr(options, name, ""))
+    note(options, "audit.reported", patient=patient, report=options.report, query=query, found=str(len(rows)))
     _WRITERS[options.format](sys.stdout, names, rows)
     return 0
 

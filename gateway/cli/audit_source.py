@@ -175,9 +175,10 @@ def who() -> str:
         return f"uid-{os.geteuid()}"
 
 
-def note(options: argparse.Namespace, kind: str, **detail: str) -> None:
+def note(options: argparse.Namespace, kind: str, *, patient: str = "", **detail: str) -> None:
     """Leave an event in the trail: by way of a spool in the gateway's data directory, which its workers ship.
 
+    Shapes: `patient` as the trail names one.
     Without such a directory, as on an auditor's own machine, stderr is told that nobody was.
     """
     from gateway.audit.event import encode, other_event
@@ -188,7 +189,9 @@ def note(options: argparse.Namespace, kind: str, **detail: str) -> None:
         print(f"caregate audit: not in the trail itself: {folder} is no trail of this machine", file=sys.stderr)
         return
     now_ms = time.time_ns() // 1_000_000
-    event = other_event(os.uname().nodename, kind, "allowed", now_ms, None, {}, {"by": who(), **detail})
+    event = other_event(
+        os.uname().nodename, kind, "allowed", now_ms, None, {"patient": patient}, {"by": who(), **detail}
+    )
     try:
         spool = open_spool(folder, _SEGMENT_BYTES, 16 * _SEGMENT_BYTES)
         try:

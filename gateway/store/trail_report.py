@@ -60,8 +60,10 @@ AND e.occurred_at < timestamptz 'epoch' + (%(now)s - %(review_ms)s) * interval '
 _DENIALS = """
 WITH denied AS (
     SELECT occurred_at, unit, route, rule, patient,
-        CASE WHEN subject <> '' THEN issuer || ' ' || subject ELSE 'address ' || client_address END AS who
-    FROM audit.event e WHERE {} AND e.outcome = 'refused' AND e.kind = 'access' AND e.outcome <> 'allowed'
+        CASE WHEN kind = 'access' AND subject <> '' THEN issuer || ' ' || subject
+            ELSE 'address ' || client_address END AS who
+    FROM audit.event e WHERE {} AND e.outcome = 'refused'
+        AND e.kind IN ('access', 'login', 'token.issued', 'token.refreshed') AND e.outcome <> 'allowed'
         AND e.outcome <> 'pending' AND e.outcome <> 'complete'),
 marked AS (
     SELECT *, lag(occurred_at) OVER (PARTITION BY who ORDER BY occurred_at) AS before,

@@ -286,6 +286,12 @@ class TestReports:
         ]  # fmt: skip
         assert report("denials", "--most", "13") == [found[0]]
 
+    def test_guesses_at_passwords_are_a_burst_of_their_address(self, events, report):
+        events(*(
+            self.access(n / 600, kind="login", outcome="refused", rule="login:password") for n in range(11)
+        ))  # fmt: skip
+        assert [(one["who"], one["refusals"]) for one in report("denials")] == [("address 192.0.2.1", 11)]
+
     def test_tables_and_csv_are_safe_to_look_at(self, events, audit):
         events(self.access(1, patient="=HYPERLINK(1)", subject="x\x1b[31m\x07"))
         status, out = audit("report", "patient", "--patient", "=HYPERLINK(1)", "--to", "2030-01-01")

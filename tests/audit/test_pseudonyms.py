@@ -287,8 +287,11 @@ class TestTrail:
             assert time.monotonic() < end, "the worker goes on with the erased name"
             gevent.sleep(0.05)
         trail.record(self.request("pat-0001"), 200)
-        assert len({patient for patient, _, _ in self.events(ask, 3)}) >= 3, "another person, for all that is known"
         kinds = self.events(ask, 6)
+        accesses = {patient for patient, _, text in kinds if '"kind":"access"' in text}
+        assert len(accesses) == 3, "another person, for all that is known"
+        reports = [patient for patient, _, text in kinds if '"kind":"audit.reported"' in text]
+        assert sorted(reports) == ["", rows[0][0]], "a report names its patient, as long as she has a name"
         assert sum('"kind":"audit.erased"' in text for _, _, text in kinds) == 1, "what the command did is there too"
         trail.stop(timeout_s=5)
         assert main(["audit", "verify", "--dsn", postgres.admin_dsn, "--data-dir", str(tmp_path)]) == 0
