@@ -8,6 +8,7 @@ rare values. Then a mix of searches runs as the gateway runs them, one after ano
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import statistics
 import time
@@ -230,6 +231,8 @@ def main() -> int:
         postgres.stop()
         if not options.keep:
             postgres.remove()
+            with contextlib.suppress(OSError):
+                options.directory.rmdir()
     return report(times, options.events, filled_s, size)
 
 

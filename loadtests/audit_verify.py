@@ -7,8 +7,10 @@ runs as anybody would run it, and once more after one record was changed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -126,6 +128,9 @@ def main() -> int:
         changed = verify(postgres.admin_dsn, folder)
     finally:
         postgres.remove()
+        shutil.rmtree(folder / "audit", ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
     return report(options.events, runs, changed)
 
 

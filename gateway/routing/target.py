@@ -28,11 +28,6 @@ def forward_target(route_target: str | None, ctx: RequestContext) -> str:
     return f"{path}&{ctx.query}" if "?" in path else f"{path}?{ctx.query}"
 
 
-def target_params(route_target: str) -> frozenset[str]:
-    """Names of the parameters a target template uses; for the configuration's cross-checks."""
-    return frozenset(name for name in target_pieces(route_target)[1::2])
-
-
 def _fill(route_target: str, ctx: RequestContext) -> str:
     if ctx.route is not None and ctx.path:
         cut = _cut(route_target, ctx.route.template)

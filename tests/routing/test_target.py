@@ -6,7 +6,7 @@ from gateway.context import RequestContext
 from gateway.errors import QueryRefused
 from gateway.routing.model import Route, RouteKind, UpstreamAction
 from gateway.routing.query import check_query
-from gateway.routing.target import forward_target, target_params
+from gateway.routing.target import forward_target
 
 
 def context(template: str, path: str, query: str = "") -> RequestContext:
@@ -51,10 +51,6 @@ def test_unknown_placeholder_is_an_error() -> None:
 def test_decoded_parameters_are_encoded_again_without_a_route() -> None:
     ctx = RequestContext("id", 0, params={"x": "a/b?c%"})
     assert forward_target("/z/{x}", ctx) == "/z/a%2Fb%3Fc%25"
-
-
-def test_target_params() -> None:
-    assert target_params("/a/{x}/{rest:path}") == {"x", "rest"}
 
 
 DECLARED = frozenset({"page", "_count", "a b"})
