@@ -17,7 +17,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway.audit.commit import Commit
-from gateway.audit.event import MAX_OTHERS, Accesses, also_named, encode, other_event
+from gateway.audit.event import MAX_OTHERS, Accesses, also_named, encode, other_event, posted
 from gateway.audit.kinds import ALSO
 from gateway.audit.notary import KEY, Notary, load_or_make_key
 from gateway.audit.pseudonyms import FOLDER as PATIENTS
@@ -25,7 +25,7 @@ from gateway.audit.pseudonyms import Keys, Pseudonyms
 from gateway.audit.shipper import Shipper
 from gateway.audit.spool import Spool, SpoolFull, open_spool
 from gateway.context import RequestContext
-from gateway.errors import AuditUnavailable
+from gateway.errors import AuditUnavailable, Origin
 from gateway.store.audit import AuditStore
 from gateway.store.pool import Database
 
@@ -130,18 +130,19 @@ class AuditTrail:
         except SpoolFull:
             raise self._no_room() from None
 
-    def note_others(self, ctx: RequestContext, status: int) -> None:
+    def note_others(self, ctx: RequestContext) -> None:
         """Keep, of a request that names several patients, an event for each but the one that its own event has.
 
         Raises: AuditUnavailable.
         """
-        outcome = "allowed" if status < 400 else "refused" if status < 500 else "failed"
-        rule = ctx.error.code if ctx.error is not None and ctx.rule in ("", "allowed") else ctx.rule
+        error = ctx.error
+        outcome = "allowed" if error is None else "refused" if error.origin is Origin.CLIENT else "failed"
+        rule = error.code if error is not None and ctx.rule in ("", "allowed") else ctx.rule
         for patient in also_named(ctx)[:MAX_OTHERS]:
             assert ctx.route is not None  # noqa: S101 - or it would name nobody
             self.note(
                 ALSO, outcome, ctx=ctx, patient=patient, unit=ctx.unit or ctx.params.get("unit", ""), rule=rule,
-                purpose=ctx.purpose, route=ctx.route.name,
+                purpose=ctx.purpose, route=ctx.route.name, action=posted(ctx.route) if ctx.method == "POST" else "",
             )  # fmt: skip
 
     def _name_of(self, patient: str) -> str:
@@ -186,6 +187,7 @@ class AuditTrail:
         resource_type: str = "",
         resource_id: str = "",
         route: str = "",
+        action: str = "",
         **detail: str,
     ) -> None:
         """Keep an event that is no access, as `enqueue_finished` does; `durable`: as `record` does.
@@ -202,6 +204,7 @@ class AuditTrail:
             "role": role, "audience": audience, "organisation": organisation, "client": client,
             "token_id": token_id, "purpose": purpose, "client_address": client_address,
             "resource_type": resource_type, "resource_id": resource_id, "route": route,
+            "action": action,
         }  # fmt: skip
         about = members["patient"] or _patient_of(ctx)
         if about and self._patients is not None:

@@ -38,7 +38,9 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from", type=time_of, default=0, dest="from_ms", metavar="TIME", help="ISO 8601, UTC if it says nothing"
     )
-    parser.add_argument("--to", type=time_of, default=0, dest="to_ms", metavar="TIME")
+    parser.add_argument(
+        "--to", type=time_of, default=0, dest="to_ms", metavar="TIME", help="until then; of a date alone its beginning"
+    )
     parser.add_argument(
         "--checkpoints",
         type=Path,

@@ -43,7 +43,7 @@ class Audit(Protocol):
     def record(self, ctx: RequestContext, status: int) -> None: ...
     def enqueue_finished(self, ctx: RequestContext, status: int) -> None: ...
     def completed(self, ctx: RequestContext, status: int, whole: bool) -> None: ...
-    def note_others(self, ctx: RequestContext, status: int) -> None: ...
+    def note_others(self, ctx: RequestContext) -> None: ...
 
 
 class Accounting:
@@ -163,7 +163,7 @@ class Accounting:
             note_created(ctx, resp)
         try:
             if ctx.query or ctx.also:
-                self._audit.note_others(ctx, resp.status_code)
+                self._audit.note_others(ctx)
             if phi:
                 self._audit.record(ctx, resp.status_code)
             else:

@@ -7,6 +7,7 @@ import orjson
 import psycopg
 import pytest
 
+from gateway.audit.event import decode
 from gateway.audit.pseudonyms import (
     FOLDER,
     Keys,
@@ -21,7 +22,7 @@ from gateway.audit.spool import sync_files
 from gateway.audit.trail import AuditTrail
 from gateway.cli.main import main
 from gateway.context import Principal, RequestContext, new_request_id
-from gateway.errors import AuditUnavailable
+from gateway.errors import AuditUnavailable, BadRequest, DatabaseTimeout
 from gateway.store.pool import Database
 from tests.audit.disk import under
 
@@ -261,6 +262,27 @@ class TestTrail:
         trail.record(self.request("pat-0001", route=route), 200)
         ((patient, resource, _),) = self.events(ask, 1)
         assert patient == resource != "pat-0001"
+
+    @pytest.mark.parametrize(
+        ("error", "outcome"), [(None, "allowed"), (BadRequest(), "refused"), (DatabaseTimeout(), "failed")], ids=str
+    )
+    def test_the_others_whom_a_batch_names_have_its_outcome(self, trail, ask, error, outcome):
+        """None: the unit itself may have answered 405; nothing was refused here."""
+        from gateway.routing.model import ResourceAction, Route, RouteKind
+
+        route = Route(
+            name="x", template="/fhir", methods=("POST",), kind=RouteKind.RESOURCE, action=ResourceAction("x"),
+            audiences=frozenset(), roles=frozenset(), permission=None, metadata={"resource_type": "Bundle"},
+        )  # fmt: skip
+        ctx = RequestContext(id="r", started_ns=0, method="POST", route=route, error=error)
+        ctx.told, ctx.also = ("", "pat-0001"), ("pat-0002",)
+        trail.note_others(ctx)
+        trail.enqueue_finished(ctx, 405)
+        rows = [decode(text.encode()) for _, _, text in self.events(ask, 2)]
+        assert [(event.kind, event.outcome, event.action) for event in rows] == [
+            ("access.also", outcome, "E"), ("access", outcome, "E"),
+        ]  # fmt: skip
+        assert "" != rows[0].patient != rows[1].patient != ""
 
     def test_who_is_erased_is_nobody_and_the_chain_holds(self, trail, ask, tmp_path, postgres, capsys, monkeypatch):
         monkeypatch.setattr("gateway.audit.shipper._ERASED_S", 0.05)

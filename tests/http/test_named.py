@@ -66,7 +66,7 @@ def events(gateway_of, base, ways, server, monkeypatch):
     for method in ("record", "enqueue_finished"):
         monkeypatch.setattr(made.audit, method, record)
     monkeypatch.setattr(made.audit, "completed", lambda *_: None)
-    monkeypatch.setattr(made.audit, "note_others", lambda ctx, status: made.others.extend(also_named(ctx)))
+    monkeypatch.setattr(made.audit, "note_others", lambda ctx: made.others.extend(also_named(ctx)))
     made.clients, made.events, made.others = ways(made), found, []
     return made
 
