@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.loadtests.interruptions import take_interruptions
+
 PROGRAM = """
 import asyncio, sys, time
 from loadtests.interruption import interruptible, run_loop, scratch
@@ -40,6 +42,7 @@ def test_it_ends_in_order(tmp_path: Path, way: str, number: signal.Signals) -> N
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, way], cwd=Path(__file__).resolve().parents[2], text=True,
         env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=take_interruptions,
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "runs\n"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from loadtests.measure import KINDS
+from tests.loadtests.interruptions import take_interruptions
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -24,6 +25,7 @@ def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
         [sys.executable, "-m", "loadtests.run", "--html", str(tmp_path / "load.html"), *arguments],
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        preexec_fn=take_interruptions,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
