@@ -4,6 +4,6 @@ import signal
 
 
 def take_interruptions() -> None:
-    """In the child: whoever runs the tests in the background may have them ignore INT and HUP, and that is inherited."""
+    """In the child: tests run in the background may ignore INT and HUP, which is inherited."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
