@@ -97,5 +97,5 @@ def _render(logger: Any, method: str, event: structlog.typing.EventDict) -> byte
     return _dumps(event)
 
 
-def _dumps(event: object, **_: object) -> bytes:
+def _dumps(event: object) -> bytes:
     return orjson.dumps(event, default=repr)

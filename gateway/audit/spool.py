@@ -245,11 +245,11 @@ class Spool(Chain):
         Raises: SpoolFull.
         """
         with self._making:
-            self._make_spare()
+            self._made_spare()
 
-    def _make_spare(self) -> None:
+    def _made_spare(self) -> Path:
         if self._spare is not None:
-            return
+            return self._spare
         if len(self._segments) + 1 > self._most:
             raise SpoolFull("the spool has reached its bound")
         number = int(self._segments[-1].path.stem) + 1 if self._segments else 1
@@ -261,6 +261,7 @@ class Spool(Chain):
                 path.unlink(missing_ok=True)
             raise SpoolFull(error.strerror) from error
         self._spare = path
+        return path
 
     def _roll(self, need_bytes: int) -> None:
         """Go on in the next file."""
@@ -268,15 +269,11 @@ class Spool(Chain):
             raise SpoolFull("an event of more than 64 KiB")
         # NOTE: another thread may be at the very file that is needed: it is awaited, as making it here would be.
         with self._making:
-            self._make_spare()
-            spare, self._spare = self._spare, None
-            if spare is None:
-                raise SpoolFull
             try:
-                segment = self._begun(spare)
+                segment = self._begun(self._made_spare())
             except OSError as error:
-                self._spare = spare
                 raise SpoolFull(error.strerror) from error
+            self._spare = None
             self._use(segment, HEADER.size)
         self.rolled()
 
