@@ -149,7 +149,7 @@ def also_named(ctx: RequestContext) -> list[str]:
     resource, param = told.get("resource_type", ""), told.get("fhir_param")
     if param is None and not ctx.also and (resource not in RESOURCE_TYPES or route.query == frozenset()):
         return []
-    bases = _bases(route, ctx)
+    bases = own_bases(route, ctx)
     own = ctx.params.get((resource == PATIENT and told.get("resource_param")) or "patient", "")
     if param is not None:
         named = patients_named(ctx.method, ctx.params.get(param, ""), ctx.query, bases)
@@ -159,7 +159,8 @@ def also_named(ctx: RequestContext) -> list[str]:
     return [patient for patient in dict.fromkeys([own, *named, written, *ctx.also]) if patient][1:]
 
 
-def _bases(route: Route, ctx: RequestContext) -> tuple[str, ...]:
+def own_bases(route: Route, ctx: RequestContext) -> tuple[str, ...]:
+    """The bases for a request below which records are our own, see rbac.reference.bases_of."""
     return bases_of(route.bases, ctx.unit or ctx.params.get("unit", "")) if route.bases else ()
 
 
@@ -183,6 +184,19 @@ def posted(route: Route) -> str:
         return "R"
     is_batch = resource == BUNDLE and BUNDLE not in last
     return "E" if is_batch or any(name.startswith("$") for name in last) else action_of("POST")
+
+
+def action_on(route: Route, method: str) -> str:
+    """What a request does to the one type of a route."""
+    return posted(route) if method == "POST" else action_of(method)
+
+
+def action_in(route: Route, ctx: RequestContext) -> str:
+    """What a request does, as the event of its access says."""
+    param = route.metadata.get("fhir_param")
+    if param is None:
+        return action_on(route, ctx.method)
+    return about(ctx.method, ctx.params.get(param, ""), "").action or action_of(ctx.method)
 
 
 class Accesses:
@@ -230,8 +244,7 @@ class Accesses:
             asked = told.get("fhir_param")
             if asked is None and resource in RESOURCE_TYPES:
                 asked = _WRITTEN if method in _WRITES else "" if names else None
-            action = posted(route) if method == "POST" else action_of(method)
-            what = self._of(route, resource, action), param, patient, asked, bool(told.get("purpose"))
+            what = self._of(route, resource, action_on(route, method)), param, patient, asked, bool(told.get("purpose"))
             found = self._routes[route.name, method] = route, what
         return found[1]
 
@@ -242,7 +255,7 @@ class Accesses:
         """
         route = ctx.route
         assert route is not None  # noqa: S101
-        bases = _bases(route, ctx)
+        bases = own_bases(route, ctx)
         written, patient = ctx.told or ("", "")
         if param in ("", _WRITTEN):
             named = patients_searched(route.metadata.get("resource_type", ""), ctx.query, bases)

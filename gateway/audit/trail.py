@@ -17,7 +17,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway.audit.commit import Commit
-from gateway.audit.event import MAX_OTHERS, Accesses, also_named, encode, other_event, posted
+from gateway.audit.event import MAX_OTHERS, Accesses, action_in, also_named, encode, other_event
 from gateway.audit.kinds import ALSO
 from gateway.audit.notary import KEY, Notary, load_or_make_key
 from gateway.audit.pseudonyms import FOLDER as PATIENTS
@@ -142,7 +142,7 @@ class AuditTrail:
             assert ctx.route is not None  # noqa: S101 - or it would name nobody
             self.note(
                 ALSO, outcome, ctx=ctx, patient=patient, unit=ctx.unit or ctx.params.get("unit", ""), rule=rule,
-                purpose=ctx.purpose, route=ctx.route.name, action=posted(ctx.route) if ctx.method == "POST" else "",
+                purpose=ctx.purpose, route=ctx.route.name, action=action_in(ctx.route, ctx),
             )  # fmt: skip
 
     def _name_of(self, patient: str) -> str:
@@ -203,8 +203,7 @@ class AuditTrail:
             "unit": unit, "agent": agent, "rule": rule, "patient": patient, "issuer": issuer, "subject": subject,
             "role": role, "audience": audience, "organisation": organisation, "client": client,
             "token_id": token_id, "purpose": purpose, "client_address": client_address,
-            "resource_type": resource_type, "resource_id": resource_id, "route": route,
-            "action": action,
+            "resource_type": resource_type, "resource_id": resource_id, "route": route, "action": action,
         }  # fmt: skip
         about = members["patient"] or _patient_of(ctx)
         if about and self._patients is not None:

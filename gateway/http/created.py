@@ -7,11 +7,10 @@ from typing import Any, Final
 import falcon
 import orjson
 
-from gateway.audit.event import posted
+from gateway.audit.event import own_bases, posted
 from gateway.audit.interaction import about, created
 from gateway.context import RequestContext
 from gateway.rbac.fhir import RESOURCE_TYPES
-from gateway.rbac.reference import bases_of
 from gateway.routing.model import Route
 
 MOST_BYTES: Final = 65_536
@@ -27,7 +26,7 @@ def note_created(ctx: RequestContext, resp: falcon.Response) -> None:
     resource = _type_of(ctx, route)
     if resource not in RESOURCE_TYPES:
         return
-    bases = bases_of(route.bases, ctx.unit or ctx.params.get("unit", "")) if route.bases else ()
+    bases = own_bases(route, ctx)
     known = ctx.told or ("", "")
     # NOTE: the path that the caller is told need not name the type; what the unit or upstream said does.
     location = getattr(resp.context, "said", None) or resp.get_header("location") or ""

@@ -7,19 +7,18 @@ from typing import Any, Final
 
 import falcon
 
-from gateway.audit.event import MAX_OTHERS
+from gateway.audit.event import MAX_OTHERS, own_bases
 from gateway.audit.interaction import BUNDLE, SEARCH, patients_bundled, patients_named
+from gateway.auth.form import MEDIA_TYPE as FORM
 from gateway.bodies import ReadBody
 from gateway.context import RequestContext
 from gateway.errors import BadJson
 from gateway.rbac.document import read_document
 from gateway.rbac.fhir import RESOURCE_TYPES
-from gateway.rbac.reference import bases_of
 from gateway.routing.model import Route
 
 MOST_BYTES: Final = 65_536
 """Of a body that is looked into; a longer one goes on as it comes and names nobody."""
-_FORM: Final = "application/x-www-form-urlencoded"
 
 
 def may_name(route: Route) -> bool:
@@ -39,7 +38,7 @@ def note_named(req: falcon.Request, ctx: RequestContext, route: Route) -> None:
     below = route.metadata.get("fhir_param")
     path = ctx.params.get(below, "") if below is not None else route.metadata.get("resource_type", "")
     resource = path.partition("/")[0]
-    is_search = kind == _FORM and (below is None or path.rpartition("/")[2] == SEARCH)
+    is_search = kind == FORM and (below is None or path.rpartition("/")[2] == SEARCH)
     is_batch = below is None and resource == BUNDLE and kind.endswith("json")
     env = req.env
     if not (is_search or is_batch) or "content-type" in env.get("caregate.duplicate", ()):
@@ -48,7 +47,7 @@ def note_named(req: falcon.Request, ctx: RequestContext, route: Route) -> None:
     raw = _beginning(req, route) if coding.strip().lower() in ("", "identity") else None
     if raw is None:
         return
-    bases = bases_of(route.bases, ctx.unit or ctx.params.get("unit", "")) if route.bases else ()
+    bases = own_bases(route, ctx)
     found: list[str] = []
     if is_search:
         found = patients_named("POST", path, raw.decode("utf-8", "replace"), bases)

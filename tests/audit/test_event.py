@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from fastpath.chain import Chain
 from gateway.audit.chain import link
-from gateway.audit.event import Accesses, also_named, decode, encode
+from gateway.audit.event import Accesses, action_in, also_named, decode, encode
 from gateway.context import Principal, RequestContext
 from gateway.errors import BindingRefused, DatabaseUnavailable, TokenInvalid, UnitResponseTimeout
 from gateway.routing.model import FunctionAction, Route, RouteKind, UpstreamAction
@@ -166,6 +166,7 @@ def test_what_a_fhir_request_is_about(method, path, query, resource, key, patien
     )  # fmt: skip
     event = _event(ctx, 403 if refused else 200)
     assert (event.resource_type, event.resource_id, event.patient, event.action) == (resource, key, patient, action)
+    assert action_in(ctx.route, ctx) == action, "events beside this one say the same"
     assert (event.route, event.phi, event.outcome) == ("fhir", True, "refused" if refused else "allowed")
 
 
@@ -230,7 +231,8 @@ def test_whom_else_a_request_names(route, params, query, others):
 def test_what_a_post_to_a_route_of_one_type_does(template, target, resource, action):
     route = Route(**{**ROUTE, "template": template, "kind": RouteKind.UPSTREAM, "metadata": {"resource_type": resource},
                      "action": UpstreamAction("u", target)})  # fmt: skip
-    assert _event(_context(method="POST", route=route), 200).action == action
+    ctx = _context(method="POST", route=route)
+    assert (_event(ctx, 200).action, action_in(route, ctx)) == (action, action)
 
 
 def test_a_patient_read_by_its_id_stands_there_under_its_name():
