@@ -14,12 +14,29 @@ from fastpath.responses cimport RequestIds, Response
 
 from fastpath.http import HeadError
 
+cdef extern from "sys/epoll.h" nogil:
+    enum:
+        EPOLL_CTL_DEL
+    struct epoll_event:
+        pass
+    int epoll_ctl(int epoll, int operation, int descriptor, epoll_event *event)
+
 cdef enum:
     RECEIVE_SIZE = 16384
     MAX_WAITING = 16
     MAX_WAIT_NS = 500000
 
 RECEIVE_BYTES = RECEIVE_SIZE
+
+
+def forget_descriptor(int epoll, int descriptor):
+    """Have an epoll instance watch the descriptor no more; nothing happens if it does not.
+
+    Before a descriptor is closed whose socket another process has too: the kernel would go on telling of it, and libev,
+    which then asks for a socket that it does not know, builds its epoll instance anew with all that it watches.
+    PERF: `worker_ms_per_dial` of `make fleet`: a fifth of the workers' time was that.
+    """
+    epoll_ctl(epoll, EPOLL_CTL_DEL, descriptor, NULL)
 
 
 @cython.final

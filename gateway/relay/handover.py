@@ -20,6 +20,7 @@ import gevent
 import msgspec
 from gevent import socket
 
+from fastpath.loop import forget_descriptor
 from gateway import unixsocket
 from gateway.relay.link_token import LinkToken
 from gateway.relay.passed import PassedConnection
@@ -154,6 +155,7 @@ class Handover:
                 del self._outgoing[name]
             channel.close()
             return False
+        forget_descriptor(gevent.get_hub().loop.fileno(), sock.fileno())
         return True
 
     def _connect(self, name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import socket as plain
+from pathlib import Path
 
 import gevent
 import orjson
@@ -189,3 +190,22 @@ def test_a_message_that_is_not_ours_ends_its_channel(worker, data, descriptors):
         with gevent.Timeout(5):
             assert channel.recv(1) == b""
     assert not here.taken
+
+
+def watched(descriptor: int) -> bool:
+    """Does the hub's epoll instance watch it?"""
+    info = Path(f"/proc/self/fdinfo/{gevent.get_hub().loop.fileno()}").read_text()
+    return any(line.split()[1] == str(descriptor) for line in info.splitlines() if line.startswith("tfd:"))
+
+
+def test_the_hub_is_not_told_of_what_another_process_reads(worker):
+    """libev takes such news for a fault of the kernel and registers all that it watches anew."""
+    here, there = worker("1"), worker("2")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        reader = gevent.spawn(ours.recv, 1)
+        gevent.sleep(0.01)
+        assert watched(ours.fileno())
+        assert here.pass_on(there.name, "hospital", TOKEN, ours, b"")
+        assert not watched(ours.fileno())
+        reader.kill()
