@@ -79,6 +79,7 @@ class Exchange:
         self._body: deque[bytes] = deque()
         self._body_bytes = 0
         self._body_ended = False
+        self._end_taken = False
         self._body_arrived = Event()
         self._released = Event()
         self._bodiless = False
@@ -255,7 +256,7 @@ class Exchange:
             connection.close()
             connection = self._connect(service, fresh=True)
             sent = self._send_first_or_fail(connection, first)
-        if sent == len(first) and self._body_ended and not self._body:
+        if sent == len(first) and self._end_taken:
             self._carrier.consumed(self._stream, taken)
             self._uploaded = True
         else:
@@ -282,7 +283,7 @@ class Exchange:
                 if rest:
                     connection.send_all(rest, self._left_s())
                 self._carrier.consumed(self._stream, taken)
-                if self._body_ended and not self._body:
+                if self._end_taken:
                     break
                 self._body_arrived.wait()
                 self._body_arrived.clear()
@@ -292,9 +293,13 @@ class Exchange:
         self._uploaded = True
 
     def _next_body(self) -> tuple[bytes, int]:
-        """What has arrived, framed for the local connection, and how many body bytes that is."""
+        """What has arrived, framed for the local connection, and how many body bytes that is.
+
+        NOTE: the end may come alone, after the last byte was taken and while that is being written.
+        """
         body = b"".join(self._body)
         self._body.clear()
+        self._end_taken = self._body_ended
         if self._request.length is not None or self._bodiless:
             return body, len(body)
         chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""

@@ -1,6 +1,7 @@
 """One connection to the gateway: a relay session over a WebSocket, one greenlet that reads and one that writes.
 
-Nobody else touches the socket. An exchange asks for frames, the writer sends them.
+Nobody else touches the socket, but for the hub: what exchanges ask for in one turn leaves in one write at its end, and
+the writer sends what a plain socket does not take at once, whatever goes over TLS, and the end.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import gevent
+from gevent import socket
 from gevent.event import AsyncResult, Event
 
 from fastpath.frames import (
@@ -30,11 +32,10 @@ from fastpath.frames import (
 from gateway.agent.exchange import Exchange
 from gateway.relay import events as ev
 from gateway.relay.frames import GoAwayCode, Hello, Request, ResetCode, Response, Welcome
+from gateway.relay.readable import Readable
 from gateway.relay.session import Limits, State, UnitSession
 
 if TYPE_CHECKING:
-    from gevent import socket
-
     from gateway.agent.log import Log
     from gateway.agent.services import Services
     from gateway.agent.settings import AgentSettings
@@ -78,7 +79,13 @@ class Link:
         self._exchanges: dict[int, tuple[Exchange, gevent.Greenlet]] = {}
         self._room: dict[int, Event] = {}
         self._wake = Event()
-        self._ack_timer = gevent.get_hub().loop.timer(ACK_DELAY_S)
+        self._loop = gevent.get_hub().loop
+        self._readable: Readable | None = None
+        self._send_now: Callable[[bytes], int] | None = None
+        self._flush_due = False
+        self._writing = False
+        self._rest = b""
+        self._ack_timer = self._loop.timer(ACK_DELAY_S)
         self._waiting_acks = 0
         self._pong: bytes | None = None
         self._closing: bytes | None = None
@@ -117,12 +124,15 @@ class Link:
         if lease != self._lease and self._session.state is State.ACTIVE:
             self._lease = lease
             self._session.send_lease(lease)
-            self._wake.set()
+            self._flush_soon()
 
     # --- the two greenlets
 
     def run(self, sock: socket.socket, unread: bytes) -> None:
         """Serve the connection until it ends, then close the socket. Yields to the hub."""
+        # TLS may have to read before it writes: that is left to the greenlets.
+        if type(sock) is socket.socket:
+            self._readable, self._send_now = Readable(sock), sock._sock.send
         self._wake.set()  # HELLO waits in the session
         writer = gevent.spawn(self._write, sock)
         try:
@@ -136,6 +146,8 @@ class Link:
             self._wake.set()
             writer.join(CLOSE_GRACE_S)
             writer.kill()
+            if self._readable is not None:
+                self._readable.close()
             sock.close()
             self._release_all()
 
@@ -154,8 +166,10 @@ class Link:
 
         NOTE: a timeout of the socket would hold for the writer too.
         """
-        wait_s = min(self._session.next_deadline_s, self._renew_s) - time.monotonic()
-        with gevent.Timeout(max(wait_s, 0.001), False):
+        due_s = min(self._session.next_deadline_s, self._renew_s)
+        if self._readable is not None:
+            return self._readable.receive_until(RECEIVE_BYTES, due_s)
+        with gevent.Timeout(max(due_s - time.monotonic(), 0.001), False):
             return bytes(sock.recv(RECEIVE_BYTES))
         return None
 
@@ -164,7 +178,9 @@ class Link:
             while self._closing is None:
                 self._wake.wait()
                 self._wake.clear()
+                self._writing = True
                 self._flush(sock)
+                self._writing = False
                 if self._session.state is State.CLOSED:
                     self._finish(self._session.close_reason)
                 if self._leaving and self._session.idle and not self._exchanges:
@@ -174,14 +190,54 @@ class Link:
             self._finish(type(error).__name__)
         _shut(sock)
 
+    def _flush_soon(self) -> None:
+        """Write what there is once the hub has run whoever is ready now."""
+        if self._send_now is None:
+            self._wake.set()
+        elif not self._flush_due:
+            self._flush_due = True
+            self._loop.run_callback(self._flush_now)
+
+    def _flush_now(self) -> None:
+        """Called from the hub: may not wait. Whatever it leaves is the writer's.
+
+        PERF: `relay_open`: a greenlet that is woken for each answer takes a twentieth of the agent's time.
+        """
+        self._flush_due = False
+        session, send = self._session, self._send_now
+        leaves = self._leaving or self._closing is not None or session.state is State.CLOSED
+        if leaves or self._writing or self._pong is not None or send is None:
+            self._wake.set()
+            return
+        self._ack_timer.stop()
+        if session.has_frames:
+            data = self._frames()
+            try:
+                sent = send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self._finish(type(error).__name__)
+                return
+            if sent < len(data):
+                self._rest, self._writing = data[sent:], True
+            self._tell_room()
+        if self._writing or session.has_frames:
+            self._wake.set()
+
+    def _frames(self) -> bytes:
+        """PERF: `relay_small`: one draw of entropy and one piece for all frames of a write."""
+        self._waiting_acks = 0
+        messages = self._messages()
+        return encode_messages(messages, os.urandom(4 * len(messages)))
+
     def _flush(self, sock: socket.socket) -> None:
         session = self._session
         self._ack_timer.stop()
+        rest, self._rest = self._rest, b""
+        sock.sendall(rest)
         while session.has_frames or self._pong is not None:
-            self._waiting_acks = 0
-            messages = self._messages()
-            # PERF: `relay_small`: one draw of entropy and one piece for all frames of a write.
-            data = encode_messages(messages, os.urandom(4 * len(messages)))
+            data = self._frames()
             if self._pong is not None:
                 data += encode_frame(OP_PONG, self._pong, os.urandom(4))
                 self._pong = None
@@ -235,13 +291,13 @@ class Link:
         if now_s >= self._renew_s and self._session.state is not State.CLOSED:
             self._renew_s = now_s + 30.0
             self._session.renew_token(self._settings.identity.token(time.time()))
-            self._wake.set()
+            self._flush_soon()
 
     def _on_events(self, events: list[ev.Event]) -> None:
         for event in events:
             self._on_event(event)
         if self._leaving or self._has_more_than_acks():
-            self._wake.set()
+            self._flush_soon()
 
     def _on_event(self, event: ev.Event) -> None:
         match event:
@@ -332,7 +388,7 @@ class Link:
             return False
         self._waiting_acks += 1
         if not self._ack_timer.active:
-            self._ack_timer.start(self._wake.set)
+            self._ack_timer.start(self._flush_soon)
         return True
 
     def _has_more_than_acks(self) -> bool:
@@ -352,16 +408,16 @@ class Link:
 
     def reset(self, stream: int, code: ResetCode, reason: str, dispatched: bool) -> None:
         self._session.reset(stream, code, reason, dispatched)
-        self._wake.set()
+        self._flush_soon()
 
     def consumed(self, stream: int, size: int) -> None:
         if size:
             self._session.consumed(stream, size)
             if self._has_more_than_acks():
-                self._wake.set()
+                self._flush_soon()
 
     def _sent(self, alive: bool) -> bool:
-        self._wake.set()
+        self._flush_soon()
         return alive
 
     # --- the end

@@ -17,6 +17,9 @@ from gateway.agent.rotate import Rotation
 from gateway.agent.service import Agent
 from gateway.agent.settings import AgentSettings
 
+# PERF: `relay_open`: each greenlet would note the stack of the one that spawned it.
+gevent.config.track_greenlet_tree = False
+
 
 def serve(settings: AgentSettings) -> int:
     """Run until SIGTERM or SIGINT; a second one ends at once. The exit status. Yields to the hub.

@@ -6,9 +6,13 @@ and starts and stops a watcher, each time.
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from typing import Any, Final
 
 from gevent import get_hub, getcurrent
+
+NEVER: Final = float("inf")
+LEAST_S: Final = 0.001
 
 
 class PassedOn(Exception):
@@ -18,7 +22,7 @@ class PassedOn(Exception):
 class Readable:
     """One greenlet receives; whoever ends the connection calls `close`."""
 
-    __slots__ = ("_armed", "_greenlet", "_hub", "_raw", "_waiting", "_watcher")
+    __slots__ = ("_armed", "_due_s", "_greenlet", "_hub", "_raw", "_timer", "_waiting", "_watcher")
 
     def __init__(self, sock: Any) -> None:
         self._raw = sock._sock
@@ -27,6 +31,8 @@ class Readable:
         self._armed = False
         self._greenlet: Any = None
         self._waiting = False
+        self._timer: Any = None
+        self._due_s = NEVER
 
     @property
     def waiting(self) -> bool:
@@ -35,21 +41,53 @@ class Readable:
 
     def receive(self, size: int) -> bytes:
         """What has come, empty at the end of the stream. Yields to the hub: yes. Raises: OSError, PassedOn."""
-        self._greenlet = getcurrent()
         while True:
-            if not self._armed:
-                self._armed = True
-                self._watcher.start(self._on_readable)
-            self._waiting = True
-            try:
-                self._hub.switch()
-            finally:
-                self._waiting = False
-            try:
-                data: bytes = self._raw.recv(size)
-            except BlockingIOError:
-                continue
-            return data
+            data = self._receive(size)
+            if data is not None:
+                return data
+
+    def receive_until(self, size: int, due_s: float) -> bytes | None:
+        """As `receive`; None at `due_s`, and maybe before.
+
+        Units: `due_s` seconds of time.monotonic. The timer stays too: one that was started for an earlier moment is
+        not started again for a later one.
+        """
+        if due_s < self._due_s:
+            self._stop_timer()
+            self._due_s = due_s
+            self._timer = self._hub.loop.timer(max(due_s - time.monotonic(), LEAST_S))
+            self._timer.start(self._on_due)
+        return self._receive(size)
+
+    def _receive(self, size: int) -> bytes | None:
+        """None if it was woken up and nothing is there."""
+        self._greenlet = getcurrent()
+        if not self._armed:
+            self._armed = True
+            self._watcher.start(self._on_readable)
+        self._waiting = True
+        try:
+            self._hub.switch()
+        finally:
+            self._waiting = False
+        try:
+            data: bytes = self._raw.recv(size)
+        except BlockingIOError:
+            return None
+        return data
+
+    def _on_due(self) -> None:
+        """Called from the hub."""
+        self._stop_timer()
+        if self._waiting:
+            self._greenlet.switch()
+
+    def _stop_timer(self) -> None:
+        self._due_s = NEVER
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
 
     def _on_readable(self) -> None:
         """Called from the hub."""
@@ -63,6 +101,7 @@ class Readable:
     def close(self) -> None:
         """Stop watching; no more is received."""
         self._greenlet = None
+        self._stop_timer()
         self._watcher.stop()
         self._watcher.close()
 

@@ -302,39 +302,6 @@ def test_a_mebibyte_both_ways(rig, read):
     assert hashlib.sha256(body).digest() == hashlib.sha256(sent).digest()
 
 
-def test_body_of_unknown_length_is_chunked_and_streams(rig, read):
-    received, first = [], gevent.event.Event()
-
-    def serve(number, sock):
-        data = b""
-        while not data.endswith(b"0\r\n\r\n"):
-            data += sock.recv(65536)
-            if b"one" in data:
-                first.set()
-        received.append(data)
-        sock.sendall(OK)
-
-    rig.service.handler = serve
-    peer = rig.connect()
-    stream = peer.request("POST", end=False, length=None)
-    peer.data(stream, b"one")
-    assert first.wait(5)
-    peer.data(stream, b"twotwo")
-    peer.data(stream, b"", end=True)
-    assert peer.answer(stream)[1] == b"hi"
-    head, _, body = received[0].partition(b"\r\n\r\n")
-    assert b"transfer-encoding: chunked" in head
-    assert body == b"3\r\none\r\n6\r\ntwotwo\r\n0\r\n\r\n"
-
-
-def test_empty_body_of_unknown_length_is_no_body(rig, read):
-    seen = []
-    rig.service.handler = answering(read, seen=seen)
-    peer = rig.connect()
-    peer.answer(peer.request("POST", length=None))
-    assert b"\r\ncontent-length: 0\r\n" in seen[0]
-
-
 def test_early_answer_ends_the_upload(rig, read):
     def serve(number, sock):
         while b"\r\n\r\n" not in sock.recv(65536):
