@@ -98,20 +98,26 @@ def parse_rule(text: str) -> Rule:
     return Rule(method, segments)
 
 
+EVERY_PATH = frozenset({Rule("*", ("*",)), Rule("*", ("",))})
+
+
 class AllowList:
     """The rules together; one that admits is enough."""
 
     def __init__(self, rules: tuple[Rule, ...]) -> None:
         """Without rules nothing is admitted."""
         self._rules = rules
+        self._admits_every_path = set(rules) >= EVERY_PATH
 
     def admits(self, method: str, path: str) -> bool:
         """`path` is canonical."""
         if not _METHOD.fullmatch(method) or method in _NEVER:
             return False
+        if self._admits_every_path:
+            return True
         segments = path.split("/")[1:]
         return any(rule.admits(method, segments) for rule in self._rules)
 
 
-EVERYTHING = AllowList((Rule("*", ("*",)), Rule("*", ("",))))
+EVERYTHING = AllowList(tuple(EVERY_PATH))
 """Any path; the default of a first run, with a warning."""

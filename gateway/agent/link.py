@@ -155,7 +155,8 @@ class Link:
         while data != b"":
             if data:
                 self._take(data)
-            self._tick()
+            else:
+                self._tick()
             if self._end:
                 return
             data = self._receive(sock)
@@ -169,7 +170,10 @@ class Link:
         due_s = min(self._session.next_deadline_s, self._renew_s)
         if self._readable is not None:
             return self._readable.receive_until(RECEIVE_BYTES, due_s)
-        with gevent.Timeout(max(due_s - time.monotonic(), 0.001), False):
+        left_s = due_s - time.monotonic()
+        if left_s <= 0:
+            return None  # bytes may always be there
+        with gevent.Timeout(left_s, False):
             return bytes(sock.recv(RECEIVE_BYTES))
         return None
 

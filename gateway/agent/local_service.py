@@ -8,7 +8,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from gevent.socket import socket as PlainSocket
+
 from gateway.agent.dial import connect
+from gateway.relay.readable import Readable
 
 if TYPE_CHECKING:
     from gevent import socket
@@ -29,15 +32,25 @@ class ConnectFailed(Exception):
 class LocalConnection:
     """One connection; used by one request at a time. `reused`: it served a request before."""
 
-    __slots__ = ("_sock", "idle_since_s", "reused")
+    __slots__ = ("_poll", "_raw", "_readable", "_sock", "idle_since_s", "reused")
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        plain = type(sock) is PlainSocket
+        self._raw = sock._sock if plain else None
+        self._readable = Readable(sock) if plain else None
+        self._poll = select.poll()
+        self._poll.register(sock.fileno(), select.POLLIN)
         self.reused = False
         self.idle_since_s = 0.0
 
     def send_some(self, data: memoryview, timeout_s: float) -> int:
         """Bytes taken, at least one. Raises: OSError (TimeoutError). Yields to the hub."""
+        if self._raw is not None:
+            try:
+                return int(self._raw.send(data))
+            except BlockingIOError:
+                pass
         self._sock.settimeout(timeout_s)
         return int(self._sock.send(data))
 
@@ -48,19 +61,27 @@ class LocalConnection:
 
     def receive(self, timeout_s: float) -> bytes:
         """Empty when the service closed. Raises: OSError (TimeoutError). Yields to the hub."""
-        self._sock.settimeout(timeout_s)
-        return bytes(self._sock.recv(RECEIVE_BYTES))
+        if self._readable is None:
+            self._sock.settimeout(timeout_s)
+            return bytes(self._sock.recv(RECEIVE_BYTES))
+        due_s = time.monotonic() + timeout_s
+        while True:
+            data = self._readable.receive_until(RECEIVE_BYTES, due_s)
+            if data is not None:
+                return data
+            if time.monotonic() >= due_s:
+                raise TimeoutError
 
     def stale(self) -> bool:
         """Whether anything can be read: a close, or bytes that belong to no request.
 
         NOTE: on a TLS connection session tickets count too; such a connection is opened anew, never misread.
         """
-        poll = select.poll()
-        poll.register(self._sock.fileno(), select.POLLIN)
-        return bool(poll.poll(0))
+        return bool(self._poll.poll(0))
 
     def close(self) -> None:
+        if self._readable is not None:
+            self._readable.close()
         self._sock.close()
 
 
