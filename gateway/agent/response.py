@@ -146,8 +146,10 @@ class ResponseReader:
 
     def _framed_length(self, status: int, fields: Fields) -> int | None:
         lengths = [value for name, value in fields if name == "content-length"]
-        codings = [value.lower() for name, value in fields if name == "transfer-encoding"]
-        if codings and codings != ["chunked"]:
+        raw = zip(fields, self._values, strict=True)
+        codings = [value.rstrip(b" ").lower() for (name, _), value in raw if name == "transfer-encoding"]
+        # SEC: to the parser a coding with a tab after it is another one, and what is chunked is then the body.
+        if codings and codings != [b"chunked"]:
             self._refuse("transfer-encoding")
         self._chunked = bool(codings)
         if codings:

@@ -108,6 +108,7 @@ def test_body_after_an_answer_to_head_spoils_the_connection(size):
         pytest.param(
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", id="coding twice"
         ),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\t\r\n\r\n0\r\n\r\n", id="coding and a tab"),
         pytest.param(CHUNKED + b"-1\r\n", id="negative chunk"),
         pytest.param(CHUNKED + b"1\r\nab\r\n", id="long chunk"),
         pytest.param(CHUNKED + b"0\r\nT: " + b"t" * 200_000, id="endless trailer"),
