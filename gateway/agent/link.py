@@ -85,7 +85,8 @@ class Link:
         self._flush_due = False
         self._writing = False
         self._rest = b""
-        self._ack_timer = self._loop.timer(ACK_DELAY_S)
+        # NOTE: one without a repetition starts with what was left when it was stopped, in the end with nothing.
+        self._ack_timer = self._loop.timer(ACK_DELAY_S, ACK_DELAY_S)
         self._waiting_acks = 0
         self._pong: bytes | None = None
         self._closing: bytes | None = None
@@ -152,28 +153,27 @@ class Link:
             self._release_all()
 
     def _read(self, sock: socket.socket, data: bytes | None) -> None:
+        due_s = 0.0
         while data != b"":
             if data:
                 self._take(data)
-            else:
+            # NOTE: bytes may always be there.
+            if not data or time.monotonic() >= due_s:
                 self._tick()
             if self._end:
                 return
-            data = self._receive(sock)
+            due_s = min(self._session.next_deadline_s, self._renew_s)
+            data = self._receive(sock, due_s)
         self._finish("closed by the gateway")
 
-    def _receive(self, sock: socket.socket) -> bytes | None:
-        """Bytes, nothing at the end of the stream, None when a tick is due.
+    def _receive(self, sock: socket.socket, due_s: float) -> bytes | None:
+        """Bytes, nothing at the end of the stream, None when a tick is due, and maybe before.
 
         NOTE: a timeout of the socket would hold for the writer too.
         """
-        due_s = min(self._session.next_deadline_s, self._renew_s)
         if self._readable is not None:
             return self._readable.receive_until(RECEIVE_BYTES, due_s)
-        left_s = due_s - time.monotonic()
-        if left_s <= 0:
-            return None  # bytes may always be there
-        with gevent.Timeout(left_s, False):
+        with gevent.Timeout(max(due_s - time.monotonic(), 0.001), False):
             return bytes(sock.recv(RECEIVE_BYTES))
         return None
 
@@ -373,16 +373,18 @@ class Link:
     def _abort(self, stream: int) -> None:
         # NOTE: a greenlet that is killed before it ran never cleans up, so the entry goes here.
         entry = self._exchanges.pop(stream, None)
-        self._room.pop(stream, None)
         if entry is not None:
-            self._let_go(*entry)
+            self._let_go(stream, *entry)
 
-    def _let_go(self, exchange: Exchange, greenlet: gevent.Greenlet) -> None:
+    def _let_go(self, stream: int, exchange: Exchange, greenlet: gevent.Greenlet) -> None:
         """Its stream is gone."""
-        if exchange.outlives_its_stream:
-            self._services.detach(greenlet)
-        else:
+        room = self._room.pop(stream, None)
+        if not exchange.outlives_its_stream:
             greenlet.kill(block=False)
+            return
+        if room is not None:
+            room.set()  # or it would wait for ever for bytes to leave
+        self._services.detach(greenlet)
 
     # --- Carrier: called by exchanges
 
@@ -392,8 +394,12 @@ class Link:
             return False
         self._waiting_acks += 1
         if not self._ack_timer.active:
-            self._ack_timer.start(self._flush_soon)
+            self._ack_timer.again(self._send_acks)
         return True
+
+    def _send_acks(self) -> None:
+        self._ack_timer.stop()
+        self._flush_soon()
 
     def _has_more_than_acks(self) -> bool:
         outbox = self._session.outbox
@@ -439,8 +445,8 @@ class Link:
         self._ack_timer.stop()
         self._ack_timer.close()
         self._session.fail_all()
-        for exchange, greenlet in list(self._exchanges.values()):
-            self._let_go(exchange, greenlet)
+        for stream, (exchange, greenlet) in list(self._exchanges.items()):
+            self._let_go(stream, exchange, greenlet)
         self._log.info("disconnected", reason=self._end, lived_s=round(self._lived_s(), 1))
         self._tell(LinkEnd(self._end, self._lived_s()))
 

@@ -92,6 +92,33 @@ def test_ack_comes_after_connecting_and_before_the_first_byte(rig):
     assert first_byte[0][1].startswith(b"GET ")
 
 
+def test_ack_waits_for_the_answer_of_every_request(rig, read, monkeypatch):
+    """Not only until it has left alone once."""
+    monkeypatch.setattr("gateway.agent.link.ACK_DELAY_S", 0.05)
+    may_answer, asked = gevent.event.Event(), []
+
+    def serve(number, sock):
+        while request := read(sock):
+            asked.append(request)
+            may_answer.wait(5)
+            sock.sendall(OK)
+
+    rig.service.handler = serve
+    peer = rig.connect()
+    stream = peer.request()
+    peer.expect(ev.Acked)
+    may_answer.set()
+    peer.answer(stream)
+    may_answer.clear()
+    stream = peer.request()
+    rig.wait_for(lambda: len(asked) == 2)
+    gevent.sleep(0.005)
+    assert [event for event in peer.log if isinstance(event, ev.Acked) and event.stream == stream] == []
+    may_answer.set()
+    peer.answer(stream)
+    assert len([event for event in peer.log if isinstance(event, ev.Acked)]) == 2
+
+
 def test_held_request_sends_nothing_before_go(rig, read):
     seen, connected = [], gevent.event.Event()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gevent
 import pytest
 
+from gateway.agent.link import ROOM_BYTES
 from gateway.agent.settings import LedgerSettings
 from gateway.relay import events as ev
 from gateway.relay.frames import ResetCode
@@ -181,6 +182,23 @@ def test_a_large_answer_is_passed_on_and_not_kept(rig, counted):
     post(peer)
     assert refused(peer) == (ResetCode.REFUSED, "idempotency-answer-not-kept")
     assert len(counted.requests) == 1
+
+
+@pytest.mark.parametrize("how", ["cancelled", "link lost"])
+def test_a_large_answer_nobody_waits_for_leaves_its_place(rig, counted, how):
+    peer = rig.gateway.peers[0]
+    peer.auto_consume = False
+    counted.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\n\r\n" + bytes(2_000_000)
+    stream = post(peer)
+    peer.expect(ev.ResponseReceived)
+    rig.wait_for(lambda: rig.unsent(stream) >= ROOM_BYTES)
+    if how == "cancelled":
+        peer.session.reset(stream, ResetCode.CANCEL)
+        peer.flush()
+    else:
+        peer.close()
+    rig.wait_for(lambda: not rig.agent.services._services[0].running)
+    rig.wait_for(lambda: not rig.agent.services.detached)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import jwt
 import pytest
 from gevent import socket
 
-from fastpath.frames import OP_BINARY, OP_PING, OP_TEXT, encode_frame
+from fastpath.frames import OP_BINARY, OP_PING, OP_PONG, OP_TEXT, encode_frame
 from gateway.agent.endpoint import Endpoint
 from gateway.relay import events as ev
 from gateway.relay.frames import GoAwayCode
@@ -263,6 +263,19 @@ def test_token_is_renewed_on_the_live_link(rig):
     assert (fresh["sub"], fresh["aud"]) == ("linden-clinic", "unit-link")
     assert renewed.token.encode() not in rig.gateway.heads[0]
     assert len(rig.gateway.heads) == 1
+
+
+def test_token_is_renewed_while_bytes_never_stop(rig):
+    """A gateway that sends faster than the unit reads."""
+    peer = rig.connect()
+    link = next(iter(rig.agent._links))
+    rig.wait_for(lambda: link in rig.agent._active)
+    flood = gevent.spawn(lambda: [peer.raw(encode_frame(OP_PONG, bytes(100)) * 5_000) for _ in range(200)])
+    gevent.sleep(0.01)
+    link._renew_s = time.monotonic()
+    peer.expect(ev.TokenReceived)
+    assert not flood.ready()
+    flood.kill()
 
 
 # --- the end
