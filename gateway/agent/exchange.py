@@ -148,7 +148,9 @@ class Exchange:
         if self._answered_before():
             return
         connection = self._connect(service)
-        self._wait_for_go()
+        if self._wait_for_go() and connection.reused and connection.stale():
+            connection.close()
+            connection = self._connect(service, fresh=True)
         self._promise()
         connection = self._dispatch(connection, service, target)
         reader = ResponseReader(self._request.method)
@@ -233,9 +235,13 @@ class Exchange:
 
     # --- out
 
-    def _wait_for_go(self) -> None:
+    def _wait_for_go(self) -> bool:
+        """Was it held? Meanwhile the service may have closed a connection that it found idle. Raises: Failed."""
+        if not self._request.hold:
+            return False
         if not self._released.wait(self._left_s()):
             raise Failed(ResetCode.DEADLINE, "held", False)
+        return True
 
     def _dispatch(self, connection: LocalConnection, service: Service, target: str) -> LocalConnection:
         """ACK, then the first bytes; the connection that took them.

@@ -416,6 +416,28 @@ def test_connection_that_died_while_idle_is_not_used(rig, read):
     peer.nothing(ev.StreamAborted)
 
 
+def test_connection_that_died_while_its_request_was_held_is_not_used(rig, read):
+    """A caller who sends his body slowly, and a service that waits less for the next request."""
+    may_close = gevent.event.Event()
+
+    def serve(number, sock):
+        sock.sendall(OK if read(sock) else b"")
+        may_close.wait(5)
+
+    rig.service.handler = serve
+    peer = rig.connect()
+    peer.answer(peer.request())
+    stream = peer.request("POST", body=b"x", hold=True)
+    rig.wait_for(lambda: rig.agent.services._services[0].running)
+    gevent.sleep(0.005)
+    may_close.set()
+    gevent.sleep(0.005)
+    peer.session.send_go(stream)
+    peer.flush()
+    assert peer.answer(stream)[1] == b"hi"
+    assert rig.service.connections == 2
+
+
 def test_connection_with_unasked_bytes_is_not_used(rig, read):
     def serve(number, sock):
         while read(sock):
