@@ -82,10 +82,12 @@ def test_it_stops_in_order(rig, served, wait):
         answer = rig.caller(rig.pids()[1])("GET", f"/probe/v1/{rig.UNIT}/x")
         return answer.status == 503 and answer.problem["delivery"] == "not_dispatched"
 
-    wait(refused)
+    wait(refused, 20)
+    # A request may have been on its way when the signal came; from here on there is none.
+    seen = len(served.seen)
     assert served.agent.poll() is None
     served.may_answer.set()
     running.join(5)
     assert found[0].status == 200
     assert served.agent.wait(5) == 0
-    assert len(served.seen) == 1
+    assert len(served.seen) == seen
