@@ -155,7 +155,9 @@ class Handover:
                 del self._outgoing[name]
             channel.close()
             return False
-        forget_descriptor(gevent.get_hub().loop.fileno(), sock.fileno())
+        epoll = gevent.get_hub().loop.fileno()
+        if epoll is not None:  # the hub waits in another way
+            forget_descriptor(epoll, sock.fileno())
         return True
 
     def _connect(self, name: str) -> Any:
