@@ -142,7 +142,8 @@ class Session:
     @property
     def has_frames(self) -> bool:
         """Is there anything to write?"""
-        return self.outbox.has_frames
+        outbox = self.outbox
+        return bool(outbox.control or outbox.ring)
 
     @property
     def idle(self) -> bool:

@@ -77,9 +77,9 @@ class StreamQueue:
 class Outbox:
     """Frames of one connection in the order in which they leave.
 
-    Units: `credit` body bytes the connection may still send. `wholes` are frames that end their stream's direction and
-    have no body, by their stream: they need no queue. After `pop`, `heads`, `ends` and `flushed` tell what left;
-    whoever reads them clears them.
+    Units: `credit` body bytes the connection may still send. `wholes` are frames that are all that their stream sends,
+    with the size of their body, by their stream: their credit is taken when they are put. After `pop`, `heads`, `ends`
+    and `flushed` tell what left; whoever reads them clears them.
     """
 
     __slots__ = (
@@ -102,7 +102,7 @@ class Outbox:
         self.max_frame = max_frame
         self.queues: dict[int, StreamQueue] = {}
         self.ring: deque[StreamQueue | int] = deque()
-        self.wholes: dict[int, bytes] = {}
+        self.wholes: dict[int, tuple[bytes, int]] = {}
         self.starved: list[StreamQueue] = []
         self.queued_bytes = 0
         self.heads: list[int] = []
@@ -131,8 +131,24 @@ class Outbox:
 
     def put_whole(self, stream: int, frame: bytes) -> None:
         """PERF: `relay_small`: a request without a body waits its turn like any other, without a queue of its own."""
-        self.wholes[stream] = frame
+        self.wholes[stream] = frame, 0
         self.ring.append(stream)
+
+    def put_whole_answer(self, stream: int, kind: int, header: bytes, body: bytes) -> bool:
+        """Head and all of a body in one frame; False if that is not one turn, or there is no credit for it.
+
+        PERF: `relay_open`: an answer that waits its turn as a request does, without its queue's steps.
+        """
+        queue, size = self.queues[stream], len(body)
+        if size > min(queue.credit, self.credit, TURN_BYTES, self.max_frame - PREFIX_BYTES - len(header)):
+            return False
+        queue.credit -= size
+        queue.queued_bytes += size
+        self.credit -= size
+        self.queued_bytes += size
+        self.wholes[stream] = pack_frame(kind, END_BODY, stream, header, body), size
+        self.ring.append(stream)
+        return True
 
     def put_head(self, stream: int, kind: int, flags: int, header: bytes) -> None:
         queue = self.queues[stream]
@@ -160,8 +176,10 @@ class Outbox:
             queue.place = Place.GONE
             queue.chunks = None
             self.queued_bytes -= queue.queued_bytes
-        elif self.wholes:
-            self.wholes.pop(stream, None)
+        if self.wholes:
+            whole = self.wholes.pop(stream, None)
+            if whole is not None:
+                self.credit += whole[1]
 
     def add_credit(self, stream: int, credit: int) -> None:
         """Raises: ProtocolViolation over 2^31-1."""
@@ -215,9 +233,14 @@ class Outbox:
         return out
 
     def _pop_whole(self, stream: int, out: list[bytes]) -> int:
-        frame = self.wholes.pop(stream, None)
-        if frame is None:
+        whole = self.wholes.pop(stream, None)
+        if whole is None:
             return 0
+        frame, size = whole
+        if size:
+            self.queues[stream].queued_bytes -= size
+            self.queued_bytes -= size
+            self.flushed.append((stream, size))
         self.heads.append(stream)
         self.ends.append(stream)
         out.append(frame)

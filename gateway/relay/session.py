@@ -322,8 +322,9 @@ class UnitSession(Session):
             raise RuntimeError("a response that the stream's state does not allow")
         header = self._fit(fr.encode_response_header(response))
         record.state = StreamState.STREAMING
-        self.outbox.put_head(stream, fr.FrameType.RES, 0, header)
-        self.outbox.put_body(stream, body, end)
+        if not end or not self.outbox.put_whole_answer(stream, fr.FrameType.RES, header, body):
+            self.outbox.put_head(stream, fr.FrameType.RES, 0, header)
+            self.outbox.put_body(stream, body, end)
         return True
 
     def renew_token(self, token: str) -> None:

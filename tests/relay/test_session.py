@@ -173,6 +173,33 @@ def test_an_answer_before_the_end_of_the_request():
     assert gateway.idle
 
 
+@pytest.mark.parametrize("size", [0, 1, 999, 1_000])
+def test_an_answer_that_never_left_costs_no_credit(size):
+    gateway, unit = pair()
+    stream = advance(gateway, unit, 1)
+    answer(unit, stream, b"x" * size)
+    assert unit.queued_bytes(stream) == size
+    gateway.reset(stream, ResetCode.CANCEL)
+    deliver(gateway, unit)
+    assert not unit.streams
+    assert (unit.outbox.credit, unit.outbox.queued_bytes, unit.outbox.wholes) == (3_000, 0, {})
+    assert [e for e in deliver(unit, gateway) if not isinstance(e, ev.ResetAcked)] == []
+
+
+def test_answers_in_one_frame_take_the_connections_credit_once_and_wait_when_there_is_none():
+    gateway, unit = pair()
+    streams = [advance(gateway, unit, 1) for _ in range(5)]
+    for stream in streams:
+        answer(unit, stream, b"x" * 900)
+    assert sum(len(e.body) for e in deliver(unit, gateway) if hasattr(e, "body")) == 3_000
+    for stream in streams[:3]:
+        gateway.consumed(stream, 900)
+    deliver(gateway, unit)
+    assert sum(len(e.body) for e in deliver(unit, gateway) if hasattr(e, "body")) == 1_500
+    assert not unit.streams
+    assert unit.outbox.queued_bytes == 0
+
+
 # --- credits and turns
 
 
