@@ -90,6 +90,8 @@ class UnixCarrier:
             data = self._readable.receive(RECEIVE_BYTES)
             if not data:
                 return None
+            if not self._pending and _is_one_frame(data):
+                return [data[_HEAD.size :]]
             self._pending += data
             frames, membership = self._cut()
             for payload in membership:
@@ -150,6 +152,11 @@ class UnixCarrier:
         quietly_shut(self._sock)
         with contextlib.suppress(OSError):
             self._sock.close()
+
+
+def _is_one_frame(data: bytes) -> bool:
+    """PERF: `relay_open`: nearly always, where requests come one by one."""
+    return len(data) > _HEAD.size and _HEAD.unpack_from(data) == (len(data) - 4, _FRAME)
 
 
 def _membership(payload: bytes) -> MembershipRecord:
@@ -239,7 +246,8 @@ class HoldingLink(Link):
         unit, request.unit = request.unit or "", None
         deadline_s = self.clock() + request.deadline_ms / 1000
         reason = NOT_CONNECTED
-        for link in sorted(self._registry.local(unit), key=by_use):
+        links = self._registry.local(unit)
+        for link in links if len(links) < 2 else sorted(links, key=by_use):
             try:
                 forward.onward_stream = link.start(request, deadline_s, forward, event.body, event.end)
             except NotSendable as refusal:
