@@ -148,7 +148,7 @@ class Session:
     @property
     def idle(self) -> bool:
         """No open stream and nothing to send: a draining connection may close."""
-        return not self.streams and not self.outbox.has_frames
+        return not self.streams and not self.has_frames
 
     @property
     def next_deadline_s(self) -> float:

@@ -197,12 +197,9 @@ class Dispatcher:
 
     def _candidates(self, unit: str, avoid: Link | None) -> list[tuple[Link, bool]]:
         """Local ones with the fewest streams first, then siblings; suspects and what just failed last."""
-        local, remote = self._registry.local(unit), self._registry.remote(unit)
-        everything: list[tuple[Link, bool]] = [(link, True) for link in remote]
-        if not local and len(remote) < 2:
-            return everything  # PERF: `relay_open`: there is nothing to choose
-        found = [(link, False) for link in sorted(local, key=lambda c: len(c.session.streams))]
-        everything[:0] = found
+        found = [(link, False) for link in sorted(self._registry.local(unit), key=lambda c: len(c.session.streams))]
+        remote = [(link, True) for link in self._registry.remote(unit)]
+        everything: list[tuple[Link, bool]] = [*found, *remote]
         everything.sort(key=lambda entry: (entry[0] is avoid, entry[0].session.state is not State.ACTIVE))
         return everything
 

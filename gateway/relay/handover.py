@@ -156,7 +156,7 @@ class Handover:
             channel.close()
             return False
         epoll = gevent.get_hub().loop.fileno()
-        if epoll is not None:  # the hub waits in another way
+        if epoll is not None:  # a hub that does not wait in epoll has none
             forget_descriptor(epoll, sock.fileno())
         return True
 

@@ -246,8 +246,7 @@ class HoldingLink(Link):
         unit, request.unit = request.unit or "", None
         deadline_s = self.clock() + request.deadline_ms / 1000
         reason = NOT_CONNECTED
-        links = self._registry.local(unit)
-        for link in links if len(links) < 2 else sorted(links, key=by_use):
+        for link in sorted(self._registry.local(unit), key=by_use):
             try:
                 forward.onward_stream = link.start(request, deadline_s, forward, event.body, event.end)
             except NotSendable as refusal:

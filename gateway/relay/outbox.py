@@ -109,10 +109,6 @@ class Outbox:
         self.ends: list[int] = []
         self.flushed: list[tuple[int, int]] = []
 
-    @property
-    def has_frames(self) -> bool:
-        return bool(self.control or self.ring)
-
     def put_answer(self, frame: bytes) -> None:
         """A control frame that the peer caused.
 

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from gevent import get_hub, getcurrent
 
-NEVER: Final = float("inf")
+from gateway.relay.core import NEVER
+
 LEAST_S: Final = 0.001
 
 
