@@ -81,6 +81,9 @@ fuzz: build
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
 	@$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) $(if $(JOBS),--jobs $(JOBS))
 
+autobahn: build
+	@$(BIN)/python -m tests.autobahn.run
+
 audit-search: build
 	@$(BIN)/python -m loadtests.audit_search --events $(or $(EVENTS),10000000)
 
