@@ -14,6 +14,7 @@ from gateway.agent.log import Log
 from gateway.agent.settings import LedgerSettings
 
 FIELDS = [("content-type", "application/json"), ("set-cookie", "a=b"), ("set-cookie", "c=d")]
+DURABLE = {"journal_mode": "wal", "synchronous": 2}
 ANSWER = (201, FIELDS, b'{"name": "Weber"}', b"digest-of-the-request")
 
 
@@ -67,6 +68,28 @@ def test_an_answer_is_given_again(make):
     assert (claim.kept.status, claim.kept.fields, claim.kept.body) == ANSWER[:3]
     assert claim.matches(b"digest-of-the-request")
     assert not claim.matches(b"of another body")
+
+
+@pytest.fixture
+def careless_sqlite(monkeypatch):
+    """SQLite as a build of it may be: nothing waits for the disk unless it is told to."""
+    connect = sqlite3.connect
+
+    def carelessly(*arguments, **options):
+        database = connect(*arguments, **options)
+        database.execute("PRAGMA synchronous = OFF")
+        return database
+
+    monkeypatch.setattr(sqlite3, "connect", carelessly)
+
+
+@pytest.mark.usefixtures("careless_sqlite")
+def test_a_commit_is_on_the_disk(make):
+    """Power that fails cannot be tried here: what SQLite is told makes every commit an fsync of its log."""
+    ledger = make()
+    run(ledger)
+    told = {name: ledger._store._database.execute(f"PRAGMA {name}").fetchone()[0] for name in DURABLE}
+    assert told == DURABLE
 
 
 def test_it_survives_a_restart_and_another_key_is_new(make):

@@ -46,6 +46,7 @@ ROUTES: dict[str, dict[str, Any]] = {
     "small": {"deadline_ms": 5_000, "response_max_bytes": 1_000},
     "wide": {"deadline_ms": 5_000, "response_max_bytes": 150_000},
     "sweet": {"deadline_ms": 5_000},
+    "own": {"deadline_ms": 5_000, "unbound_roles": [], "bind": [{"param": "unit", "claim": "units"}]},
 }
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 

@@ -7,8 +7,13 @@ import signal
 import threading
 import time
 import uuid
+from pathlib import Path
 
+import jwt
 import pytest
+
+from gateway.cli.main import main
+from gateway.cli.token import issue
 
 pytestmark = pytest.mark.integration
 
@@ -45,8 +50,10 @@ class Unit:
         self.process.wait(10)
         self.rig.settle(self.rig.UNIT, present=False)
 
-    def post(self, key, body=b"one", *, worker=0, path="x", route="probe", method="POST"):
+    def post(self, key, body=b"one", *, worker=0, path="x", route="probe", method="POST", token=None):
         headers = {} if key is None else {"Idempotency-Key": key}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
         pid = self.rig.pids()[worker]
         # A connection is one caller's at a time; finding one to a certain worker takes many attempts.
         caller = self.callers.pop(pid, None) or self.rig.caller(pid)
@@ -108,6 +115,30 @@ def test_the_route_is_part_of_the_key(unit, key):
     assert unit.post(key).status == 201
     assert unit.post(key, route="bulk").headers["Idempotent-Replayed"] is None
     assert unit.ran == 2
+
+
+@pytest.fixture
+def token_for(platform):
+    """A new token of the same practitioner, with these units."""
+    config = Path(platform._env["CAREGATE_CONFIG_PATH"])
+    return lambda *units: issue(config, "practitioner", {"sub": "keyed", "units": list(units)}, 600)[0]
+
+
+def test_what_was_withdrawn_meanwhile_gets_no_kept_answer(unit, key, token_for):
+    """The key is the caller's still: it is authorization, run again, that says no. With a right token it is kept."""
+    unit.start()
+    token = token_for(unit.rig.UNIT)
+    assert unit.post(key, route="own", token=token).status == 201
+    without_unit = unit.post(key, route="own", token=token_for(unit.rig.OTHER))
+    assert (without_unit.status, without_unit.headers["Idempotent-Replayed"]) == (403, None)
+    jti = jwt.decode(token, options={"verify_signature": False})["jti"]
+    assert main(["revoke", "jti", jti, "--reason", "a test", "--data-dir", str(unit.rig.platform.directory)]) == 0
+    for worker in range(4):
+        revoked = unit.post(key, route="own", token=token, worker=worker)
+        assert (revoked.status, revoked.headers["Idempotent-Replayed"]) == (401, None)
+    again = unit.post(key, route="own", token=token_for(unit.rig.UNIT))
+    assert (again.status, again.headers["Idempotent-Replayed"]) == (201, "true")
+    assert unit.ran == 1
 
 
 def test_a_malformed_key(unit):
