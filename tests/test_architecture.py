@@ -131,7 +131,7 @@ def test_only_their_starters_import_app_and_worker() -> None:
 
 OF_AGENT = [
     "fastpath.frames", "gateway.relay.frames", "gateway.relay.session", "gateway.relay.events", "gateway.errors",
-    "gateway.relay.readable", "gateway.agent", "gateway.__version__",
+    "gateway.relay.readable", "gateway.relay.unsent", "gateway.agent", "gateway.__version__",
 ]  # fmt: skip
 
 

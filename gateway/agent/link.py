@@ -34,6 +34,7 @@ from gateway.relay import events as ev
 from gateway.relay.frames import GoAwayCode, Hello, Request, ResetCode, Response, Welcome
 from gateway.relay.readable import Readable
 from gateway.relay.session import Limits, State, UnitSession
+from gateway.relay.unsent import limit_unsent
 
 if TYPE_CHECKING:
     from gateway.agent.log import Log
@@ -131,6 +132,7 @@ class Link:
 
     def run(self, sock: socket.socket, unread: bytes) -> None:
         """Serve the connection until it ends, then close the socket. Yields to the hub."""
+        limit_unsent(sock)
         # TLS may have to read before it writes: that is left to the greenlets.
         if type(sock) is socket.socket:
             self._readable, self._send_now = Readable(sock), sock._sock.send

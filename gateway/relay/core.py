@@ -14,12 +14,12 @@ from gateway.relay import frames as fr
 from gateway.relay.decoding import decode
 from gateway.relay.events import Event
 from gateway.relay.frames import GoAwayCode, ProtocolViolation, ResetCode
-from gateway.relay.outbox import Outbox
+from gateway.relay.outbox import TURN_BYTES, Outbox
 from gateway.relay.states import CONNECTION_ROWS, DELIVERY, LIVE, ROWS, Role, State, StreamState
 
 NEVER: Final = float("inf")
-WRITE_BYTES: Final = 65_536
-"""About how much leaves in one write."""
+WRITE_BYTES: Final = TURN_BYTES
+"""About how much leaves in one write: a turn, for what is being written cannot be overtaken."""
 
 
 Answer = tuple[int, fr.Response | None, bytes]

@@ -24,8 +24,8 @@ LOST: Final = 0x100
 CLOSE_GRACE_S: Final = 2.0
 """How long a closing link may take to write what is left and to hear the peer's close."""
 
-WRITES_AT_ONCE: Final = 4
-"""Writes of about 64 KiB that the hub makes by itself before others have their turn."""
+WRITES_AT_ONCE: Final = 8
+"""Writes of about 32 KiB that the hub makes by itself before others have their turn."""
 
 _OPEN: Final = (State.ACTIVE, State.SUSPECT)
 
@@ -37,8 +37,8 @@ MESSAGE_COST: Final = 2_048
 NEXT_TURN_S: Final = 1e-6
 """A timer comes after the hub has looked at its sockets; sleeping for nothing does not, while callbacks wait."""
 
-WRITES_A_TURN: Final = 4
-"""After so many writes of 64 KiB a writer whose socket takes everything lets others run."""
+WRITES_A_TURN: Final = 8
+"""After so many writes of 32 KiB a writer whose socket takes everything lets others run."""
 
 
 class Carrier(Protocol):

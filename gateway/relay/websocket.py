@@ -30,6 +30,7 @@ from fastpath.frames import (
 )
 from gateway.relay.link import CarrierFault, quietly_shut
 from gateway.relay.readable import Readable
+from gateway.relay.unsent import limit_unsent
 
 READ_BYTES: Final = 65_536
 MAX_REPLIES: Final = 64
@@ -66,6 +67,7 @@ class UnitSocket(WebSocket):  # type: ignore[misc]
     def __init__(self, sock: Any, unread: bytes, max_bytes: int, environ: dict[str, Any] | None = None) -> None:
         super().__init__(environ or {}, _Stream(sock), None)
         self._sock = sock
+        limit_unsent(sock)
         # TLS may have to read before it writes: that is left to the greenlets.
         plain = type(sock) is PlainSocket
         self._raw = sock._sock if plain else None
