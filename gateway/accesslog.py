@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 import gevent
 
 from fastpath.books import Lines
 from gateway.context import RequestContext
-from gateway.routing.model import LEVELS, Logging
+from gateway.routing.model import LEVELS
 
-DEFAULT = Logging(b"info", LEVELS["info"], 1)
 _FLUSH_INTERVAL_S = 0.1
 _FLUSH_BYTES = 131_072
 
@@ -24,35 +24,26 @@ class AccessLog:
 
     def __init__(self, fd: int, worker: int, level: str = "info") -> None:
         self._fd = fd
-        self._lines = Lines(worker, second)
+        self._lines = Lines(
+            worker, second, clock_s=time.time, usual=LEVELS["info"], least=LEVELS[level],
+            most=_FLUSH_BYTES, full=self.flush,
+        )  # fmt: skip
+        self.write: Callable[[RequestContext, int, int], None] = self._lines.write if fd >= 0 else _nowhere
+        """Add a finished request, by its answer's status and the ns it took."""
         self._greenlet: gevent.Greenlet | None = None
-        self._seen: dict[str, int] = {}
-        self.least = LEVELS[level]
-        """The rank of the least level that is written; may be set at any time."""
 
     def start(self) -> None:
         """Start the greenlet that writes."""
         self._greenlet = gevent.spawn(self._run)
 
-    def write(self, ctx: RequestContext, status: int, took_ns: int) -> None:
-        """Add a finished request."""
-        if self._fd < 0:
-            return
-        route = ctx.route
-        logging = DEFAULT if route is None or route.logging is None else route.logging
-        if status >= 500:
-            self._lines.add(ctx, status, took_ns // 1000, time.time(), b"error")
-        elif logging.rank >= self.least and (logging.sample == 1 or self._is_due(ctx, logging.sample)):
-            self._lines.add(ctx, status, took_ns // 1000, time.time(), logging.level, logging.sample)
-        if self._lines.size >= _FLUSH_BYTES:
-            self.flush()
+    @property
+    def least(self) -> int:
+        """The rank of the least level that is written; may be set at any time."""
+        return self._lines.least
 
-    def _is_due(self, ctx: RequestContext, sample: int) -> bool:
-        """The first of every so many requests of a route."""
-        assert ctx.route is not None  # noqa: S101
-        seen = self._seen.get(ctx.route.name, 0)
-        self._seen[ctx.route.name] = (seen + 1) % sample
-        return seen == 0
+    @least.setter
+    def least(self, rank: int) -> None:
+        self._lines.least = rank
 
     def flush(self) -> None:
         """Write what has been collected."""
@@ -74,6 +65,10 @@ class AccessLog:
             gevent.sleep(_FLUSH_INTERVAL_S)
             if self._lines.size:
                 self.flush()
+
+
+def _nowhere(ctx: RequestContext, status: int, took_ns: int) -> None:
+    """There is no file to write to."""
 
 
 def second(whole_s: int) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import falcon
 
@@ -58,7 +58,12 @@ class Accounting:
         self._access_log = access_log
         self._audit = audit
         self._in_flight = metrics.cell("caregate_requests_in_flight")
-        self._books = Books(metrics.cells, self._in_flight, self._cells, _METHODS, LATENCY_BUCKETS_S)
+        self._books = Books(
+            metrics.cells, self._in_flight, self._cells, _METHODS, LATENCY_BUCKETS_S,
+            log=access_log, since_ns=time.monotonic_ns,
+        )  # fmt: skip
+        self._settle: Callable[[RequestContext, object, Audit], bool] | None = self._books.settle
+        """Does the rest for plain requests; None: there are none."""
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Raises: BadTarget, AuditUnavailable, ConfigUnavailable."""
@@ -103,6 +108,14 @@ class Accounting:
             headers[name.lower()] = value
         if ctx.route is not None and ctx.route.phi:
             resp.set_header("Cache-Control", "no-store")
+        if resp.stream is None and self._settle is not None:
+            try:
+                if self._settle(ctx, resp.status, self._audit):
+                    return
+            except AuditUnavailable:
+                self._withhold(ctx, resp)
+                self.close(ctx, resp.status_code)
+                return
         self._record_audit(req, ctx, resp)
         if resp.stream is None:
             self.close(ctx, resp.status_code)
@@ -186,6 +199,10 @@ class Accounting:
 
 class BareAccounting(Accounting):
     """For benchmarks alone: no metrics and no access log, and no audit but that of `phi` routes."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._settle = None
 
     def close(self, ctx: RequestContext, status: int) -> None:
         """Nothing is counted or logged."""
