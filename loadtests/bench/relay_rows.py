@@ -43,6 +43,7 @@ def relay_rows(ours: Caregate, peers: Peers, tokens: Callable[[], Path], cache: 
     return [
         Row("relay_small", "rs256", (
             Contender("caregate", lambda: ours.start("caregate-relay", bare=True), _PATH, ready=ours.agent),
+            Contender("caregate-logged", lambda: ours.start("caregate-logged-relay"), _PATH, ready=ours.agent),
             Contender("envoy-cached", lambda: peers.envoy("RS256", cache, "envoy-relay"), "/up/small"),
             Contender("node-ws", lambda: peers.relay("node-ws"), _PATH, ready=peers.unit),
         )),

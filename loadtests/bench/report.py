@@ -42,6 +42,10 @@ LIMITS: tuple[tuple[str, str, str, str, float], ...] = (
     ("policy_rs256", "caregate", "fastify-cached", "cpu_us", 0.6),
     ("policy_rs256", "caregate", "stock-gunicorn", "cpu_us", 0.25),
     ("policy_rs256", "caregate-logged", "caregate", "cpu_us", 1.35),
+    # With everything on, whatever the peers leave out.
+    ("policy_rs256", "caregate-logged", "envoy-cached", "cpu_us", 1.0),
+    ("upstream_small", "caregate-logged", "envoy-cached", "cpu_us", 1.0),
+    ("relay_small", "caregate-logged", "envoy-cached", "cpu_us", 1.0),
     ("policy_rs256_unique", "caregate", "envoy-cached", "cpu_us", 0.6),
     ("upstream_small", "caregate", "envoy-cached", "cpu_us", 1.0),
     ("upstream_small", "caregate", "fastify-cached", "cpu_us", 0.55),

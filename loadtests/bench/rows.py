@@ -99,6 +99,7 @@ class Rows:
         path, name, ours, peers = f"/up/{size}", f"-up-{size}", self.ours, self.peers
         return Row(f"upstream_{size}", "rs256", (
             Contender("caregate", lambda: ours.start("caregate" + name, bare=True), path, body),
+            Contender("caregate-logged", lambda: ours.start("caregate-logged" + name), path, body),
             Contender("envoy-cached", lambda: peers.envoy("RS256", _CACHE, "envoy" + name), path, body),
             Contender("haproxy", lambda: peers.haproxy("RS256", "haproxy" + name), path, body),
             Contender("fastify-cached", lambda: peers.fastify("RS256", "fastify" + name), path, body),
