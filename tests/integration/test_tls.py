@@ -9,6 +9,7 @@ import ipaddress
 import json
 import socket
 import ssl
+import subprocess
 import sys
 import time
 import urllib.request
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -55,7 +57,7 @@ class TlsPlatform(Platform):
     """The demo's gateway with a certificate, and one unit whose agent dials wss."""
 
     def __init__(self, directory: Path, port: int) -> None:
-        super().__init__(directory, port, workers=1, tell=lambda text: None)
+        super().__init__(directory, port, workers=2, tell=lambda text: None)
         self.authority = directory / "ca.pem"
         leaf, key = directory / "leaf.pem", directory / "leaf.key"
         root, own = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
@@ -104,6 +106,13 @@ class TlsPlatform(Platform):
 
     def connect(self) -> http.client.HTTPSConnection:
         return http.client.HTTPSConnection("127.0.0.1", self.ports.gateway, timeout=20, context=self.client())
+
+    def roll(self) -> subprocess.Popen[str]:
+        """`caregate workers roll`, its output in a pipe."""
+        argv = [sys.executable, "-m", "gateway.cli.main", "workers", "roll", "--run-dir", str(self.directory / "run")]
+        return subprocess.Popen(
+            argv, cwd=ROOT, env=self._env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     def call(self, path: str, token: str = story.PATIENT) -> http.client.HTTPResponse:
         connection = self.connect()
@@ -207,6 +216,33 @@ def test_http2_reaches_portal_and_unit_and_is_accounted_for(tls_platform: TlsPla
     assert get("/relay/v1/connect", None).status == 426, "units dial over HTTP/1.1"
     ids = [one.fields[b"x-request-id"].decode() for one in (*found.values(), refused)]
     assert _logged(tls_platform.children["gateway"].log, ids) == [200, 200, 401]
+
+
+def test_rolling_replacement_costs_no_answer(tls_platform: TlsPlatform, wait: Any) -> None:
+    """A connection under TLS cannot be handed over: its agent dials a new worker before the old connection ends."""
+
+    agent = psutil.Process(tls_platform.children["agent"].process.pid)
+
+    def links() -> set[int]:
+        gateway = tls_platform.ports.gateway
+        return {link.laddr.port for link in agent.net_connections() if link.raddr and link.raddr.port == gateway}
+
+    wait(lambda: len(links()) == 2, 15)
+    before = links()
+    statuses: list[int] = []
+    rolling = tls_platform.roll()
+    try:
+        while rolling.poll() is None:
+            statuses.append(tls_platform.call(RESULTS).status)
+        told = rolling.communicate()[0]
+    finally:
+        rolling.kill()
+    assert rolling.returncode == 0, told
+    assert "rolled: 2 workers replaced" in told
+    assert len(statuses) > 20
+    assert set(statuses) == {200}
+    wait(lambda: len(links()) == 2, 15)
+    assert not before & links(), "dialled anew"
 
 
 def _logged(log: Path, ids: list[str], limit_s: float = 10.0) -> list[int]:
