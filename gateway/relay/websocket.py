@@ -1,7 +1,7 @@
 """gevent-websocket's WebSocket over a gevent socket, with the frame codec of `fastpath` in the place of its own.
 
-The handshake happened before, after authentication. One greenlet may read and one may write; answers to pings are left
-for the writer.
+The handshake happened before, after authentication. One greenlet may read; whoever writes while another does waits for
+his turn. Answers to pings are left for the next who writes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from gevent.lock import Semaphore
 from gevent.socket import socket as PlainSocket
 from geventwebsocket.exceptions import WebSocketError
 from geventwebsocket.websocket import WebSocket
@@ -59,6 +60,7 @@ class UnitSocket(WebSocket):  # type: ignore[misc]
         "_replies",
         "_rest",
         "_sock",
+        "_turn",
         "_unread",
         "close_received",
         "close_sent",
@@ -74,6 +76,7 @@ class UnitSocket(WebSocket):  # type: ignore[misc]
         self._readable = Readable(sock) if plain else None
         self._receive: Callable[[int], bytes] = sock.recv if self._readable is None else self._readable.receive
         self._rest = b""
+        self._turn = Semaphore()
         self._unread = unread
         self._decoder = Decoder(masked=True, max_bytes=max_bytes)
         self._replies: list[bytes] = []
@@ -143,12 +146,10 @@ class UnitSocket(WebSocket):  # type: ignore[misc]
 
     def write(self, messages: list[bytes]) -> None:
         """All messages in one write, answers to pings first."""
-        data = self._encode(messages)
-        self._rest = b""
-        self._sock.sendall(data)
+        self._write_all(encode_messages(messages))
 
     def write_now(self, messages: list[bytes]) -> bool:
-        data = self._encode(messages)
+        data = self._after_kept(encode_messages(messages))
         sent = 0
         if self._raw is not None:
             try:
@@ -158,21 +159,33 @@ class UnitSocket(WebSocket):  # type: ignore[misc]
         self._rest = data[sent:]
         return sent == len(data)
 
-    def _encode(self, messages: list[bytes]) -> bytes:
-        """What was kept, answers to pings, then the messages."""
-        data = encode_messages(messages)
+    def _after_kept(self, data: bytes) -> bytes:
+        """What was kept, answers to pings, then the frames."""
         if self._rest or self._replies:
             data = b"".join((self._rest, *self._replies, data))
             self._replies = []
         return data
+
+    def _write_all(self, data: bytes) -> None:
+        """Frames in one piece, after whoever is writing now. Yields to the hub: yes. Raises: OSError."""
+        if not self._turn.acquire(timeout=self._sock.gettimeout()):
+            raise TimeoutError
+        # NOTE: without it `write_now` keeps what it is given meanwhile: it may not stand amid this.
+        raw, self._raw = self._raw, None
+        try:
+            data = self._after_kept(data)
+            self._rest = b""
+            self._sock.sendall(data)
+        finally:
+            self._raw = raw
+            self._turn.release()
 
     def say_goodbye(self, code: int, reason: str) -> None:
         """A close frame, once, then the end of our direction. The peer's own code is the answer to its close frame."""
         if self.close_sent:
             return
         self.close_sent = True
-        rest, self._rest = self._rest, b""
-        self._sock.sendall(rest + (encode_close(code, reason) if self.close_received is None else self._echo()))
+        self._write_all(encode_close(code, reason) if self.close_received is None else self._echo())
         with contextlib.suppress(OSError):
             self._sock.shutdown(1)
 
@@ -264,7 +277,7 @@ class UnitSocket(WebSocket):  # type: ignore[misc]
         if self.closed:
             raise WebSocketError("Connection is already closed")
         try:
-            self._sock.sendall(encode_frame(opcode, message.encode() if isinstance(message, str) else message))
+            self._write_all(encode_frame(opcode, message.encode() if isinstance(message, str) else message))
         except OSError:
             raise WebSocketError("Socket is dead") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gevent
 import pytest
 from gevent import socket
 from geventwebsocket.exceptions import WebSocketError
@@ -11,7 +12,7 @@ from websockets.frames import Opcode
 from websockets.protocol import OPEN
 from websockets.uri import parse_uri
 
-from fastpath.frames import encode_close, encode_frame
+from fastpath.frames import OP_CLOSE, Decoder, encode_close, encode_frame
 from gateway.relay.link import CarrierFault
 from gateway.relay.websocket import UnitSocket
 
@@ -76,6 +77,35 @@ def test_bytes_that_came_with_the_handshake_come_first(ends):
     ends[1].sendall(encode_frame(2, b"two", KEY)[3:])
     assert server.read() == [b"one"]
     assert server.read() == [b"two"]
+
+
+def test_whoever_writes_waits_for_whom_is_writing(ends):
+    """Two callers of `send`, what a link writes meanwhile, and the end: each message whole, in order, and no error."""
+    server, large = UnitSocket(ends[0], b"", 1_000_000), 900_000
+    senders = [gevent.spawn(server.send, name * large) for name in (b"a", b"b")]
+    gevent.sleep(0)
+    assert server.write_now([b"c"]) is False
+    senders += [gevent.spawn(server.write, [b"d"]), gevent.spawn(server.close, 1000, "done")]
+    decoder, received = Decoder(masked=False, max_bytes=large), []
+    with gevent.Timeout(10):
+        while data := ends[1].recv(65_536):
+            received += decoder.feed(data)
+    assert decoder.error is None
+    assert [(payload[:1], len(payload)) for _, payload in received[:-1]] == [
+        (b"a", large), (b"c", 1), (b"b", large), (b"d", 1)
+    ]  # fmt: skip
+    assert received[-1] == (OP_CLOSE, b"\x03\xe8done")
+    gevent.joinall(senders, timeout=3, raise_error=True)
+
+
+def test_the_end_does_not_wait_for_a_writer_whose_peer_rests(ends):
+    server = UnitSocket(ends[0], b"", 10_000_000)
+    sender = gevent.spawn(server.send, bytes(9_000_000))
+    gevent.sleep(0)
+    with gevent.Timeout(5):
+        server.close()
+        sender.join()
+    assert isinstance(sender.exception, WebSocketError)
 
 
 def test_pings_are_answered_by_the_writer(ends):
