@@ -148,7 +148,7 @@ class Exchange:
         return self.complete or self.failure is not None
 
     def send(self, data: bytes, end: bool) -> None:
-        """Queue more of the request's body; waits while too much of it is queued. Yields to the hub: yes.
+        """Queue more of the request's body; waits until more may follow. Yields to the hub: yes.
 
         Raises: ClientDisconnected.
         """
@@ -156,10 +156,13 @@ class Exchange:
         if link is None or self.over or not link.send_data(self.stream, data, end):
             return
         self._sending = not end
+        if end:
+            # NOTE: who waited here would not read the answer, which the unit may have to send before it reads on.
+            if self._held:
+                link.go(self.stream)
+            return
         if self._held:
             # All of it fits the stream's window, and before GO nobody makes room there.
-            if end:
-                link.go(self.stream)
             return
         while not self.over and link.session.queued_bytes(self.stream) >= HIGH_WATER_BYTES:
             self._sleep()

@@ -12,6 +12,7 @@ from gateway.errors import Delivery
 from gateway.relay import frames as fr
 from gateway.relay.decoding import decode
 from gateway.relay.dispatcher import Call, Dispatcher
+from gateway.relay.exchange import HIGH_WATER_BYTES, Exchange
 from gateway.relay.failures import error_of, may_go_elsewhere
 from gateway.relay.frames import ResetCode
 from gateway.relay.link import LOST, Failure, Link
@@ -228,6 +229,15 @@ def test_a_long_or_endless_body_is_not_held(registry, length):
     (record,) = link.session.streams.values()
     assert not record.held
     waiting.kill()
+
+
+def test_the_last_piece_of_a_body_waits_for_no_room(registry):
+    """The unit may have to send its answer before it reads on, and nobody else takes that in."""
+    link, exchange = Local(registry, "1"), Exchange()
+    exchange.stream = link.start(fr.Request("id", "POST", "/", []), time.monotonic() + 9, exchange, b"x", False)
+    exchange.link = link
+    with gevent.Timeout(1):
+        exchange.send(bytes(HIGH_WATER_BYTES), True)
 
 
 def test_a_held_request_whose_caller_left_was_not_dispatched(registry):
