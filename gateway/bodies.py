@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from gateway.errors import GatewayError
+
+
+class ReadInterrupted(Exception):
+    """Nobody needs the rest of a request's body: thrown into the greenlet that waits for it."""
 
 
 class Body:
@@ -57,6 +62,9 @@ class ReadBody:
     def limit(self, max_bytes: int) -> None:
         """It was read under the route's limit."""
 
+    def until(self, deadline_ns: int) -> None:
+        """It is here."""
+
     def read(self, size: int | None = -1) -> bytes:
         size = len(self._left) if size is None or size < 0 else size
         piece, self._left = bytes(self._left[:size]), self._left[size:]
@@ -74,6 +82,13 @@ class ReadBody:
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self.readline, b"")
+
+
+def wait_until(body: Any, deadline_ns: int) -> None:
+    """Have reads of `wsgi.input` wait for no byte past a point of monotonic time, where it waits at all."""
+    until = getattr(body, "until", None)
+    if until is not None:
+        until(deadline_ns)
 
 
 class Transfer:

@@ -101,6 +101,11 @@ else:
     from fastpath.context import RequestContext as RequestContext
 
 
+def deadline_of(ctx: RequestContext, route: Route) -> int:
+    """When everything the route does must be over. Units: monotonic nanoseconds."""
+    return ctx.deadline_ns or ctx.started_ns + route.deadline_ms * 1_000_000
+
+
 def note_shadow(ctx: RequestContext, rule: str) -> None:
     """A rule that only watches would have refused the request."""
     if rule not in ctx.shadow.split(","):

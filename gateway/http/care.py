@@ -13,7 +13,7 @@ import falcon
 
 from gateway.audit.interaction import PATIENT, patient_written
 from gateway.bodies import ReadBody
-from gateway.context import Principal, RequestContext, note_shadow
+from gateway.context import Principal, RequestContext, deadline_of, note_shadow
 from gateway.errors import (
     BadJson,
     ClientError,
@@ -222,7 +222,7 @@ class _Request:
         if not watched and not asked and self._refused is None:
             return
         req, ctx = self._req, self._ctx
-        raw = read_body(req.env, self._route.body_max_bytes)
+        raw = read_body(req.env, self._route.body_max_bytes, deadline_of(ctx, self._route))
         # SEC: what was decided upon is what is forwarded, byte for byte.
         req.env["wsgi.input"] = req.stream = ReadBody(raw)
         req.env["caregate.content_length"] = len(raw)
@@ -277,7 +277,7 @@ class _Request:
             question = Question(
                 unit_of(ctx, self._route), self._patient(consent.patient), principal.subject, self._role, purpose
             )
-            deadline_ns = ctx.deadline_ns or ctx.started_ns + self._route.deadline_ms * 1_000_000
+            deadline_ns = deadline_of(ctx, self._route)
             if consents is None:
                 raise ConsentUnavailable()
             if not consents.permits(consent, question, principal, deadline_ns):

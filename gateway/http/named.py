@@ -10,8 +10,8 @@ import falcon
 from gateway.audit.event import MAX_OTHERS, own_bases
 from gateway.audit.interaction import BUNDLE, SEARCH, patients_bundled, patients_named
 from gateway.auth.form import MEDIA_TYPE as FORM
-from gateway.bodies import ReadBody
-from gateway.context import RequestContext
+from gateway.bodies import ReadBody, wait_until
+from gateway.context import RequestContext, deadline_of
 from gateway.errors import BadJson
 from gateway.rbac.document import read_document
 from gateway.rbac.fhir import RESOURCE_TYPES
@@ -44,7 +44,7 @@ def note_named(req: falcon.Request, ctx: RequestContext, route: Route) -> None:
     if not (is_search or is_batch) or "content-type" in env.get("caregate.duplicate", ()):
         return
     coding = env.get("HTTP_CONTENT_ENCODING", "")
-    raw = _beginning(req, route) if coding.strip().lower() in ("", "identity") else None
+    raw = _beginning(req, ctx, route) if coding.strip().lower() in ("", "identity") else None
     if raw is None:
         return
     bases = own_bases(route, ctx)
@@ -57,13 +57,14 @@ def note_named(req: falcon.Request, ctx: RequestContext, route: Route) -> None:
     ctx.told, ctx.also = ("", found[0] if found else ""), tuple(found[1:])
 
 
-def _beginning(req: falcon.Request, route: Route) -> bytes | None:
+def _beginning(req: falcon.Request, ctx: RequestContext, route: Route) -> bytes | None:
     """The body if it is short enough to be looked into. Raises: what the worker's reader raises."""
     env: dict[str, Any] = req.env
     body = env["wsgi.input"]
     length = env["caregate.content_length"] if "caregate.content_length" in env else int(env.get("CONTENT_LENGTH") or 0)
     if length is not None and (length > MOST_BYTES or length > route.body_max_bytes):
         return None
+    wait_until(body, deadline_of(ctx, route))
     if length is None:
         body.limit(route.body_max_bytes)
     raw: bytes = body.read(MOST_BYTES + 1 if length is None else length)

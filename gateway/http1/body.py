@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from fastpath.chunks import ChunkError, ChunkReader
+from gateway.bodies import ReadInterrupted
 from gateway.errors import BadFraming, BodyTooLarge
+from gateway.http1.deadlines import NEVER
 
 _PIECE_BYTES = 65_536
 _UNLIMITED = 1 << 62
@@ -15,12 +17,16 @@ _UNLIMITED = 1 << 62
 class Source(Protocol):
     """Where a body's bytes come from: the connection."""
 
-    def receive_body(self, received_bytes: int) -> bytes:
+    def receive_body(self, received_bytes: int, deadline_ns: int) -> bytes:
         """More bytes, at least one; `received_bytes` of the body have come so far.
 
-        Raises: BadFraming at the end of the stream, RequestTimeout, ClientDisconnected.
+        Units: `deadline_ns` monotonic nanoseconds, past which nobody waits whatever the limits of a body allow.
+        Raises: BadFraming at the end of the stream, RequestTimeout, ClientDisconnected, ReadInterrupted.
         Yields to the hub: yes.
         """
+
+    def interrupt_body(self) -> None:
+        """Called from the hub: have the `receive_body` that waits, if one does, raise ReadInterrupted."""
 
 
 class NoBody:
@@ -30,6 +36,9 @@ class NoBody:
 
     def limit(self, max_bytes: int) -> None:
         """Nothing is never too large."""
+
+    def until(self, deadline_ns: int) -> None:
+        """Nothing is never late."""
 
     def read(self, size: int | None = -1) -> bytes:
         return b""
@@ -53,10 +62,13 @@ class Body:
     Shapes: `pending` are bytes already received that follow the head; after the end, `unread` gives back those that
     belong to the next request.
     Raises: every read may raise BadFraming, BodyTooLarge, RequestTimeout or ClientDisconnected; after such an error
-    the connection cannot be read on (`broken`).
+    the connection cannot be read on (`broken`). ReadInterrupted where `interrupt` ended a wait: the body may be read
+    on, but as long as it is not, the connection cannot (`stalled`).
     """
 
-    __slots__ = ("_chunks", "_left", "_line", "_max", "_received", "_source", "broken", "pending")
+    __slots__ = (
+        "_chunks", "_deadline_ns", "_left", "_line", "_max", "_received", "_source", "broken", "pending", "stalled",
+    )  # fmt: skip
 
     def __init__(self, source: Source, content_length: int, pending: bytes) -> None:
         self._source = source
@@ -65,8 +77,9 @@ class Body:
         self._max = _UNLIMITED
         self._received = 0
         self._line = b""
+        self._deadline_ns = NEVER
         self.pending = pending
-        self.broken = False
+        self.broken = self.stalled = False
 
     @property
     def finished(self) -> bool:
@@ -81,6 +94,14 @@ class Body:
         self._max = max_bytes
         if self._left > max_bytes:
             raise BodyTooLarge("The body is larger than this route takes", close=True)
+
+    def until(self, deadline_ns: int) -> None:
+        """Wait for no byte past `deadline_ns`, monotonic nanoseconds: a read then raises RequestTimeout."""
+        self._deadline_ns = deadline_ns
+
+    def interrupt(self) -> None:
+        """Called from the hub: have the read that waits for the caller, if one does, raise ReadInterrupted."""
+        self._source.interrupt_body()
 
     def read(self, size: int | None = -1) -> bytes:
         """`size` bytes, or fewer at the end of the body; -1 reads it whole.
@@ -154,7 +175,7 @@ class Body:
 
     def droppable(self, max_bytes: int) -> bool:
         """May what is left be dropped instead of ending the connection: is it short, or already here?"""
-        if self.broken:
+        if self.broken or self.stalled:
             return False
         if self._chunks is None:
             return self._left <= max_bytes
@@ -170,7 +191,7 @@ class Body:
 
         Yields to the hub: yes.
         """
-        if self.broken or self._left > max_bytes:
+        if self.broken or self.stalled or self._left > max_bytes:
             return False
         self._max = _UNLIMITED
         self._line = b""
@@ -183,10 +204,15 @@ class Body:
 
     def _receive(self) -> bytes:
         try:
-            return self._source.receive_body(self._received)
+            data = self._source.receive_body(self._received, self._deadline_ns)
+        except ReadInterrupted:
+            self.stalled = True
+            raise
         except BaseException:
             self.broken = True
             raise
+        self.stalled = False
+        return data
 
     def _take(self, size: int) -> bytes:
         """Content out of what is pending; empty if there was only framing."""

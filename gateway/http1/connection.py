@@ -15,6 +15,7 @@ from fastpath.http import Head, HeadError, HeadReader
 from fastpath.loop import RECEIVE_BYTES, Loop, Outbox
 from fastpath.responses import BODY_TO_CLOSE, RequestIds, Response, encode_response
 from gateway import errors as e
+from gateway.bodies import ReadInterrupted
 from gateway.http.application import TELLS
 from gateway.http.problems import render
 from gateway.http1.body import Body, NoBody
@@ -75,7 +76,7 @@ class Connection(Loop):
     Units: `deadline_ns`, `slot`: see gateway.http1.deadlines.
     """
 
-    __slots__ = ("_body_left_ns", "_continue", "_later")
+    __slots__ = ("_body_left_ns", "_continue", "_interrupted", "_later", "_reading_body")
 
     def __init__(self, service: Service, sock: Any, base: dict[str, Any]) -> None:
         """Shapes: `base` is the environ's part that is the same for every request of the connection."""
@@ -84,7 +85,7 @@ class Connection(Loop):
             service, sock, raw, get_hub(), getcurrent(), base, clock=time.monotonic_ns, tick_ns=TICK_NS
         )  # fmt: skip
         self._body_left_ns = 0
-        self._continue = False
+        self._continue = self._reading_body = self._interrupted = False
         self._later: Any = None
         base["wsgi.input"] = NO_BODY
         base["caregate.socket"] = sock
@@ -334,8 +335,9 @@ class Connection(Loop):
         if not self.upgraded:
             kill(self._greenlet, e.GraceEnded(close=True, delivery="unknown"))
 
-    def receive_body(self, received_bytes: int) -> bytes:
+    def receive_body(self, received_bytes: int, deadline_ns: int) -> bytes:
         """See gateway.http1.body.Source."""
+        self._interrupted = False
         if self._continue:
             self._continue = False
             if not self.response.head_sent:
@@ -344,7 +346,7 @@ class Connection(Loop):
         started_ns = time.monotonic_ns()
         earned_ns = received_bytes * SECOND_NS // limits.body_rate_bytes
         try:
-            piece = self._receive(BODY_RECEIVE_BYTES, started_ns + self._body_left_ns + earned_ns)
+            piece = self._receive_body(min(started_ns + self._body_left_ns + earned_ns, deadline_ns))
         except DeadlinePassed:
             raise e.RequestTimeout("The request body took too long to arrive", close=True) from None
         except OSError as error:
@@ -353,6 +355,22 @@ class Connection(Loop):
         if not piece:
             raise e.BadFraming("The body ended before its announced end", close=True)
         return piece
+
+    def _receive_body(self, deadline_ns: int) -> bytes:
+        """Raises: DeadlinePassed, OSError, ReadInterrupted."""
+        if self._interrupted:
+            raise ReadInterrupted
+        self._reading_body = True
+        try:
+            return self._receive(BODY_RECEIVE_BYTES, deadline_ns)
+        finally:
+            self._reading_body = False
+
+    def interrupt_body(self) -> None:
+        """See gateway.http1.body.Source. Who still sends 100 Continue sends it to its end."""
+        self._interrupted = True
+        if self._reading_body and self._waiting:
+            self._greenlet.throw(ReadInterrupted)
 
     # --- the caller goes away
 

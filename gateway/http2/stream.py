@@ -12,6 +12,7 @@ from gevent.event import Event
 
 from fastpath.http import Head
 from gateway import errors as e
+from gateway.bodies import ReadInterrupted
 from gateway.http.problems import render
 from gateway.http1.connection import Service
 from gateway.http1.deadlines import NEVER, DeadlinePassed
@@ -54,9 +55,9 @@ class Stream:
     """
 
     __slots__ = (
-        "_backlog", "_bodiless", "_body_left_ns", "_continue", "_declared", "_fields", "_gone_call", "_late",
-        "_received", "_wake", "channel", "deadline_ns", "ended", "failure", "gone", "greenlet", "id", "response",
-        "service", "slot", "started_ns",
+        "_backlog", "_bodiless", "_body_left_ns", "_continue", "_declared", "_fields", "_gone_call",
+        "_interrupted", "_late", "_received", "_wake", "channel", "deadline_ns", "ended", "failure", "gone",
+        "greenlet", "id", "response", "service", "slot", "started_ns",
     )  # fmt: skip
 
     def __init__(self, channel: Channel, stream_id: int, fields: Fields, ended: bool) -> None:
@@ -76,7 +77,7 @@ class Stream:
         self._declared = -1
         self._received = 0
         self._gone_call: Callable[[], None] | None = None
-        self._late = False
+        self._late = self._interrupted = False
         self._wake = Event()
         self.response = StreamResponse(self, self.service.date, False)
         self.greenlet = spawn(self._run)
@@ -248,20 +249,24 @@ class Stream:
         """See gateway.http2.body.FrameSource."""
         return self.ended and not self._backlog and self.failure is None
 
-    def receive_body(self, received_bytes: int) -> bytes:
+    def receive_body(self, received_bytes: int, deadline_ns: int) -> bytes:
         """See gateway.http2.body.FrameSource."""
+        self._interrupted = False
         if self._continue:
             self._continue = False
             if not self._backlog and not self.response.head_sent:
                 self.channel.send_head(self.id, [(b":status", b"100")], False)
         limits = self.service.limits
         started_ns = time.monotonic_ns()
-        deadline_ns = started_ns + self._body_left_ns + received_bytes * SECOND_NS // limits.body_rate_bytes
+        earned_ns = received_bytes * SECOND_NS // limits.body_rate_bytes
+        deadline_ns = min(started_ns + self._body_left_ns + earned_ns, deadline_ns)
         while not self._backlog:
             if self.failure is not None:
                 raise self.failure
             if self.ended:
                 return b""
+            if self._interrupted:
+                raise ReadInterrupted
             try:
                 self._wait(deadline_ns)
             except DeadlinePassed:
@@ -272,6 +277,11 @@ class Stream:
         if not self.ended:
             self.channel.credit(self.id, len(data))
         return data
+
+    def interrupt_body(self) -> None:
+        """See gateway.http1.body.Source."""
+        self._interrupted = True
+        self._wake.set()
 
     # --- the response
 

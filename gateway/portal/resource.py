@@ -8,8 +8,10 @@ from typing import Any
 import falcon
 import orjson
 
-from gateway.context import Principal, RequestContext
+from gateway.bodies import wait_until
+from gateway.context import Principal, RequestContext, deadline_of
 from gateway.errors import BodyTooLarge, InternalError, NotFound, TokenMissing
+from gateway.http1.deadlines import NEVER
 from gateway.portal.catalog import Catalog, load_signature
 from gateway.portal.plan import CallPlan
 from gateway.portal.sqlstate import error_of
@@ -47,11 +49,11 @@ class PortalResource:
         if ctx.principal is None:
             raise TokenMissing()
         plan = self._plan(route.action)
-        body = read_body(req.env, route.body_max_bytes) if plan.takes_body else b""
+        body = read_body(req.env, route.body_max_bytes, deadline_of(ctx, route)) if plan.takes_body else b""
         statement, values = plan.bind(ctx, body)
         began_ns = time.monotonic_ns()
         try:
-            answer = self._database.call(statement, values, _claims(ctx), deadline_ns=_deadline_ns(ctx, route))
+            answer = self._database.call(statement, values, _claims(ctx), deadline_ns=deadline_of(ctx, route))
         except StatementFailed as failed:
             raise error_of(failed.sqlstate, has_body=plan.takes_body, hidden=_is_hidden(route, ctx.principal)) from None
         finally:
@@ -99,22 +101,20 @@ def _claims(ctx: RequestContext) -> bytes:
     return grant.claims
 
 
-def read_body(env: dict[str, Any], limit_bytes: int) -> bytes:
+def read_body(env: dict[str, Any], limit_bytes: int, deadline_ns: int = NEVER) -> bytes:
     """The whole request body.
 
+    Units: `deadline_ns` monotonic nanoseconds, past which no byte is waited for.
     Raises: BodyTooLarge, and what the worker's reader raises.
     """
     length = env["caregate.content_length"] if "caregate.content_length" in env else int(env.get("CONTENT_LENGTH") or 0)
     if length is not None and length > limit_bytes:
         raise BodyTooLarge(close=True)
+    wait_until(env["wsgi.input"], deadline_ns)
     body: bytes = env["wsgi.input"].read(limit_bytes + 1 if length is None else length)
     if len(body) > limit_bytes:
         raise BodyTooLarge(close=True)
     return body
-
-
-def _deadline_ns(ctx: RequestContext, route: Route) -> int:
-    return ctx.deadline_ns or ctx.started_ns + route.deadline_ms * 1_000_000
 
 
 def _is_hidden(route: Route, principal: Principal) -> bool:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from gateway.errors import (
-    ClientDisconnected,
+    ClientError,
     Delivery,
     HeadersTooLarge,
     Overloaded,
     RelayError,
     RelayPathUnavailable,
+    RequestTimeout,
     UnitNotConnected,
     UnitOverloaded,
     UnitQueueTimeout,
 )
 from gateway.relay.core import NotSendable, Stream
-from gateway.relay.exchange import Bell, Exchange, Watch
+from gateway.relay.exchange import Bell, Body, Exchange, Watch
 from gateway.relay.failures import NOT_CONNECTED, error_of, may_go_elsewhere
 from gateway.relay.frames import MAX_DEADLINE_MS, Oversize, Request, ResetCode
 from gateway.relay.link import Failure, Link
@@ -35,19 +36,6 @@ caller that breaks off its upload has certainly not been executed. Less than a s
 
 RETRY_AFTER_S: Final = 5
 """What a caller of an absent unit is told; agents dial again within 30 s, most within a few."""
-
-
-class Body(Protocol):
-    """A request's body in pieces."""
-
-    def first(self) -> tuple[bytes, bool]:
-        """The first piece and whether it is all; from the beginning again while `replayable`."""
-
-    def next(self) -> tuple[bytes, bool]: ...
-
-    @property
-    def replayable(self) -> bool:
-        """Is everything that was read still in memory?"""
 
 
 @dataclass(slots=True)
@@ -89,7 +77,8 @@ class Dispatcher:
     def dispatch(self, call: Call) -> Exchange:
         """An exchange whose head has arrived. Yields to the hub: yes.
 
-        Raises: RelayError, Overloaded, HeadersTooLarge, ClientDisconnected, and what reading the body raises.
+        Raises: RelayError, Overloaded, HeadersTooLarge, ClientDisconnected, and what reading the body raises, with its
+        delivery.
         """
         length = call.request.length
         if length is None or length > LARGE_BYTES:
@@ -116,18 +105,17 @@ class Dispatcher:
         return may_go_elsewhere(failure) and call.body.replayable and self._clock() < call.deadline_s
 
     def _attempt(self, call: Call, avoid: Link | None) -> tuple[Exchange, Failure | None, Link]:
-        piece, end = call.body.first()
+        piece, end = self._first(call)
         call.request.hold = not end and (call.request.length or HELD_BYTES) < HELD_BYTES
         exchange = Exchange(call.watch, held=call.request.hold, bell=self._bell)
         # PERF: `relay_small`: nearly always; the others are only looked at where the nearest does not take it.
         link = self._start_nearest(call, exchange, piece, end, avoid) or self._start(call, exchange, piece, end, avoid)
         try:
-            while not end and not exchange.over:
-                piece, end = call.body.next()
-                exchange.send(piece, end)
+            if not end:
+                exchange.send_from(call.body)
             exchange.wait_for_head()
-        except ClientDisconnected as error:
-            delivery = exchange.cancel()
+        except ClientError as error:
+            delivery = exchange.cancel() if exchange.failure is None else exchange.failure.delivery
             exchange.unwatch()
             error.members["delivery"] = (delivery or Delivery.RESPONSE_STARTED).value
             raise
@@ -139,6 +127,17 @@ class Dispatcher:
         if failure is not None:
             exchange.unwatch()
         return exchange, failure, link
+
+    def _first(self, call: Call) -> tuple[bytes, bool]:
+        """The body's first piece, which a stream starts with: from there on the deadline is the stream's.
+
+        Raises: UnitQueueTimeout, and what reading the body raises.
+        """
+        try:
+            return call.body.first()
+        except RequestTimeout:
+            self._left_ms(call)
+            raise
 
     def _start_nearest(
         self, call: Call, exchange: Exchange, piece: bytes, end: bool, avoid: Link | None
@@ -225,6 +224,6 @@ class Dispatcher:
         certain = failure.delivery is Delivery.NOT_DISPATCHED
         if certain and failure.code == ResetCode.REFUSED and failure.reason == NOT_CONNECTED:
             return self.not_connected(unit)
-        if certain and failure.lost and isinstance(link, AskingLink):
+        if certain and failure.lost and link.ended and isinstance(link, AskingLink):
             return RelayPathUnavailable(unit, retry_after_s=1)
         return error_of(unit, failure)

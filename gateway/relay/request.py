@@ -10,9 +10,11 @@ from typing import Any, Final
 import orjson
 
 from fastpath.heads import FieldNames, encode_request_head
+from gateway.bodies import wait_until
 from gateway.config.snapshot import CompiledUnit
 from gateway.context import RequestContext
 from gateway.errors import BadRequest, BodyTooLarge
+from gateway.http1.deadlines import NEVER
 from gateway.relay.context_token import sign_context
 from gateway.relay.decoding import field_fault
 from gateway.relay.frames import Fields, Request
@@ -160,7 +162,7 @@ def content_length(env: dict[str, Any]) -> int | None:
 
 
 class NoRequestBody:
-    """The body of a request that has none. See dispatcher.Body."""
+    """The body of a request that has none. See exchange.Body."""
 
     replayable = True
 
@@ -169,21 +171,30 @@ class NoRequestBody:
 
     next = first
 
+    def interrupt(self) -> None:
+        """Nobody ever waits."""
+
 
 NO_BODY: Final = NoRequestBody()
 
 
 class RequestBody:
-    """`wsgi.input` in pieces, kept from the beginning while it is small. See dispatcher.Body."""
+    """`wsgi.input` in pieces, kept from the beginning while it is small. See exchange.Body."""
 
-    def __init__(self, stream: Any, length: int | None, max_bytes: int) -> None:
-        """Raises: BodyTooLarge."""
+    def __init__(self, stream: Any, length: int | None, max_bytes: int, first_by_ns: int = NEVER) -> None:
+        """Units: `first_by_ns` monotonic nanoseconds, past which nobody waits for the first piece.
+
+        Raises: BodyTooLarge.
+        """
         limit = getattr(stream, "limit", None)
         if limit is not None and length != 0:
             limit(max_bytes)
         if length is not None and length > max_bytes:
             raise BodyTooLarge("The body is larger than this route takes", close=True)
         self._read = getattr(stream, "read_some", stream.read)
+        self._stream = stream
+        self._interrupt = getattr(stream, "interrupt", None)
+        self._first_by_ns = first_by_ns
         self._length = length
         self._max_bytes = max_bytes
         self._received = 0
@@ -198,13 +209,25 @@ class RequestBody:
     def first(self) -> tuple[bytes, bool]:
         """From the beginning: all that is kept, or one piece. Yields to the hub: yes."""
         if self._received == 0 and not self._end:
-            return self._take()
+            return self._take_by(self._first_by_ns)
         kept = self._kept or []
         return b"".join(kept), self._end
 
     def next(self) -> tuple[bytes, bool]:
         """The piece after what was given. Yields to the hub: yes."""
         return self._take()
+
+    def interrupt(self) -> None:
+        """See exchange.Body."""
+        if self._interrupt is not None:
+            self._interrupt()
+
+    def _take_by(self, deadline_ns: int) -> tuple[bytes, bool]:
+        wait_until(self._stream, deadline_ns)
+        try:
+            return self._take()
+        finally:
+            wait_until(self._stream, NEVER)
 
     def _take(self) -> tuple[bytes, bool]:
         """Raises: BodyTooLarge, BadFraming, RequestTimeout, ClientDisconnected."""

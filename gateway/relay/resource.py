@@ -11,17 +11,17 @@ import falcon
 
 from gateway.bodies import Body as Transfer
 from gateway.config.snapshot import CompiledUnit
-from gateway.context import RequestContext
+from gateway.context import RequestContext, deadline_of
 from gateway.errors import (
-    ClientDisconnected,
+    ClientError,
     Delivery,
     RelayError,
     UnitResponseTooLarge,
     UnitTruncated,
     UnitUnknown,
 )
-from gateway.relay.dispatcher import Body, Call, Dispatcher
-from gateway.relay.exchange import Exchange
+from gateway.relay.dispatcher import Call, Dispatcher
+from gateway.relay.exchange import Body, Exchange
 from gateway.relay.failures import error_of
 from gateway.relay.frames import Fields, ResetCode, Response
 from gateway.relay.request import NO_BODY, RequestBody, build_request
@@ -65,8 +65,8 @@ class UnitResource:
         except RelayError as error:
             ctx.delivery = error.delivery.value
             raise
-        except ClientDisconnected as error:
-            ctx.delivery = str(error.members.get("delivery", Delivery.NOT_DISPATCHED.value))
+        except ClientError as error:
+            ctx.delivery = str(error.members.setdefault("delivery", Delivery.NOT_DISPATCHED.value))
             raise
 
     on_head = on_post = on_put = on_patch = on_delete = on_options = on_get
@@ -80,9 +80,9 @@ class UnitResource:
         if request.idempotency is not None:
             ctx.keyed = self._dispatcher.keeps_keys(unit.id)
         length = request.length
-        body: Body = NO_BODY if length == 0 else RequestBody(env["wsgi.input"], length, route.body_max_bytes)
+        body: Body = NO_BODY if length == 0 else _body(ctx, route, env, length)
         begun_ns = time.monotonic_ns()
-        call = Call(unit.id, request, body, _deadline_s(ctx, route), env.get("caregate.watch"))
+        call = Call(unit.id, request, body, deadline_of(ctx, route) / 1e9, env.get("caregate.watch"))
         try:
             exchange = self._dispatcher.dispatch(call)
             ctx.agent = getattr(exchange.link, "agent", "")
@@ -238,6 +238,5 @@ def _pieces(ctx: RequestContext, unit: str, exchange: Exchange, left_bytes: int)
         raise ctx.error
 
 
-def _deadline_s(ctx: RequestContext, route: Route) -> float:
-    deadline_ns = ctx.deadline_ns or ctx.started_ns + route.deadline_ms * 1_000_000
-    return deadline_ns / 1e9
+def _body(ctx: RequestContext, route: Route, env: dict[str, Any], length: int | None) -> RequestBody:
+    return RequestBody(env["wsgi.input"], length, route.body_max_bytes, deadline_of(ctx, route))

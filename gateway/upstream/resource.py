@@ -10,8 +10,8 @@ from typing import Any
 import falcon
 
 from fastpath.upstream import AnswerReader
-from gateway.bodies import Body
-from gateway.context import RequestContext
+from gateway.bodies import Body, wait_until
+from gateway.context import RequestContext, deadline_of
 from gateway.errors import GatewayError, InternalError
 from gateway.http.problems import reason
 from gateway.routing.location import tell_places
@@ -58,7 +58,7 @@ class UpstreamResource:
         exchange = None
         try:
             outgoing = _outgoing(req.env, ctx, route, action)
-            deadline_ns = ctx.deadline_ns or ctx.started_ns + route.deadline_ms * 1_000_000
+            deadline_ns = deadline_of(ctx, route)
             exchange = Exchange(pool, deadline_ns, route.response_max_bytes, req.env.get("caregate.watch"))
             answer = exchange.run(outgoing, began_ns)
             ctx.relay_source = "upstream"
@@ -90,6 +90,7 @@ def _outgoing(environ: dict[str, Any], ctx: RequestContext, route: Route, action
     if length != 0:
         body = environ["wsgi.input"]
         body.limit(route.body_max_bytes)
+        wait_until(body, deadline_of(ctx, route))
         if length is not None and length <= SENT_WHOLE_BYTES:
             body = body.read(length)
     return Outgoing(

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from gateway.audit.event import Accesses, also_named, decode, encode
-from gateway.context import RequestContext
+from gateway.context import RequestContext, deadline_of
 from gateway.http.named import MOST_BYTES, note_named
 from gateway.http1.body import Body
 from gateway.routing.kinds import endpoint
@@ -207,8 +207,10 @@ class Connection:
 
     def __init__(self, data, piece_bytes):
         self._pieces = [data[at : at + piece_bytes] for at in range(0, len(data), piece_bytes)]
+        self.deadlines = set()
 
-    def receive_body(self, received_bytes):
+    def receive_body(self, received_bytes, deadline_ns):
+        self.deadlines.add(deadline_ns)
         return self._pieces.pop(0)
 
 
@@ -219,7 +221,8 @@ def test_a_form_in_chunks_goes_on_whole(size, piece_bytes):
         piece_bytes = 777
     form = b"patient=p-1&code=".ljust(size, b"x")
     wire = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in re.findall(b".{1,5000}", form)) + b"0\r\n\r\n"
-    body = Body(Connection(wire, piece_bytes), -1, b"")
+    connection = Connection(wire, piece_bytes)
+    body = Body(connection, -1, b"")
     route = Route(
         name="s", template="/s", methods=("POST",), kind=RouteKind.RESOURCE, action=ResourceAction("x"),
         audiences=frozenset(), roles=frozenset(), permission=None, metadata={"resource_type": "Observation"},
@@ -229,6 +232,7 @@ def test_a_form_in_chunks_goes_on_whole(size, piece_bytes):
     req.env = {"wsgi.input": body, "caregate.content_length": None}
     ctx = RequestContext("r", 0, method="POST")
     note_named(req, ctx, route)
+    assert connection.deadlines == {deadline_of(ctx, route)}
     assert (ctx.told or ("", ""))[1] == ("p-1" if size <= MOST_BYTES else "")
     assert req.stream is req.env["wsgi.input"]
     read = io.BytesIO()

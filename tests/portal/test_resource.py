@@ -3,6 +3,7 @@
 import io
 import json
 import time
+from unittest.mock import Mock
 
 import falcon.testing
 import gevent
@@ -234,6 +235,13 @@ class TestBodies:
             return
         with pytest.raises(result):
             read_body(env, limit)
+
+    def test_reading_waits_until_the_deadline(self):
+        class Input(io.BytesIO):
+            until = Mock()
+
+        assert read_body({"wsgi.input": Input(b"1"), "CONTENT_LENGTH": "1"}, 5, 77) == b"1"
+        Input.until.assert_called_once_with(77)
 
 
 class TestRefused:

@@ -22,10 +22,12 @@ from gevent.server import StreamServer
 from fastpath.frames import OP_BINARY, OP_CLOSE, Decoder, decode_close, encode_frame
 from fastpath.routes import RouteTable
 from fastpath.token import Key, Verifier
+from gateway.bodies import ReadInterrupted
 from gateway.config.snapshot import CompiledUnit, SnapshotHolder
 from gateway.context import RequestContext, new_request_id
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, RequestTimeout
 from gateway.http import problems
+from gateway.http1.deadlines import NEVER
 from gateway.relay import events as ev
 from gateway.relay.frames import Hello, Request, Response
 from gateway.relay.service import Relay
@@ -200,14 +202,31 @@ def _watch(sock: Any, gone: Callable[[], None] | None) -> None:
 class _Input:
     def __init__(self, sock: Any, rest: bytes, length: int) -> None:
         self._sock, self._rest, self._left = sock, rest, length
+        self._reader: Any = None
 
     def read(self, size: int = -1) -> bytes:
         if not self._left:
             return b""
-        piece = self._rest or self._sock.recv(65_536)
+        piece = self._rest or self._receive()
         self._rest = b""
         self._left -= len(piece)
         return piece
+
+    def _receive(self) -> bytes:
+        self._reader = gevent.getcurrent()
+        try:
+            return self._sock.recv(65_536)
+        except TimeoutError:
+            raise RequestTimeout from None
+        finally:
+            self._reader = None
+
+    def until(self, deadline_ns: int) -> None:
+        self._sock.settimeout(None if deadline_ns == NEVER else (deadline_ns - time.monotonic_ns()) / 1e9)
+
+    def interrupt(self) -> None:
+        if self._reader is not None:
+            self._reader.throw(ReadInterrupted)
 
 
 class Unit:

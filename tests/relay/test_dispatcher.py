@@ -69,6 +69,9 @@ class Body:
     def next(self):
         return self.pieces[1], True
 
+    def interrupt(self):
+        """It never waits."""
+
 
 @pytest.fixture
 def registry():
@@ -250,6 +253,22 @@ def test_a_held_request_whose_caller_left_was_not_dispatched(registry):
     error = outcome(call(registry, body, length=6))
     assert error.members["delivery"] == "not_dispatched"
     assert fr.Go not in sent(link)
+
+
+@pytest.mark.parametrize("fault", [e.RequestTimeout, e.BodyTooLarge, e.BadFraming])
+def test_a_body_that_fails_on_its_way_says_what_became_of_the_request(registry, fault):
+    link, body = Local(registry, "1"), Slow(b"one", b"two")
+
+    def fail():
+        body.more.wait(3)
+        raise fault
+
+    body.next = fail
+    waiting = call(registry, body, length=1_000_000)
+    assert sent(link) == [fr.RequestFrame]
+    body.more.set()
+    error = outcome(waiting)
+    assert (type(error), error.members["delivery"]) == (fault, "unknown")
 
 
 def test_a_held_request_of_a_lost_link_goes_elsewhere(registry):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,13 +25,16 @@ ROUTE = Route(
 )  # fmt: skip
 
 
+HURRIED = replace(ROUTE, deadline_ms=300)
+
+
 class Context:
     def process_request(self, req: Any, resp: Any) -> None:
         env = req.env
         ctx = RequestContext(
             env["caregate.request_id"], env["caregate.started_ns"], method=req.method, path=env["caregate.path"]
         )
-        ctx.route = ROUTE
+        ctx.route = HURRIED if ctx.path == "/hurried" else ROUTE
         ctx.snapshot = SimpleNamespace(upstreams={"u": UPSTREAM}, realm="test")
         req.context.gateway = ctx
 

@@ -170,7 +170,7 @@ class Bytes:
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
 
-    def receive_body(self, received_bytes: int) -> bytes:
+    def receive_body(self, received_bytes: int, deadline_ns: int) -> bytes:
         piece, self.raw = self.raw[:10_000], self.raw[10_000:]
         if not piece:
             raise errors.BadFraming()

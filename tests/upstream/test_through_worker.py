@@ -38,7 +38,11 @@ class Scripts:
 
     def __call__(self, peer: Any) -> None:
         while True:
-            line, fields, body = peer.request()
+            try:
+                line, fields, body = peer.request()
+            except EOFError:
+                self.gone.set()
+                return
             getattr(self, line.split()[1].strip("/"))(peer, body)
 
     def echo(self, peer: Any, body: bytes) -> None:
@@ -127,3 +131,14 @@ def test_a_caller_that_goes_away_ends_the_upstreams_work(front: Any, scripts: Sc
         sock.sendall(b"POST /wait HTTP/1.1\r\nHost: g\r\nContent-Length: 1\r\n\r\na")
         assert not scripts.gone.wait(0.2)
     assert scripts.gone.wait(5)
+
+
+@pytest.mark.parametrize("length", [pytest.param(1_000, id="read first"), pytest.param(500_000, id="streamed")])
+def test_a_stalled_upload_ends_at_the_routes_deadline(front: Any, scripts: Scripts, length: int) -> None:
+    with front.connect() as sock:
+        sock.sendall(b"POST /hurried HTTP/1.1\r\nHost: g\r\nContent-Length: %d\r\n\r\nabc" % length)
+        got = WORKER.Answers(receive(sock, lambda data: False))
+    assert got.statuses == [408]
+    assert got.heads[0]["connection"] == "close"
+    if length == 500_000:
+        assert scripts.gone.wait(5)

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import gevent
 from gevent.socket import wait_read
 
+from gateway.bodies import ReadInterrupted
 from gateway.errors import GatewayError
 
 REFUSALS: list[list[Any]] = []
@@ -65,6 +67,22 @@ class Echo:
             start("413 Content Too Large", [("x-code", error.code)])
             return [b"announced"]
         return self.path_echo(environ, start)
+
+    def path_hurried(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+        environ["wsgi.input"].until(time.monotonic_ns() + 200_000_000)
+        return self.path_echo(environ, start)
+
+    def path_interrupted(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+        """Reads five bytes, is interrupted while it waits for more, and reads those if it is asked to."""
+        body = environ["wsgi.input"]
+        begun = body.read(5)
+        gevent.spawn_later(0.02, body.interrupt)
+        try:
+            body.read_some()
+        except ReadInterrupted:
+            self._note("interrupted")
+            return whole(start, begun + (body.read() if environ["QUERY_STRING"] else b"..."))
+        raise AssertionError("nobody sends so soon")
 
     def path_lines(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         return whole(start, json.dumps([line.decode() for line in environ["wsgi.input"]]).encode())

@@ -147,7 +147,7 @@ class Pieces:
     def __init__(self, pieces: list[bytes]) -> None:
         self.pieces = pieces
 
-    def receive_body(self, received_bytes: int) -> bytes:
+    def receive_body(self, received_bytes: int, deadline_ns: int) -> bytes:
         if not self.pieces:
             raise EOFError
         return self.pieces.pop(0)
