@@ -71,7 +71,7 @@ class Worker:
     """One worker: the relay behind a bare HTTP loop that upgrades as the real one does."""
 
     def __init__(self, run_dir: Any, holder: SnapshotHolder, name: str, route: dict[str, Any], **timing: Any) -> None:
-        settings = SimpleNamespace(run_dir=run_dir, drain_grace_s=5, **timing)
+        settings = SimpleNamespace(**{"run_dir": run_dir, "drain_grace_s": 5, **timing})
         self.events: list[tuple[str, str]] = []
         log = SimpleNamespace(info=lambda event, unit, **_: self.events.append((event, unit)))
         self.relay = Relay(settings, holder, None, log)

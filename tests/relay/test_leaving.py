@@ -16,6 +16,7 @@ from gateway.relay import frames as fr
 from gateway.relay.core import NotSendable
 from gateway.relay.handover import Handover
 from gateway.relay.registry import MOVING
+from gateway.relay.service import RESET_BEFORE_END_S
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +86,31 @@ def test_a_unit_is_served_over_the_same_connection_by_one_worker_after_another(r
     }
     assert len(unit.bodies) == len(asked), "nothing ran twice"
     assert (unit.goaway, unit.close, unit.over.is_set()) == (None, None, False)
+
+
+@pytest.mark.parametrize(("says", "delivery"), [("nothing", "unknown"), ("ack", "dispatched")])
+def test_what_outlives_the_drain_is_answered_before_the_grace_ends(rig, workers, says, delivery):
+    limit_s = 0.3
+    grace_s = RESET_BEFORE_END_S + limit_s
+    leaving, other = workers(2, drain_grace_s=grace_s)
+
+    def hang(unit, event):
+        if says == "ack":
+            unit.ack(event.stream)
+
+    unit = rig.unit(leaving, hang)
+    rig.until(lambda: other.relay.registry.connected("hospital"))
+    calls = [gevent.spawn(rig.fetch, worker.port, "POST", "/units/hospital/a", b"1") for worker in (leaving, other)]
+    rig.until(lambda: len(unit.bodies) == 2 and rig.states() == {"accepted" if says == "ack" else "sent"})
+    began_s = time.monotonic()
+    drained = gevent.spawn(leaving.relay.drain)
+    for answer in (call.get(timeout=grace_s) for call in calls):
+        problem = answer.problem
+        assert (answer.status, problem["type"]) == (502, "urn:caregate:problem:unit-disconnected")
+        assert problem["delivery"] == delivery
+    assert limit_s <= time.monotonic() - began_s < grace_s
+    drained.get(timeout=grace_s)
+    assert (unit.goaway.code, unit.goaway.why) == (fr.GoAwayCode.DRAIN, MOVING)
 
 
 def test_nobody_is_told_that_the_unit_was_away(rig, workers):
