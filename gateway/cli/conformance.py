@@ -27,6 +27,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--rule", action="append", metavar="ID", help="only this one, repeatable; default: all")
+    parser.add_argument("--quick", action="store_true", help="without the rules that take a minute")
+    parser.add_argument(
+        "--jobs", type=int, default=4, metavar="N", help="agents that run at once; default: %(default)s"
+    )
     parser.add_argument("--list", action="store_true", help="print the rules and end")
     parser.add_argument("--agent-log", metavar="FILE", help="what the agent prints; default: thrown away")
     parser.add_argument("--agent", nargs=argparse.REMAINDER, metavar="CMD", help="the agent's command, last of all")
@@ -38,40 +42,41 @@ def run(options: argparse.Namespace) -> int:
     from gateway.conformance.rules import RULES
 
     if options.list:
-        for name, (text, _) in RULES.items():
-            print(f"{name:<18}{text}")
+        for name, rule in RULES.items():
+            print(f"{name:<18}{rule.text}")
         return 0
-    unknown = set(options.rule or ()) - set(RULES)
-    if unknown or not options.agent:
-        fault = f"no such rule: {', '.join(sorted(unknown))}" if unknown else "--agent and a command are needed"
+    fault = _fault(options, set(RULES))
+    if fault:
         print(f"caregate conformance: {fault}", file=sys.stderr)
         return 2
     return _look(options)
 
 
+def _fault(options: argparse.Namespace, rules: set[str]) -> str:
+    unknown = set(options.rule or ()) - rules
+    if unknown:
+        return f"no such rule: {', '.join(sorted(unknown))}"
+    if not options.agent:
+        return "--agent and a command are needed"
+    return "" if options.jobs > 0 else "--jobs: 1 at least"
+
+
 def _look(options: argparse.Namespace) -> int:
     from gateway.conformance.kit import Kit
-    from gateway.conformance.peer import Broken
     from gateway.conformance.rules import RULES
+    from gateway.conformance.verdicts import verdicts
 
-    kit = Kit(options.agent, Path(options.agent_log) if options.agent_log else None)
+    names = options.rule or [name for name, rule in RULES.items() if not (options.quick and rule.slow)]
+    log = Path(options.agent_log) if options.agent_log else None
+    kits = [Kit(options.agent, log) for _ in range(min(options.jobs, len(names)))]
     broken = 0
     try:
-        names = options.rule or list(RULES)
-        for name in names:
-            text, look = RULES[name]
-            try:
-                look(kit)
-            except Broken as error:
-                broken += 1
-                kit.spent()
-                print(f"BROKEN  {name:<18}{error}\n        {text}", flush=True)
-            except OSError as error:
-                print(f"caregate conformance: the agent cannot be run: {reason(error)}", file=sys.stderr)
-                return 2
-            else:
-                print(f"kept    {name:<18}{text}", flush=True)
-    finally:
-        kit.close()
+        for name, fault in verdicts(names, kits):
+            broken += bool(fault)
+            said = f"BROKEN  {name:<18}{fault}\n        " if fault else f"kept    {name:<18}"
+            print(f"{said}{RULES[name].text}", flush=True)
+    except OSError as error:
+        print(f"caregate conformance: the agent cannot be run: {reason(error)}", file=sys.stderr)
+        return 2
     print(f"{len(names) - broken} of {len(names)} rules are kept")
     return EXIT_BROKEN if broken else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from gateway.conformance.local_service import LocalService
-from gateway.conformance.peer import Listener, Peer
+from gateway.conformance.peer import Broken, Listener, Peer
 
 UNIT = "conformance-unit"
 
@@ -25,6 +26,8 @@ class Kit:
         self._log = log or Path(os.devnull)
         self._directory = tempfile.TemporaryDirectory(prefix="caregate-conformance-")
         self._process: subprocess.Popen[bytes] | None = None
+        self._starting = threading.Lock()
+        self._closed = False
         self.private_key = Ed25519PrivateKey.generate()
         self.service = LocalService()
         self.listener = Listener()
@@ -48,9 +51,15 @@ class Kit:
     def fresh(self, **welcome: object) -> Peer:
         """The first connection of a new process; `welcome` changes what WELCOME says. Raises: Broken."""
         self.end_agent()
-        self.listener.welcome = welcome
+        self.listener.welcome, self.listener.refusal = welcome, ""
         self._start_agent()
         return self.listener.next()
+
+    def refuse(self, status: str) -> None:
+        """Start a process whose dials are answered with this status. Shapes: as "401 Unauthorized"."""
+        self.end_agent()
+        self.listener.refusal = status
+        self._start_agent()
 
     def spent(self) -> None:
         """The connection is not to be used for another rule."""
@@ -60,7 +69,9 @@ class Kit:
         values = self._values
         words = [filled(word, values) for word in self._command]
         environment = {**os.environ, **{f"CAREGATE_{name.upper()}": value for name, value in values.items()}}
-        with self._log.open("ab") as log:
+        with self._starting, self._log.open("ab") as log:
+            if self._closed:
+                raise Broken("the kit is closed")
             self._process = subprocess.Popen(  # noqa: S603 - the command is the user's own
                 words, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
@@ -74,6 +85,9 @@ class Kit:
         self._peer = None
 
     def close(self) -> None:
+        """A rule that another thread looks at meanwhile ends with Broken."""
+        with self._starting:
+            self._closed = True
         self.end_agent()
         self.service.stop()
         self._directory.cleanup()

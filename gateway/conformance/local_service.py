@@ -23,7 +23,10 @@ class Seen:
 
 
 class LocalService:
-    """/echo answers with the body's digest, /large/N with N bytes, /slow/MS late, /hang never, /garbage with noise."""
+    """/echo answers with the body's digest, /large/N with N bytes, /slow/MS late, /status/N without a body.
+
+    /hang never answers, /garbage with noise.
+    """
 
     def __init__(self) -> None:
         self.seen: list[Seen] = []
@@ -72,7 +75,7 @@ class LocalService:
         """False if the connection is over."""
         what, _, number = seen.target.partition("?")[0].strip("/").partition("/")
         if what == "hang":
-            sock.settimeout(30)
+            sock.settimeout(120)
             if not sock.recv(1):
                 seen.closed.set()
             return False
@@ -81,6 +84,9 @@ class LocalService:
             return False
         if what == "slow":
             time.sleep(int(number) / 1000)
+        if what == "status":
+            sock.sendall(f"HTTP/1.1 {number} Bodiless\r\nX-Twice: a\r\n\r\n".encode())
+            return True
         body = hashlib.sha256(seen.body).hexdigest().encode()
         if what == "large":
             body = b"x" * int(number)

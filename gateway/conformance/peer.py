@@ -1,4 +1,4 @@
-"""The gateway's side of one connection, played by hand: every frame is kept, none is answered unless a rule says so."""
+"""The gateway's side of one connection, played by hand: every frame is kept."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fastpath.frames import OP_BINARY, OP_CLOSE, OP_PING, OP_PONG, Decoder, decode_close, encode_close, encode_frame
+from fastpath.frames import OP_BINARY, OP_CLOSE, OP_PING, OP_PONG, Decoder, decode_close, encode_frame
 from gateway.relay import frames as fr
 from gateway.relay.decoding import decode
 
 MAX_FRAME = 16_384
 STREAM_WINDOW = 65_536
 CONN_WINDOW = 262_144
+MAX_STREAMS = 64
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 F = TypeVar("F")
@@ -44,7 +44,10 @@ class Handshake:
 
 
 class Peer:
-    """One connection of the agent. Frames wait in `inbox`; `over` is set when the connection has ended."""
+    """One connection of the agent. Frames wait in `inbox`; `over` is set when the connection has ended.
+
+    Units: `conn_credit` body bytes that may still be sent to the agent. `mute`: nothing is answered by itself.
+    """
 
     def __init__(self, sock: socket.socket, welcome: dict[str, Any]) -> None:
         self.sock = sock
@@ -54,11 +57,13 @@ class Peer:
         self.hello: fr.Hello | None = None
         self.close_code: int | None = None
         self.first_s = 0.0
-        self.opened_s = time.monotonic()
+        self.opened_s = self.sent_s = time.monotonic()
+        self.conn_credit = 0
+        self.mute = False
         self.pongs: list[bytes] = []
         self.masks: set[bytes] = set()
         self._welcome = welcome
-        self._stream = -1
+        self.last_stream = -1
         self._lock = threading.Lock()
         self.handshake, rest = _read_handshake(sock)
         self._upgrade()
@@ -75,7 +80,7 @@ class Peer:
     # --- what arrives
 
     def _read(self, data: bytes) -> None:
-        decoder = Decoder(masked=True, max_bytes=MAX_FRAME if self.hello else fr.MAX_FRAME_BYTES)
+        decoder = Decoder(masked=True, max_bytes=fr.MAX_FRAME_BYTES)
         try:
             while True:
                 for opcode, payload in decoder.feed(data) if data else []:
@@ -94,7 +99,7 @@ class Peer:
 
     def _take(self, opcode: int, payload: Any) -> None:
         if opcode == OP_PING:
-            self.raw(encode_frame(OP_PONG, payload))
+            self._reply(encode_frame(OP_PONG, payload))
         elif opcode == OP_PONG:
             self.pongs.append(payload)
         elif opcode == OP_CLOSE:
@@ -109,14 +114,25 @@ class Peer:
             if not isinstance(frame, fr.Hello):
                 raise Broken("the first message is not HELLO")
             self.hello, self.first_s = frame, time.monotonic() - self.opened_s
+            self.conn_credit = self.agreed("conn_window")
             self.send(fr.Welcome(**self._welcome))
-        elif size > MAX_FRAME:
-            raise Broken(f"a frame of {size} bytes, {MAX_FRAME} were agreed")
+        elif size > (most := self.agreed("max_frame")):
+            raise Broken(f"a frame of {size} bytes, {most} were agreed")
         if isinstance(frame, fr.Ping):
-            self.send(fr.Pong(frame.opaque))
+            self._reply(_message(fr.Pong(frame.opaque)))
         elif isinstance(frame, fr.Token):
-            self.send(fr.TokenOk(int(time.time()) + 300))
+            self._reply(_message(fr.TokenOk(int(time.time()) + 300)))
+        elif isinstance(frame, fr.Window) and frame.stream == 0:
+            self.conn_credit += frame.credit
         self.inbox.put(frame)
+
+    def _reply(self, data: bytes) -> None:
+        if not self.mute:
+            self.raw(data)
+
+    def agreed(self, limit: str) -> int:
+        """One of the four limits: the lower of what HELLO and WELCOME say."""
+        return int(min(getattr(self.hello, limit), self._welcome[limit]))
 
     # --- what a rule asks for
 
@@ -148,6 +164,18 @@ class Peer:
             raise Broken(self.fault or f"the connection ended where {what} was due")
         return frame
 
+    def ponged(self, payload: bytes, within_s: float = 2.0) -> bool:
+        """Is a WebSocket's ping with that payload answered?"""
+        until_s = time.monotonic() + within_s
+        while payload not in self.pongs and time.monotonic() < until_s:
+            time.sleep(0.01)
+        return payload in self.pongs
+
+    def credit_for(self, size: int) -> None:
+        """Wait until the connection has credit for so many bytes more. Raises: Broken."""
+        while self.conn_credit < size:
+            self.first_of((fr.Window,))
+
     def silent(self, for_s: float, stream: int) -> None:
         """Raises: Broken if anything of that stream arrives."""
         until_s = time.monotonic() + for_s
@@ -167,12 +195,18 @@ class Peer:
 
     def request(self, target: str, body: bytes = b"", end: bool = True, **options: Any) -> int:
         """Send REQ; the stream's id."""
-        method = "POST" if body or not end else "GET"
+        self.send(self.new_request(target, body, end, **options))
+        return self.last_stream
+
+    def new_request(
+        self, target: str, body: bytes = b"", end: bool = True, method: str = "", **options: Any
+    ) -> fr.RequestFrame:
+        """REQ on the next stream, which is the caller's to send."""
+        method = method or ("POST" if body or not end else "GET")
         fields = [("x-plain", "one"), ("accept", "*/*")]
         request = fr.Request("kit", method, target, fields, len(body) if end and body else None, **options)
-        self._stream += 2
-        self.send(fr.RequestFrame(self._stream, request, body, end))
-        return self._stream
+        self.last_stream += 2
+        return fr.RequestFrame(self.last_stream, request, body, end)
 
     def answer(self, stream: int, within_s: float = 5.0) -> tuple[fr.Response, bytes]:
         """ACK, RES and the whole body; credit is given back as it comes. Raises: Broken."""
@@ -192,28 +226,34 @@ class Peer:
             self.send(fr.Window(stream, size))
 
     def send(self, frame: Any) -> None:
-        self.raw(encode_frame(OP_BINARY, fr.encode(frame)))
+        self.conn_credit -= len(getattr(frame, "body", b""))
+        self.raw(_message(frame))
 
     def raw(self, data: bytes) -> None:
         with self._lock, contextlib.suppress(OSError):
+            self.sent_s = time.monotonic()
             self.sock.sendall(data)
 
     def cut(self) -> None:
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
 
-    def leave(self) -> None:
-        """A WebSocket's close, and the end."""
-        self.raw(encode_close(1001))
-        self.cut()
+
+def _message(frame: Any) -> bytes:
+    return encode_frame(OP_BINARY, fr.encode(frame))
 
 
 class Listener:
-    """Accepts the agent's connections. Shapes: `welcome` is what WELCOME says besides the defaults."""
+    """Accepts the agent's connections.
+
+    Shapes: `welcome` is what WELCOME says besides the defaults, `refusal` the status that dials get instead, with its
+    reason ("401 Unauthorized"); `refused` has an entry for each.
+    """
 
     def __init__(self) -> None:
         self.welcome: dict[str, Any] = {}
-        self.refuse: Callable[[], bytes | None] = lambda: None
+        self.refusal = ""
+        self.refused: queue.Queue[str] = queue.Queue()
         self.peers: queue.Queue[Peer] = queue.Queue()
         self._all: list[Peer] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -232,12 +272,16 @@ class Listener:
             "conn": "kit",
             "epoch": len(self._all) + 1,
             "max_frame": MAX_FRAME,
+            "max_streams": MAX_STREAMS,
             "stream_window": STREAM_WINDOW,
             "conn_window": CONN_WINDOW,
             "token_exp": int(time.time()) + 300,
             **self.welcome,
         }
         try:
+            if self.refusal:
+                self._refuse(sock)
+                return
             peer = Peer(sock, welcome)
         except (OSError, Broken, ValueError):
             sock.close()
@@ -245,14 +289,29 @@ class Listener:
         self._all.append(peer)
         self.peers.put(peer)
 
+    def _refuse(self, sock: socket.socket) -> None:
+        with sock:
+            _read_handshake(sock)
+            sock.sendall(f"HTTP/1.1 {self.refusal}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+        self.refused.put(self.refusal)
+
     def drop(self) -> None:
         """End every connection, and forget those that wait."""
         for peer in self._all:
             peer.cut()
         self._all.clear()
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self.peers.get_nowait()
+        for waiting in (self.peers, self.refused):
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    waiting.get_nowait()
+
+    def dialled(self, within_s: float) -> bool:
+        """Does a dial come that is refused?"""
+        try:
+            self.refused.get(timeout=within_s)
+        except queue.Empty:
+            return False
+        return True
 
     def next(self, within_s: float = 10.0) -> Peer:
         """The next connection that has said HELLO. Raises: Broken."""
