@@ -1,6 +1,6 @@
 """What a running agent costs: resident memory over ws and wss, with a ledger, and CPU while nothing happens.
 
-CI watches one idle stretch of a second; `CAREGATE_IDLE_SECONDS=60` a whole minute.
+CI watches one idle stretch of three seconds; `CAREGATE_IDLE_SECONDS=60` a whole minute.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from gevent.subprocess import Popen
 ROOT = Path(__file__).resolve().parents[2]
 MAX_RESIDENT_KB = 40_000_000 // 1024
 MAX_IDLE_PERCENT = 0.2
-IDLE_S = float(os.environ.get("CAREGATE_IDLE_SECONDS", "1"))
-TICKS = os.sysconf("SC_CLK_TCK")
+IDLE_S = float(os.environ.get("CAREGATE_IDLE_SECONDS", "3"))
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
 CONFIG = """\
@@ -69,8 +68,9 @@ def resident_kb(process):
 
 
 def cpu_s(process):
-    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    """Of all its threads, to the nanosecond: /proc/PID/stat counts in hundredths of a second, 0.3 % of the stretch."""
+    threads = Path(f"/proc/{process.pid}/task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
 @pytest.mark.parametrize("ledger", [False, True], ids=["", "ledger"])
@@ -87,13 +87,21 @@ def test_memory(start, scheme, ledger, capsys):
     assert used_kb <= MAX_RESIDENT_KB
 
 
+def started_s(process):
+    """What it took to start; on a busy machine that goes on for a while."""
+    for _ in range(20):
+        before_s = cpu_s(process)
+        gevent.sleep(0.3)
+        if cpu_s(process) == before_s > 0:
+            break
+    return cpu_s(process)
+
+
 def test_idle_cpu(start, capsys):
     process, _ = start("wss", True)
-    gevent.sleep(0.3)
-    before_s = cpu_s(process)
+    before_s = started_s(process)
     gevent.sleep(IDLE_S)
     percent = (cpu_s(process) - before_s) / IDLE_S * 100
     with capsys.disabled():
-        print(f"\nidle agent, two connections: {percent:.2f} % of a core over {IDLE_S:g} s")
-    # NOTE: the kernel counts in hundredths of a second, so a short stretch cannot tell less than one apart.
-    assert percent <= max(MAX_IDLE_PERCENT, 1.0 / TICKS / IDLE_S * 100)
+        print(f"\nidle agent, two connections: {percent:.3f} % of a core over {IDLE_S:g} s")
+    assert percent <= MAX_IDLE_PERCENT
