@@ -2,7 +2,7 @@
 
 `python -m loadtests.chaos --seconds 600`: a line of progress, a table, then RESULT and JSON; the exit status is 1 if a
 request was answered twice or wrongly, ran twice without its caller's doing, was reported as not dispatched and ran, or
-hung past its deadline and a second.
+hung past its deadline and a second, and if there was a kind of kill that never came.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def progress(at_s: float, attempts: Sequence[Attempt], kills: Counter[Kill]) -> 
 def table(attempts: Sequence[Attempt], kills: Counter[Kill], verdict: Verdict) -> list[str]:
     """Lines: kills by kind, outcomes by code and delivery, rules with what broke them."""
     lines = [f"killed: {kill.value:<32}{count:>8}" for kill, count in sorted(kills.items(), key=lambda k: k[0].value)]
+    lines += [f"never killed: {kill.value}" for kill in Kill if not kills[kill]]
     outcomes = Counter((a.told, a.code, a.delivery) for a in attempts)
     for (told, code, delivery), count in sorted(outcomes.items()):
         lines.append(f"{told:<10}{code:<28}{delivery:<18}{count:>8}")
@@ -79,11 +80,11 @@ def result(options: argparse.Namespace, attempts: Sequence[Attempt], kills: Coun
         "seconds": options.seconds,
         "requests": len(attempts),
         **told,
-        "kills": {kill.value: count for kill, count in kills.items()},
+        "kills": {kill.value: kills[kill] for kill in Kill},
         "not_dispatched": sum(a.told == PROBLEM and a.delivery == "not_dispatched" for a in attempts),
         "longest_s": round(max((a.took_s for a in attempts), default=0.0), 2),
         **{rule: len(names) for rule, names in verdict.rules().items()},
-        "passed": verdict.passed and told["answered"] > len(attempts) // 4,
+        "passed": verdict.passed and told["answered"] > len(attempts) // 4 and all(kills[kill] for kill in Kill),
     }
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 
-from loadtests.chaos.kills import Kill
-
 
 class Line:
     """Holds: the connections that are up. Use it inside a running loop."""
@@ -40,18 +38,22 @@ class Line:
         await asyncio.gather(pair.copy(reader, far_writer), pair.copy(far_reader, writer))
         self._pairs.remove(pair)
 
-    async def hurt(self, dice: random.Random) -> Kill | None:
-        """Cut a connection at random: at once, or after it was silent for a while."""
+    def cut(self, dice: random.Random) -> bool:
+        """End a connection at random; False if there is none."""
         if not self._pairs:
-            return None
+            return False
+        dice.choice(self._pairs).cut()
+        return True
+
+    async def silence(self, dice: random.Random) -> bool:
+        """A connection at random carries nothing for a while and is cut then; False if there is none."""
+        if not self._pairs:
+            return False
         pair = dice.choice(self._pairs)
-        if dice.random() < 0.3:
-            pair.flows.clear()
-            await asyncio.sleep(dice.uniform(0.2, 2.5))
-            pair.cut()
-            return Kill.SILENCE
+        pair.flows.clear()
+        await asyncio.sleep(dice.uniform(0.2, 2.5))
         pair.cut()
-        return Kill.CUT
+        return True
 
 
 class Pair:
