@@ -285,6 +285,31 @@ def test_a_held_request_of_a_lost_link_goes_elsewhere(registry):
     waiting.kill()
 
 
+def left_here(registry):
+    Local(registry, "1")._end("lost")
+
+
+def left_a_sibling(registry):
+    registry.drop_link(Sibling(registry), "worker-lost")
+
+
+@pytest.mark.parametrize(
+    ("leave", "why"),
+    [(left_here, "lost"), (left_a_sibling, "worker-lost"), (lambda registry: None, "never-connected")],
+    ids=["held here", "held by a sibling", "never held"],
+)
+def test_an_absent_unit_is_told_without_waiting_or_asking(registry, leave, why):
+    leave(registry)
+    bystanders, meanwhile = [Sibling(registry, unit="v"), Local(registry, "2", unit="v")], []
+    gevent.spawn(meanwhile.append, "the hub ran")
+    with pytest.raises(e.UnitNotConnected) as caught:
+        Dispatcher(registry).dispatch(Call("u", fr.Request("id", "GET", "/", []), Body(), time.monotonic() + 5))
+    assert meanwhile == []
+    assert [started(link) for link in bystanders] == [0, 0]
+    told = caught.value.members
+    assert (told["why"], told["last_seen"] is None) == (why, why == "never-connected")
+
+
 ND, UN, DI, RS = Delivery.NOT_DISPATCHED, Delivery.UNKNOWN, Delivery.DISPATCHED, Delivery.RESPONSE_STARTED
 ERRORS = [
     (LOST, "", ND, e.UnitDisconnected, ND),
