@@ -59,3 +59,11 @@ def _refused(kit: Kit) -> None:
         kit.refuse(status)
         need(kit.listener.dialled(10.0), "the agent does not connect")
         need(not kit.listener.dialled(3.0), f"after {status} it dials again at once")
+
+
+@rule("retry-after", "a gateway that says 503 with Retry-After is not asked again before, and is then")
+def _retry_after(kit: Kit) -> None:
+    kit.refuse("503 Service Unavailable\r\nRetry-After: 2")
+    need(kit.listener.dialled(10.0), "the agent does not connect")
+    need(not kit.listener.dialled(1.9), "it dials before that")
+    need(kit.listener.dialled(10.0), "the agent does not connect again")

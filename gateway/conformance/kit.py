@@ -56,7 +56,7 @@ class Kit:
         return self.listener.next()
 
     def refuse(self, status: str) -> None:
-        """Start a process whose dials are answered with this status. Shapes: as "401 Unauthorized"."""
+        """Start a process whose dials get this answer. Shapes: as "401 Unauthorized", with fields after a CRLF."""
         self.end_agent()
         self.listener.refusal = status
         self._start_agent()

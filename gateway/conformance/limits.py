@@ -69,6 +69,14 @@ def _stops(peer: Peer, window: int, of_connection: int) -> None:
     need(got == window * 2, "the body is not whole")
 
 
+@rule("stall", "an answer that has waited 30 s for credit is reset with FLOW_CONTROL", slow=True)
+def _stall(kit: Kit) -> None:
+    peer = kit.fresh()
+    stream = peer.request(f"/large/{peer.agreed('stream_window') * 2}", deadline_ms=120_000)
+    frame = peer.first_of((fr.Reset,), within_s=40.0)
+    need(frame.stream == stream and frame.code == ResetCode.FLOW_CONTROL, f"RESET says {frame.code}")
+
+
 @rule("max-streams", "a request over the agreed streams is refused: RESET(REFUSED or SHED), dispatched false")
 def _max_streams(kit: Kit) -> None:
     peer = kit.fresh(max_streams=2)

@@ -32,7 +32,7 @@ from gateway.relay import frames as fr
 from gateway.relay.session import Limits, State, UnitSession
 
 BREAK = os.environ.get("BREAK", "")
-SYNC_S = 1.0
+SYNC_S = STALL_S = 1.0
 GATEWAY = urlsplit(os.environ["CAREGATE_GATEWAY"])
 TARGET = urlsplit(os.environ["CAREGATE_TARGET"])
 UNIT = os.environ["CAREGATE_UNIT"]
@@ -74,7 +74,11 @@ def token() -> str:
 
 
 class Refused(Exception):
-    """The gateway said no to the dial."""
+    """The gateway said no to the dial; `wait_s` is for how long."""
+
+    def __init__(self, head: bytes) -> None:
+        named = re.search(rb"Retry-After: (\d+)", head)
+        self.wait_s = 60.0 if named is None else float(named[1])
 
 
 class Agent:
@@ -82,7 +86,7 @@ class Agent:
 
     def __init__(self, previous: Agent | None) -> None:
         self.previous = previous
-        limits = Limits(stream_window=1 << 20 if BREAK == "window" else 262_144, sync_s=SYNC_S)
+        limits = Limits(stream_window=1 << 20 if BREAK == "window" else 262_144, sync_s=SYNC_S, stall_s=STALL_S)
         hello = fr.Hello("small", "one", stream_window=limits.stream_window)
         self.session = UnitSession(limits, time.monotonic(), hello)
         self.lock = threading.RLock()
@@ -256,6 +260,8 @@ class Agent:
                 for part in message:
                     if BREAK == "own-sync" and part[1] == fr.FrameType.SYNC:
                         part = fr.encode(fr.Sync([]))
+                    if BREAK == "stall" and part[1] == fr.FrameType.RESET:
+                        part = fr.encode(fr.Reset(1, fr.ResetCode.INTERNAL, "", True))
                     if not withheld(part):
                         self.sock.sendall(encode_frame(OP_BINARY, part, os.urandom(4)))
 
@@ -278,7 +284,7 @@ def dial() -> tuple[socket.socket, bytes]:
         data += piece
     if not data.startswith(b"HTTP/1.1 101 "):
         sock.close()
-        raise Refused
+        raise Refused(data)
     return sock, data.partition(b"\r\n\r\n")[2]
 
 
@@ -287,8 +293,8 @@ def keep_dialling() -> None:
     while True:
         try:
             agent = Agent(agent)
-        except Refused:
-            time.sleep(0.1 if BREAK == "refused" else 60)
+        except Refused as refused:
+            time.sleep(0.1 if BREAK in ("refused", "retry-after") else refused.wait_s)
         except OSError:
             time.sleep(0.1)
         else:
