@@ -27,16 +27,21 @@ Answer = tuple[int, fr.Response | None, bytes]
 
 
 class NotSendable(Exception):
-    """The session cannot start a stream now; `reason` is draining, closed, not-ready or streams."""
+    """The session cannot start a stream now; `reason` is draining, closed, not-ready, streams or queue."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
 
+    @property
+    def full(self) -> bool:
+        """Would it take one as soon as others end?"""
+        return self.reason in ("streams", "queue")
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What this side offers; the lower of the two sides holds.
+    """What this side offers; the lower of the two sides holds. `queue_bytes` is its own: of bodies that wait to leave.
 
     Units: windows and `max_frame` bytes, `*_s` seconds.
     """
@@ -44,6 +49,7 @@ class Limits:
     max_streams: int = 64
     stream_window: int = 262_144
     conn_window: int = 4_194_304
+    queue_bytes: int = 4_194_304
     max_frame: int = fr.MAX_FRAME_BYTES
     hello_s: float = 5.0
     ping_s: float = 15.0
@@ -115,7 +121,7 @@ class Session:
         self.limits = limits
         self.state = State.CONNECTING
         self.streams: dict[int, Stream] = {}
-        self.outbox = Outbox(limits.conn_window, limits.max_frame)
+        self.outbox = Outbox(limits.conn_window, limits.max_frame, limits.queue_bytes)
         self.close_reason = ""
         self.rtt_s: float | None = None
         self.last_received_s = now_s

@@ -181,7 +181,7 @@ class Dispatcher:
             try:
                 return self._start_on(link, call, exchange, piece, end), False
             except NotSendable as refusal:
-                full = full or refusal.reason == "streams"
+                full = full or refusal.full
         return None, full
 
     def _start_on(self, link: Link, call: Call, exchange: Exchange, piece: bytes, end: bool) -> Link:

@@ -109,7 +109,7 @@ class Exchange:
     def __init__(self, watch: Watch | None = None, *, held: bool = False, bell: Bell | None = None) -> None:
         """`watch` has a callback called when the caller goes away, None stops that; used while waiting long.
 
-        `held`: the unit waits for GO, which follows the last byte of the request's body.
+        `held`: the unit waits for GO: after the last byte of the body, or when there is no room for more of it.
         """
         self.link: Link | None = None
         self.stream = 0
@@ -162,6 +162,9 @@ class Exchange:
     def on_flushed(self, size: int) -> None:
         self._rouse()
 
+    def on_room(self) -> None:
+        self._rouse()
+
     # --- the caller's greenlet
 
     @property
@@ -174,7 +177,10 @@ class Exchange:
         Raises: ClientDisconnected.
         """
         link = self.link
-        if link is None or self.over or not link.send_data(self.stream, data, end):
+        if link is None:
+            return
+        self._wait_for_room(link, len(data))
+        if self.over or not link.send_data(self.stream, data, end):
             return
         self._sending = not end
         if end:
@@ -186,6 +192,15 @@ class Exchange:
             # All of it fits the stream's window, and before GO nobody makes room there.
             return
         while not self.over and link.session.queued_bytes(self.stream) >= HIGH_WATER_BYTES:
+            self._sleep()
+
+    def _wait_for_room(self, link: Link, size: int) -> None:
+        while not self.over and not link.has_room(size):
+            if self._held:
+                # NOTE: the unit keeps what it holds, and with it the credit that what is queued may wait for.
+                self._held = False
+                link.go(self.stream)
+            link.await_room(self)
             self._sleep()
 
     def send_from(self, body: Body) -> None:

@@ -94,6 +94,7 @@ class Sink(Protocol):
     def on_data(self, body: bytes, end: bool) -> None: ...
     def on_failed(self, failure: Failure) -> None: ...
     def on_flushed(self, size: int) -> None: ...
+    def on_room(self) -> None: ...
 
 
 class Link:
@@ -110,6 +111,7 @@ class Link:
         self.carrier = carrier
         self.clock = clock
         self.sinks: dict[int, Sink] = {}
+        self._crowd: dict[Sink, None] = {}
         self.lost_reason = ""
         self.ended = False
         self.passed_on = False
@@ -251,6 +253,15 @@ class Link:
             sink = self.sinks.get(stream)
             if sink is not None:
                 sink.on_flushed(size)
+        self._tell_room()
+
+    def _tell_room(self) -> None:
+        """NOTE: once there is much of it, or the whole crowd would be woken for each piece that leaves."""
+        outbox = self.session.outbox
+        if self._crowd and outbox.has_room(outbox.limit_bytes // 4):
+            crowd, self._crowd = self._crowd, {}
+            for sink in crowd:
+                sink.on_room()
 
     def poke(self) -> None:
         """There may be something to write, or an earlier deadline."""
@@ -346,8 +357,16 @@ class Link:
         self._send_soon()
         return stream
 
+    def has_room(self, size: int) -> bool:
+        """Does the queue take so many body bytes more of an open stream?"""
+        return self.session.outbox.has_room(size)
+
+    def await_room(self, sink: Sink) -> None:
+        """Tell the sink once, by `on_room`, when there is room in the queue again; not at the end of the link."""
+        self._crowd[sink] = None
+
     def send_data(self, stream: int, data: bytes, end: bool) -> bool:
-        """False if the stream is gone."""
+        """For whom `has_room` has said so. False if the stream is gone."""
         sent = self.session.send_data(stream, data, end)
         self._send_soon()
         return sent
@@ -370,6 +389,7 @@ class Link:
         self.sinks.pop(stream, None)
         self.session.discard(stream)
         delivery = self.session.reset(stream, code, reason, dispatched)
+        self._tell_room()
         self.poke()
         return delivery
 
@@ -393,6 +413,8 @@ class Link:
             handler = _EVENTS.get(type(event))
             if handler is not None:
                 getattr(self, handler)(event)
+        if self._crowd:
+            self._tell_room()
 
     def _on_ack(self, event: ev.Acked) -> None:
         sink = self.sinks.get(event.stream)

@@ -15,6 +15,7 @@ import contextlib
 import socket as plain
 import struct
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 
@@ -33,11 +34,13 @@ from gateway.relay.session import GatewaySession, UnitSession
 MESH_LIMITS: Final = Limits(
     max_streams=8_192,
     conn_window=16_777_216,
+    queue_bytes=1 << 40,
     ping_s=5.0,
     suspect_s=10.0,
     dead_s=15.0,
 )
-"""Between workers the connection's window is wide: each unit's own bounds what can be under way."""
+"""Between workers the connection's window is wide, and its queue has no limit of its own: each unit's own bounds what
+can be under way, the worker's buffers all of it."""
 
 TAKES_LIVE: Final = "live-1"
 """A capability: the worker takes connections that are in use, as `passed` describes them."""
@@ -250,7 +253,7 @@ class HoldingLink(Link):
             try:
                 forward.onward_stream = link.start(request, deadline_s, forward, event.body, event.end)
             except NotSendable as refusal:
-                reason = STREAMS if refusal.reason == "streams" else reason
+                reason = STREAMS if refusal.full else reason
             except Oversize:
                 break
             else:
@@ -298,19 +301,44 @@ class Forward:
     Credit is given back on one side when the bytes left on the other.
     """
 
-    __slots__ = ("_back", "_ended", "_left", "_stream", "onward", "onward_stream")
+    __slots__ = ("_back", "_ended", "_left", "_stream", "_waiting", "onward", "onward_stream")
 
     def __init__(self, back: HoldingLink, stream: int) -> None:
         self._back = back
         self._stream = stream
         self._left = 0
         self._ended = False
+        self._waiting: deque[tuple[bytes, bool]] | None = None
         self.onward: Link | None = None
         self.onward_stream = 0
 
     def send_onward(self, body: bytes, end: bool) -> bool:
-        """False if the unit's stream is gone."""
-        return self.onward is not None and self.onward.send_data(self.onward_stream, body, end)
+        """False if the unit's stream is gone. What its connection has no room for waits, with its credit."""
+        onward = self.onward
+        if onward is None:
+            return False
+        if not self._waiting and onward.has_room(len(body)):
+            return onward.send_data(self.onward_stream, body, end)
+        if self._waiting is None:
+            self._waiting = deque()
+        self._waiting.append((body, end))
+        onward.await_room(self)
+        return True
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Of a request's body, for room on the unit's connection."""
+        return sum(len(body) for body, _ in self._waiting or ())
+
+    def on_room(self) -> None:
+        onward = self.onward
+        while onward is not None and self._waiting:
+            if not onward.has_room(len(self._waiting[0][0])):
+                onward.await_room(self)
+                return
+            body, end = self._waiting.popleft()
+            if not onward.send_data(self.onward_stream, body, end):
+                self._back.consumed(self._stream, len(body))
 
     def on_ack(self) -> None:
         self._back.session.send_ack(self._stream)

@@ -12,6 +12,9 @@ from gateway.relay.frames import MAX_CREDIT, FrameType, ProtocolViolation
 TURN_BYTES: Final = 32_768
 """How much of one stream leaves before the next stream has its turn."""
 
+LEAST_ROOM_BYTES: Final = 65_536
+"""A queue with less room than for a piece of a body takes no new stream."""
+
 MAX_CONTROL_FRAMES: Final = 1_024
 """SEC: answers that a peer can cause (PONG, RESET_ACK) without reading them are bounded."""
 
@@ -77,7 +80,8 @@ class StreamQueue:
 class Outbox:
     """Frames of one connection in the order in which they leave.
 
-    Units: `credit` body bytes the connection may still send. `wholes` are frames that are all that their stream sends,
+    Units: `credit` body bytes the connection may still send, `limit_bytes` of bodies it may hold: who puts them asks
+    `takes_stream` or `has_room` before. `wholes` are frames that are all that their stream sends,
     with the size of their body, by their stream: their credit is taken when they are put. After `pop`, `heads`, `ends`
     and `flushed` tell what left; whoever reads them clears them.
     """
@@ -88,6 +92,7 @@ class Outbox:
         "ends",
         "flushed",
         "heads",
+        "limit_bytes",
         "max_frame",
         "queued_bytes",
         "queues",
@@ -96,10 +101,11 @@ class Outbox:
         "wholes",
     )
 
-    def __init__(self, credit: int, max_frame: int) -> None:
+    def __init__(self, credit: int, max_frame: int, limit_bytes: int) -> None:
         self.control: list[bytes] = []
         self.credit = credit
         self.max_frame = max_frame
+        self.limit_bytes = limit_bytes
         self.queues: dict[int, StreamQueue] = {}
         self.ring: deque[StreamQueue | int] = deque()
         self.wholes: dict[int, tuple[bytes, int]] = {}
@@ -108,6 +114,14 @@ class Outbox:
         self.heads: list[int] = []
         self.ends: list[int] = []
         self.flushed: list[tuple[int, int]] = []
+
+    def takes_stream(self, size: int) -> bool:
+        """May a stream begin with so many body bytes? An empty queue takes any."""
+        return not self.queued_bytes or self.queued_bytes + max(size, LEAST_ROOM_BYTES) <= self.limit_bytes
+
+    def has_room(self, size: int) -> bool:
+        """May an open stream put so many? Half of the queue is for new ones: uploads wait before they are refused."""
+        return not self.queued_bytes or self.queued_bytes + size <= self.limit_bytes // 2
 
     def put_answer(self, frame: bytes) -> None:
         """A control frame that the peer caused.

@@ -116,6 +116,9 @@ class GatewaySession(Session):
             raise NotSendable("not-ready" if self.state is State.CONNECTING else self.state.value)
         if len(self.streams) >= self.max_streams:
             raise NotSendable("streams")
+        outbox = self.outbox
+        if outbox.queued_bytes and not outbox.takes_stream(len(body)):
+            raise NotSendable("queue")
         if self._last_stream >= fr.MAX_STREAM - 2:
             self.go_away(fr.GoAwayCode.DRAIN, "stream-ids-spent")
             raise NotSendable("draining")
@@ -127,11 +130,11 @@ class GatewaySession(Session):
         self.streams[stream] = record
         self._add_deadline(stream, deadline_s)
         if end and not body and not request.hold:
-            self.outbox.put_whole(stream, pack_frame(_REQ, END_BODY, stream, header))
+            outbox.put_whole(stream, pack_frame(_REQ, END_BODY, stream, header))
             return stream
-        self.outbox.open(stream, self.stream_window)
-        self.outbox.put_head(stream, fr.FrameType.REQ, HOLD if request.hold else 0, header)
-        self.outbox.put_body(stream, body, end)
+        outbox.open(stream, self.stream_window)
+        outbox.put_head(stream, fr.FrameType.REQ, HOLD if request.hold else 0, header)
+        outbox.put_body(stream, body, end)
         return stream
 
     def send_go(self, stream: int) -> None:

@@ -110,6 +110,18 @@ def test_the_fewest_streams_first_then_siblings(registry):
     gevent.killall(calls)
 
 
+def test_a_connection_whose_queue_is_full_comes_last(registry):
+    full, free, far = Local(registry, "1"), Local(registry, "2"), time.monotonic() + 9
+    full.session.send_request(fr.Request("x", "PUT", "/", []), far, bytes(4_194_304))
+    for _ in range(2):
+        free.session.send_request(fr.Request("x", "GET", "/", []), far)
+    waiting = call(registry)
+    assert (started(full), started(free)) == (1, 3)
+    free._end("lost")
+    assert type(outcome(call(registry))) is e.UnitOverloaded
+    waiting.kill()
+
+
 def test_a_suspect_comes_after_a_sibling(registry):
     suspect, sibling = Local(registry, "1"), Sibling(registry)
     suspect.session.tick(time.monotonic() + 25)
