@@ -78,6 +78,7 @@ class Exchange:
         self._deadline_s = self._started_s + left_s - min(left_s * MARGIN, MAX_MARGIN_S)
         self._body: deque[bytes] = deque()
         self._body_bytes = 0
+        self._in_hand_bytes = 0
         self._body_ended = False
         self._end_taken = False
         self._body_arrived = Event()
@@ -175,9 +176,9 @@ class Exchange:
         if self._service is not None:
             self._services.leave(self._service)
         self._finished = True
-        left = sum(map(len, self._body))
+        self._in_hand_bytes += sum(map(len, self._body))
         self._body.clear()
-        self._carrier.consumed(self._stream, left)
+        self._let_go_of_body()
 
     def _admit(self) -> tuple[Service, str]:
         """The service and the request target it is asked for. Raises: Failed, with nothing dispatched."""
@@ -250,7 +251,7 @@ class Exchange:
         died without taking one byte is replaced, once: nothing was dispatched by then.
         """
         head = self._head(service.settings.target.authority, target)
-        body, taken = self._next_body()
+        body = self._next_body()
         if not self._carrier.send_ack(self._stream):
             raise StreamGone
         first = memoryview(head + body)
@@ -263,10 +264,10 @@ class Exchange:
             connection = self._connect(service, fresh=True)
             sent = self._send_first_or_fail(connection, first)
         if sent == len(first) and self._end_taken:
-            self._carrier.consumed(self._stream, taken)
+            self._let_go_of_body()
             self._uploaded = True
         else:
-            self._uploader = gevent.spawn(self._upload, connection, first[sent:], taken)
+            self._uploader = gevent.spawn(self._upload, connection, first[sent:])
         return connection
 
     def _send_first(self, connection: LocalConnection, first: memoryview) -> int:
@@ -282,34 +283,40 @@ class Exchange:
         except OSError as error:
             raise Failed(ResetCode.UPSTREAM_CONNECT, type(error).__name__, False) from error
 
-    def _upload(self, connection: LocalConnection, rest: memoryview | bytes, taken: int) -> None:
+    def _upload(self, connection: LocalConnection, rest: memoryview | bytes) -> None:
         """Write the rest of the request; a service that stops reading may still answer, so an error ends only this."""
         try:
             while True:
                 if rest:
                     connection.send_all(rest, self._left_s())
-                self._carrier.consumed(self._stream, taken)
+                self._let_go_of_body()
                 if self._end_taken:
                     break
                 self._body_arrived.wait()
                 self._body_arrived.clear()
-                rest, taken = self._next_body()
+                rest = self._next_body()
         except (OSError, Failed):
             return
         self._uploaded = True
 
-    def _next_body(self) -> tuple[bytes, int]:
-        """What has arrived, framed for the local connection, and how many body bytes that is.
+    def _next_body(self) -> bytes:
+        """What has arrived, framed for the local connection; in hand until `_let_go_of_body`.
 
         NOTE: the end may come alone, after the last byte was taken and while that is being written.
         """
         body = b"".join(self._body)
         self._body.clear()
+        self._in_hand_bytes = len(body)
         self._end_taken = self._body_ended
         if self._request.length is not None or self._bodiless:
-            return body, len(body)
+            return body
         chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-        return (chunk + b"0\r\n\r\n" if self._body_ended else chunk), len(body)
+        return chunk + b"0\r\n\r\n" if self._body_ended else chunk
+
+    def _let_go_of_body(self) -> None:
+        """What was in hand is written, or nobody wants it any more: the gateway may send as much again."""
+        size, self._in_hand_bytes = self._in_hand_bytes, 0
+        self._carrier.consumed(self._stream, size)
 
     def _head(self, authority: str, target: str) -> bytes:
         request = self._request

@@ -57,8 +57,8 @@ class KeyedExchange(Exchange):
         """The kept answer, if this is the request that it belongs to."""
         self._wait_for_go()
         while True:
-            _, taken = self._next_body()
-            self._carrier.consumed(self._stream, taken)
+            self._next_body()
+            self._let_go_of_body()
             if self._body_ended:
                 break
             if not self._body_arrived.wait(self._left_s()):

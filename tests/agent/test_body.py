@@ -7,7 +7,10 @@ import socket as plain_socket
 import gevent
 
 from gateway.agent.dial import connect
+from gateway.agent.exchange import Exchange
+from gateway.agent.services import Services
 from gateway.relay import events as ev
+from gateway.relay.frames import Request
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
@@ -82,3 +85,36 @@ def test_empty_body_of_unknown_length_is_no_body(rig, read):
     peer = rig.connect()
     peer.answer(peer.request("POST", length=None))
     assert b"\r\ncontent-length: 0\r\n" in seen[0]
+
+
+class Counting:
+    """A carrier that counts the credit given back."""
+
+    def __init__(self):
+        self.given_back = 0
+
+    def send_ack(self, stream):
+        return True
+
+    def send_response(self, stream, response, body, end):
+        return True
+
+    def consumed(self, stream, size):
+        self.given_back += size
+
+
+def test_credit_of_what_was_being_written_comes_back_with_an_early_answer(rig):
+    """A service that answers without reading: what the agent still had in hand is nobody's now."""
+    size = 8_000_000
+
+    def serve(number, sock):
+        sock.recv(1024)
+        sock.sendall(OK)
+        gevent.sleep(5)
+
+    rig.service.handler = serve
+    carrier = Counting()
+    exchange = Exchange(carrier, Services(rig.settings), rig.log, 1, Request("r", "POST", "/x", [], size + 3, 5000))
+    exchange.feed(bytes(size), False)
+    exchange.run()
+    assert carrier.given_back == size
