@@ -247,13 +247,13 @@ class Listener:
     """Accepts the agent's connections.
 
     Shapes: `welcome` is what WELCOME says besides the defaults, `refusal` the status that dials get instead, with its
-    reason ("401 Unauthorized"); `refused` has an entry for each.
+    reason ("401 Unauthorized"); `refused` has the moment of each.
     """
 
     def __init__(self) -> None:
         self.welcome: dict[str, Any] = {}
         self.refusal = ""
-        self.refused: queue.Queue[str] = queue.Queue()
+        self.refused: queue.Queue[float] = queue.Queue()
         self.peers: queue.Queue[Peer] = queue.Queue()
         self._all: list[Peer] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -290,10 +290,11 @@ class Listener:
         self.peers.put(peer)
 
     def _refuse(self, sock: socket.socket) -> None:
+        came_s = time.monotonic()
         with sock:
             _read_handshake(sock)
             sock.sendall(f"HTTP/1.1 {self.refusal}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
-        self.refused.put(self.refusal)
+        self.refused.put(came_s)
 
     def drop(self) -> None:
         """End every connection, and forget those that wait."""
@@ -305,13 +306,12 @@ class Listener:
                 while True:
                     waiting.get_nowait()
 
-    def dialled(self, within_s: float) -> bool:
-        """Does a dial come that is refused?"""
+    def dialled(self, within_s: float) -> float | None:
+        """When the next dial that is refused came; None if none does in time."""
         try:
-            self.refused.get(timeout=within_s)
+            return self.refused.get(timeout=within_s)
         except queue.Empty:
-            return False
-        return True
+            return None
 
     def next(self, within_s: float = 10.0) -> Peer:
         """The next connection that has said HELLO. Raises: Broken."""
