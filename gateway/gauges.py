@@ -57,7 +57,7 @@ class UnitsLook:
     """How many units should be connected and are not; every worker of a machine knows of all."""
 
     def __init__(self, relay: Relay, roster: Roster, buffer_bytes: int) -> None:
-        """Units: `buffer_bytes` bytes of bodies that a worker's unit connections may hold."""
+        """Units: `buffer_bytes` bytes of bodies that a worker may hold."""
         self._relay = relay
         self._roster = roster
         self._buffer_bytes = buffer_bytes

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
+from weakref import WeakSet
 
 from gateway.errors import (
     ClientError,
@@ -73,6 +74,9 @@ class Dispatcher:
         self._clock = clock
         self._buffer_limit = buffer_bytes * 4 // 5
         self._bell = Bell()
+        self._bodies: set[Body] = set()
+        self._uploads: WeakSet[Exchange] = WeakSet()
+        registry.meters.append(self.kept_bytes)
 
     def dispatch(self, call: Call) -> Exchange:
         """An exchange whose head has arrived. Yields to the hub: yes.
@@ -112,7 +116,7 @@ class Dispatcher:
         link = self._start_nearest(call, exchange, piece, end, avoid) or self._start(call, exchange, piece, end, avoid)
         try:
             if not end:
-                exchange.send_from(call.body)
+                self._send_rest(call.body, exchange)
             exchange.wait_for_head()
         except ClientError as error:
             delivery = exchange.cancel() if exchange.failure is None else exchange.failure.delivery
@@ -127,6 +131,23 @@ class Dispatcher:
         if failure is not None:
             exchange.unwatch()
         return exchange, failure, link
+
+    def _send_rest(self, body: Body, exchange: Exchange) -> None:
+        """Until the answer's head is here; what is kept of both directions meanwhile counts."""
+        self._uploads.add(exchange)
+        self._bodies.add(body)
+        try:
+            exchange.send_from(body)
+            exchange.wait_for_head()
+            if exchange.response is not None:
+                body.forget()
+        finally:
+            self._bodies.discard(body)
+
+    def kept_bytes(self) -> int:
+        """Of bodies in more than one piece: what waits for a repetition, and of answers what came before its time."""
+        kept = sum(body.kept_bytes for body in self._bodies)
+        return kept + sum(exchange.early_bytes for exchange in self._uploads)
 
     def _first(self, call: Call) -> tuple[bytes, bool]:
         """The body's first piece, which a stream starts with: from there on the deadline is the stream's.

@@ -29,7 +29,7 @@ PATIENCE_S: Final = 0.05
 
 
 class Body(Protocol):
-    """A request's body in pieces."""
+    """A request's body in pieces. Units: `kept_bytes` what it holds to be read again."""
 
     def first(self) -> tuple[bytes, bool]:
         """The first piece and whether it is all; from the beginning again while `replayable`."""
@@ -39,6 +39,12 @@ class Body(Protocol):
 
     def interrupt(self) -> None:
         """Called from the hub: have the `next` that waits raise ReadInterrupted."""
+
+    def forget(self) -> None:
+        """It will not be read from the beginning again."""
+
+    @property
+    def kept_bytes(self) -> int: ...
 
     @property
     def replayable(self) -> bool:
@@ -86,6 +92,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "__weakref__",
         "_asked_s",
         "_bell",
         "_caller_gone",
@@ -170,6 +177,11 @@ class Exchange:
     @property
     def over(self) -> bool:
         return self.complete or self.failure is not None
+
+    @property
+    def early_bytes(self) -> int:
+        """Of the answer in hand, what the unit was given credit for already."""
+        return self._early
 
     def send(self, data: bytes, end: bool) -> None:
         """Queue more of the request's body; waits until more may follow. Yields to the hub: yes.
@@ -264,6 +276,7 @@ class Exchange:
     def cancel(self, code: ResetCode = ResetCode.CANCEL, reason: str = "cancelled") -> Delivery | None:
         """End the stream if it has not ended; what is known of its delivery then. No further outcome is told."""
         self.chunks.clear()
+        self._early = 0
         return None if self.link is None else self.link.reset(self.stream, code, reason)
 
     def abandon(self) -> None:

@@ -50,6 +50,7 @@ class Fabric:
         self._news: dict[str, list[Any]] = {}
         self._told_s = 0.0
         registry.announce = self._announce
+        registry.meters.append(self.buffered_bytes)
 
     def start(self) -> None:
         """Listen, dial the siblings that are there, keep looking. Yields to the hub: yes."""
@@ -90,6 +91,11 @@ class Fabric:
     def takers(self) -> list[AskingLink]:
         """The siblings that take connections which are in use."""
         return [link for link in self._asking if link.name and link.takes_live]
+
+    def buffered_bytes(self) -> int:
+        """Body bytes in memory on their way between workers. NOTE: what units sent or are to be sent, they count."""
+        asked = sum(link.session.buffered_bytes for link in self._asking)
+        return asked + sum(link.waiting_bytes for link in self._holding.values())
 
     def younger(self, than_s: float) -> set[str]:
         """Names of the siblings that began to announce after a moment. Units: monotonic seconds."""

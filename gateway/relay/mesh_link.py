@@ -284,6 +284,11 @@ class HoldingLink(Link):
             if forward is not None:
                 forward.back_flushed(size)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Of requests' bodies, for room on the connections of units."""
+        return sum(forward.waiting_bytes for forward in self._forwards.values())
+
     def forget(self, stream: int) -> None:
         self._forwards.pop(stream, None)
 

@@ -89,6 +89,8 @@ class Registry:
         """Told when a connection of this worker comes or goes: the mesh passes it on."""
         self.sibling_left_s = float("-inf")
         """When a sibling that leaves last sent a unit away. Units: monotonic seconds."""
+        self.meters: list[Callable[[], int]] = []
+        """What else of bodies is in memory. Units: bytes."""
 
     def next_epoch(self) -> int:
         """Ascending over all workers of the machine. Source: CLOCK_MONOTONIC, one for all its processes."""
@@ -253,8 +255,12 @@ class Registry:
         return live + len(record.remote)
 
     def buffered_bytes(self) -> int:
-        """Body bytes that this worker's unit connections hold in memory."""
-        return sum(connection.session.buffered_bytes for connection in self.all_local())
+        """Body bytes that this worker holds in memory: its unit connections, and what its meters say.
+
+        NOTE: for who asks seldom: it is summed up then, so that small requests pay for none of it.
+        """
+        held = sum(connection.session.buffered_bytes for connection in self.all_local())
+        return held + sum(meter() for meter in self.meters)
 
     def keeps_keys(self, unit: str) -> bool:
         """Do all agents of the unit keep a ledger of idempotency keys?"""

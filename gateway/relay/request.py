@@ -174,6 +174,9 @@ class NoRequestBody:
     def interrupt(self) -> None:
         """Nobody ever waits."""
 
+    forget = interrupt
+    kept_bytes = 0
+
 
 NO_BODY: Final = NoRequestBody()
 
@@ -216,6 +219,15 @@ class RequestBody:
     def next(self) -> tuple[bytes, bool]:
         """The piece after what was given. Yields to the hub: yes."""
         return self._take()
+
+    @property
+    def kept_bytes(self) -> int:
+        """See exchange.Body."""
+        return 0 if self._kept is None else self._received
+
+    def forget(self) -> None:
+        """See exchange.Body."""
+        self._kept = None
 
     def interrupt(self) -> None:
         """See exchange.Body."""

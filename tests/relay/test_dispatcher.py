@@ -57,6 +57,7 @@ class Sibling(AskingLink):
 
 class Body:
     replayable = True
+    kept_bytes = 0
 
     def __init__(self, *pieces):
         self.pieces = list(pieces) or [b""]

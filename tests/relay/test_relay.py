@@ -389,15 +389,6 @@ def test_a_service_that_answers_while_it_reads(rig, hops):
     assert (answer.status, answer.body == body) == (200, True)
 
 
-def test_no_new_large_body_when_the_buffers_are_full(rig, monkeypatch):
-    worker = rig.worker()
-    rig.unit(worker)
-    monkeypatch.setattr(type(worker.relay.registry), "buffered_bytes", lambda self: 250_000_000)
-    answer = rig.fetch(worker.port, "POST", "/units/hospital/a", bytes(65_537))
-    assert (answer.status, answer.problem["type"].rpartition(":")[2]) == (503, "overloaded")
-    assert rig.fetch(worker.port, "POST", "/units/hospital/a", bytes(65_536)).status == 200
-
-
 def test_waiting_for_the_writer_is_the_queue_s_time(rig):
     worker = rig.worker()
     rig.unit(worker)
