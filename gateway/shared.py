@@ -22,7 +22,7 @@ class Shared:
     slots: dict[int, int] = field(default_factory=dict)
     """Region in use -> identity of its worker; kept by the arbiter."""
     generation: int = 1
-    """Of the workers that are forked now. `life` holds the arbiter's at 0, and at 1 + a region that of its worker once
+    """Of the workers that are forked now. `life` holds the arbiter's at 0, and at 1 + a region that of its worker while
     that accepts connections."""
 
     def renew(self) -> None:
@@ -76,6 +76,28 @@ def is_accepting() -> None:
     """In a worker: it accepts connections from here on."""
     if _made is not None and slot >= 0:
         _made.life[1 + slot] = _made.generation
+
+
+def takes_leave(others: int) -> bool:
+    """In a worker: may it leave, since at least so many others accept connections? If so it counts as one no more.
+
+    NOTE: two that ask in the same microseconds see each other, and neither may.
+    """
+    if _made is None or slot < 0:
+        return True
+    if _others() < others:
+        return False
+    _made.life[1 + slot] = 0
+    if _others() < others:
+        is_accepting()
+        return False
+    return True
+
+
+def _others() -> int:
+    assert _made is not None  # noqa: S101
+    ours = 1 + slot
+    return sum(1 for at in range(1, 1 + len(_made.regions)) if at != ours and _made.life[at])
 
 
 def is_superseded() -> bool:

@@ -53,6 +53,8 @@ _NOTIFY_S = 1.0
 _POLL_S = 0.1
 _CUT_S = 1.5
 """The last part of the grace: for accounting and answering what is cut off."""
+_TURN_S = 30.0
+"""How long a worker that has served its `max_requests` goes on at most, until all others accept connections."""
 _SUCCESSORS_S = 15.0
 """How long a worker that HUP replaces goes on at most, until the new ones accept connections."""
 
@@ -77,6 +79,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         self.connections: set[Connection | Http2Connection] = set()
         self.draining = False
         self.leaving = False
+        self.spent_s = 0.0
         super().init_process()
 
     # --- the worker's life
@@ -134,14 +137,20 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         return server
 
     def _run_until_told(self) -> None:
-        """Yields to the hub: until a signal or the last request of `max_requests` ends the worker."""
+        """Yields to the hub: until a signal ends the worker, or its turn to leave after `max_requests`.
+
+        NOTE: all at once they would find no sibling for their units, and those nobody to dial.
+        """
         notified = 0.0
         while self.alive:
             now = time.monotonic()
             if now - notified >= _NOTIFY_S:
                 self.notify()
                 notified = now
-            gevent.sleep(_POLL_S)
+            if self.spent_s and (now - self.spent_s > _TURN_S or shared.takes_leave(self.cfg.workers - 1)):
+                self.alive = False
+            else:
+                gevent.sleep(_POLL_S)
 
     def _await_successors(self) -> None:
         """Replaced by HUP, go on until the new workers accept connections: nobody has to wait for one.
@@ -316,9 +325,9 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
     def count(self) -> bool:
         """Count a request; False from the last one of `max_requests` on, and once the worker leaves."""
         self.nr += 1
-        if self.nr >= self.max_requests and self.alive:
-            self.log.info("Autorestarting worker after current request.")
-            self.alive = False
+        if self.nr >= self.max_requests and not self.spent_s:
+            self.log.info("Autorestarting worker after %d requests.", self.nr)
+            self.spent_s = time.monotonic()
         return not self.leaving and self.nr < self.max_requests
 
     def before(self, environ: dict[str, Any]) -> None:

@@ -16,7 +16,8 @@ class Front:
 
     def __init__(self) -> None:
         folder, holder = Path(os.environ["TEST_RUN_DIR"]), SnapshotHolder(make_snapshot())
-        self._worker = Worker(folder, holder, f"relay-{os.getpid()}.sock", {})
+        grace_s = int(os.environ["TEST_GRACE_S"])
+        self._worker = Worker(folder, holder, f"relay-{os.getpid()}.sock", {}, drain_grace_s=grace_s)
         self._worker.relay.start()
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
