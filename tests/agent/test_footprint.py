@@ -1,6 +1,6 @@
 """What a running agent costs: resident memory over ws and wss, with a ledger, and CPU while nothing happens.
 
-CI watches one idle stretch of three seconds; `CAREGATE_IDLE_SECONDS=60` a whole minute.
+CI watches one idle stretch of three seconds; `CAREGATE_TEST_IDLE_SECONDS=60` a whole minute.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gevent.subprocess import Popen
 ROOT = Path(__file__).resolve().parents[2]
 MAX_RESIDENT_KB = 40_000_000 // 1024
 MAX_IDLE_PERCENT = 0.2
-IDLE_S = float(os.environ.get("CAREGATE_IDLE_SECONDS", "3"))
+IDLE_S = float(os.environ.get("CAREGATE_TEST_IDLE_SECONDS", "3"))
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
 CONFIG = """\

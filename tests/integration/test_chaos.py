@@ -1,4 +1,4 @@
-"""Twelve seconds of `make chaos`, half a minute in CI; CAREGATE_CHAOS_SECONDS makes it longer."""
+"""Twelve seconds of `make chaos`, half a minute in CI; CAREGATE_TEST_CHAOS_SECONDS makes it longer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.integration
-SECONDS = os.environ.get("CAREGATE_CHAOS_SECONDS", "12")
+SECONDS = os.environ.get("CAREGATE_TEST_CHAOS_SECONDS", "12")
 
 
 def test_no_promise_is_broken_while_things_are_killed():
