@@ -13,11 +13,14 @@ from loadtests.chaos.rig import DEADLINE_S
 
 ANSWERED, PROBLEM, BROKEN = "answered", "problem", "broken"
 GIVE_UP_S = DEADLINE_S + 4.0
+STALLING_BYTES = 60_000
+"""Some callers with a body as long stop in the middle of it: held back by the gateway, or at the unit already."""
 
 
 @dataclass(slots=True)
 class Attempt:
-    """One request on the wire. Shapes: `told` is ANSWERED, PROBLEM or BROKEN; `fault` what no caller may see.
+    """One request on the wire. Shapes: `told` is ANSWERED, PROBLEM or BROKEN; `fault` what no caller may see; who
+    `stalls` sends half of its body and waits.
 
     Units: `took_s` seconds from the first byte sent to the last received.
     """
@@ -26,6 +29,7 @@ class Attempt:
     name: str
     method: str
     keyed: bool = False
+    stalls: bool = False
     told: str = BROKEN
     code: str = ""
     delivery: str = ""
@@ -68,8 +72,9 @@ class Caller:
             if self._dice.random() < 0.4:
                 await self._call_keyed(root, target, body)
                 return
+        stalls = len(body) >= STALLING_BYTES and self._dice.random() < 0.1
         for number in (1, 2):
-            attempt = Attempt(root, f"{root}.{number}", method)
+            attempt = Attempt(root, f"{root}.{number}", method, stalls=stalls)
             self._records.attempts.append(attempt)
             await self._attempt(attempt, target, body)
             if not attempt.retryable:
@@ -116,13 +121,13 @@ class Caller:
             f"{attempt.method} {target} HTTP/1.1\r\nHost: chaos\r\nAuthorization: Bearer {self._token}\r\n"
             f"x-chaos-id: {attempt.name}\r\n{key}{length}\r\n"
         )
-        writer.write(head.encode() + body)
+        writer.write(head.encode() + (body[: len(body) // 2] if attempt.stalls else body))
         status, fields = await _read_head(reader)
         data = await _read_body(reader, fields)
         self._judge(attempt, status, data)
         if reader._buffer:  # type: ignore[attr-defined]
             attempt.fault = "bytes after the answer"
-        if fields.get("connection", "").lower() == "close":
+        if attempt.stalls or fields.get("connection", "").lower() == "close":
             self._hang_up()
 
     def _judge(self, attempt: Attempt, status: int, data: bytes) -> None:
@@ -130,6 +135,8 @@ class Caller:
             attempt.told = ANSWERED
             if data.partition(b"\n")[0] != attempt.name.encode():
                 attempt.fault = "the answer to another request"
+            elif attempt.stalls:
+                attempt.fault = "the answer to half a request"
             return
         problem = json.loads(data)
         attempt.told = PROBLEM
