@@ -135,7 +135,8 @@ class Backend:
         self.attempts: list[Attempt] = []
         self.connections: list[Connection] = []
         self.pending: list[Pending] = []
-        self.hangs = False
+        self.gentle = False
+        """Breaks nothing."""
         self._random = dice
         self._on_taken = on_taken
 
@@ -175,7 +176,7 @@ class Backend:
         self.connections = [one for one in self.connections if not one.closed]
         if self.pending and self._random.random() < 0.5:
             pending = self._random.choice(self.pending)
-            pending.accepted = self._random.random() < 0.9
+            pending.accepted = self.gentle or self._random.random() < 0.9
             pending.told.set()
         elif self.connections:
             self._serve(self._random.choice(self.connections))
@@ -196,7 +197,7 @@ class Backend:
 
     def _serve(self, connection: Connection) -> None:
         dice, attempt = self._random.random(), connection.attempt
-        if dice < 0.03:
+        if dice < 0.03 and (not self.gentle or connection.attempt is None or connection.attempt.answered):
             self._break(connection)
         elif dice < 0.3 or attempt is None or not attempt.head_seen:
             connection.room += self._random.choice([1, 30, 500, 1 << 20])
@@ -234,12 +235,12 @@ class Backend:
         attempt.status = pick([200, 201, 204, 304, 404, 500])
         bare = attempt.method == "HEAD" or attempt.status in (204, 304)
         body = b"" if bare else self._random.randbytes(pick([0, 3, 900, 4_000, 40_000]))
-        kind = pick(["length", "length", "chunked", "close", "garbage"] if self._random.random() < 0.9 else ["garbage"])
+        kind = pick(["length", "length", "chunked", "close", "garbage"])
         head = pick(["", "", "HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n"])
         head += f"HTTP/1.1 {attempt.status} So\r\nx-attempt: {attempt.number}\r\n"
         head += pick(["", "connection: close\r\n"])
         attempt.answer = body
-        if kind == "garbage" and self._random.random() < 0.3:
+        if kind == "garbage" and not self.gentle and self._random.random() < 0.3:
             attempt.out, attempt.broken_off = bytearray(b"HTTP/1.1 2x0 no\r\n\r\n"), True
         elif kind == "chunked" and not bare:
             attempt.out = bytearray(f"{head}transfer-encoding: chunked\r\n\r\n".encode() + self._chunked(body))

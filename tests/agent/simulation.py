@@ -60,7 +60,8 @@ class World:
         self.by_key: dict[str, list[Attempt]] = {}
         self.ledger = ledger
         ledger.now = self.clock.time
-        self._keys = [f"{keys}-{number}" for number in range(self.random.choice([1, 3]))]
+        self._keys = [f"{keys}-0"]
+        self.backend.gentle = self._gentle = self.random.random() < 0.4
         self._stack = ExitStack()
 
     def __enter__(self) -> World:
@@ -72,19 +73,24 @@ class World:
             )
         )  # fmt: skip
         self.settings = self._settings()
-        self.services = Services(self.settings, self.ledger if pick([True, True, False]) else None)
-        self.services.on_full = lambda full: [lane.link.lease(full) for lane in self._live()]
-        for service in self._every_service():
-            service.pool._clock = self.clock.monotonic
+        self._start_agent(self.ledger if pick([True, True, True, False]) else None)
         self.dial()
         return self
 
+    def _start_agent(self, ledger: Ledger | None) -> None:
+        self.services = Services(self.settings, ledger)
+        self.services.on_full = lambda full: [lane.link.lease(full) for lane in self._live()]
+        for service in self._every_service():
+            service.pool._clock = self.clock.monotonic
+
     def __exit__(self, *error: object) -> None:
-        greenlets = [lane.greenlet for lane in self.lanes]
-        greenlets += [greenlet for lane in self.lanes for _, greenlet in lane.started.values()]
-        gevent.killall([*greenlets, *self.services.detached], block=False)
+        gevent.killall([lane.greenlet for lane in self.lanes], block=False)
+        self._kill_exchanges()
         self._rest()
         self._stack.close()
+
+    def _kill_exchanges(self) -> None:
+        gevent.killall([greenlet for lane in self.lanes for _, greenlet in lane.started.values()], block=False)
 
     def _settings(self) -> AgentSettings:
         pick, endpoint = self.random.choice, Endpoint(False, "service", 80, "")
@@ -106,12 +112,14 @@ class World:
     # --- what the agent is given
 
     def _in_thread(self, work: Callable[[], Any]) -> Any:
-        turn = Event(self.clock)
+        """The work is done at once or later, and whoever wants it is told later."""
+        turn, early = Event(self.clock), self.random.random() < 0.5
+        result = work() if early else None
         self.disk.append(turn)
         turn.wait()
-        if self.random.random() < 0.02:
+        if not early and not self._gentle and self.random.random() < 0.04:
             raise LedgerUnavailable("injected")
-        return work()
+        return result if early else work()
 
     def debug(self, event: str, **fields: object) -> None:
         """Stands for the log."""
@@ -140,7 +148,7 @@ class World:
             max_streams=pick([1, 8, 16]), stream_window=pick([1, 200] if narrow else [2_000, 50_000]),
             conn_window=pick([1, 400] if narrow else [3_000, 90_000]), max_frame=pick([1_024, MAX_FRAME]),
         )  # fmt: skip
-        lane = Lane(self, limits, pick([1, 900, 1 << 20, 1 << 20]))
+        lane = Lane(self, limits, pick([30, 900, 1 << 20, 1 << 20]))
         self.lanes.append(lane)
         self._open.append(lane)
         quickly = self.random.random() < 0.8
@@ -153,7 +161,7 @@ class World:
 
     def rarely(self) -> None:
         lanes = self._live()
-        if self.random.random() > 0.2:
+        if self.random.random() > (0.05 if self._gentle else 0.2):
             return
         if len(lanes) < 2 and self.random.random() < 0.5:
             self.dial()
@@ -161,13 +169,34 @@ class World:
             self._disturb(self.random.choice(lanes))
 
     def _disturb(self, lane: Lane) -> None:
+        gateway, wire = lane.gateway, lane.wire
         things: list[Callable[[], object]] = [
-            lambda: self.cut(lane), lambda: self.cut(lane, ConnectionResetError()),
-            lambda: lane.gateway.go_away(GoAwayCode.DRAIN, "draining", 10, 10), lambda: lane.link.leave("leaving"),
-            lambda: self.shift(61.0), lambda: self._write_raw(lane, encode_frame(OP_PING, b"there?")),
-            lambda: lane.gateway.state is not State.CLOSED and self._write_raw(lane, encode_close(1000)),
+            lambda: self.cut(lane), lambda: self.cut(lane, ConnectionResetError()), self.crash, wire.go_deaf,
+            lambda: gateway.go_away(GoAwayCode.DRAIN, "draining", 10, 10), lambda: lane.link.leave("leaving"),
+            lambda: self.shift(6.0), lambda: self.shift(61.0),
+            lambda: self._write_raw(lane, encode_frame(OP_PING, b"there?")),
+            lambda: gateway.state is not State.CLOSED and self._write_raw(lane, encode_close(1000)),
         ]  # fmt: skip
         self.random.choice(things)()
+
+    def crash(self) -> None:
+        """The agent's process dies, whatever it was doing, and a new one starts with the same ledger."""
+        self.note("crash")
+        settle()
+        worker, self.ledger._worker = self.ledger._worker, gevent.Greenlet()
+        if worker is not None:
+            worker.kill(block=False)
+        self._kill_exchanges()
+        for lane in self._live():
+            self.cut(lane, ConnectionResetError())
+        settle()
+        # What the dying say to the ledger was never said.
+        self.ledger._queue.clear()
+        self.ledger._running.clear()
+        self.ledger._worker = None
+        self.disk.clear()
+        self.services.close()
+        self._start_agent(self.services.ledger)
 
     def call(self) -> None:
         lane = self._lane()
@@ -190,7 +219,9 @@ class World:
     def _new_call(self) -> Call:
         """A key has one body and target, but for callers who use it for something else."""
         pick, number = self.random.choice, len(self.calls)
-        key = pick([None, None, *self._keys])
+        if self.random.random() < 0.2:
+            self._keys.append(f"{self._keys[0]}-{number}")
+        key = pick([None, *self._keys[-2:]])
         body = pick([b"", b"", b"x", self.random.randbytes(pick([10, 500, 5_000]))])
         if key is not None and self.random.random() < 0.8:
             body = b"the same"
@@ -226,7 +257,7 @@ class World:
             found[0].gateway.send_go(found[1])
 
     def cancel(self) -> None:
-        if (found := self._stream()) and self.random.random() < 0.2:
+        if (found := self._stream()) and self.random.random() < (0.05 if self._gentle else 0.2):
             lane, stream = found
             self._tell(lane, stream, "cancelled", lane.gateway.reset(stream, ResetCode.CANCEL))
             lane.gateway.discard(stream)
@@ -300,7 +331,7 @@ class World:
     # --- time
 
     def wait(self) -> None:
-        self.shift(self.random.choice([0.001, 0.006, 0.05, 0.2, 1.0, 6.0]))
+        self.shift(self.random.choice([0.001, 0.006, 0.05, 0.2, 1.0]))
 
     def shift(self, by_s: float) -> None:
         """Time passes, from one thing that is due to the next."""
@@ -510,7 +541,7 @@ class World:
             if not any(lane.gateway.streams or lane.unit.streams for lane in self._live()):
                 break
             self.random.choice(steps)()
-            if self.random.random() < 0.01:
+            if self.random.random() < 0.04:
                 self.wait()
             settle()
             self.check()

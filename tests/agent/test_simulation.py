@@ -15,11 +15,9 @@ from gateway.relay.frames import Request
 from tests.agent.simulation import Call, World
 from tests.agent.virtual import settle
 
-SEEDS = int(os.environ.get("CAREGATE_AGENT_SIMULATIONS", "240"))
+SEEDS = int(os.environ.get("CAREGATE_AGENT_SIMULATIONS", "150"))
 """How many schedules; tens of thousands by hand, seconds' worth in CI."""
-BLOCKS = 6
-EVERY_BYTE = [12, 46, 55, 59][: max(1, SEEDS // 240)]
-"""Schedules of a wide window in which the second request is a replay."""
+BLOCKS = 3
 KEYS = count()
 
 
@@ -53,17 +51,19 @@ def test_random_schedules(block, ledger):
         world = run(seed, ledger)
         outcomes.update(told.split()[0] for call in world.calls for told, _ in call.outcomes)
         outcomes["replayed"] += sum(call.replayed for call in world.calls)
-    assert set(outcomes) >= {"answered", "failed", "cancelled", "lost", "replayed"}
+        outcomes["crashed"] += ("crash",) in {noted[1:] for noted in world.trace}
+    assert {told for told, count in outcomes.items() if count} >= {
+        "answered", "failed", "cancelled", "lost", "replayed", "crashed",
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_same_seed_gives_the_same_trace(seed, ledger):
-    traces = [run(seed, ledger, 300, "end").trace for _ in range(2)]
-    assert len(traces[0]) > 8
-    assert traces[0] == traces[1]
+def test_the_same_seed_gives_the_same_trace(ledger):
+    first, again = ([run(seed, ledger, 200, "end").trace for seed in range(8)] for _ in range(2))
+    assert first == again
+    assert sum(map(len, first)) > 100
 
 
-@pytest.mark.parametrize("seed", range(SEEDS // 120))
+@pytest.mark.parametrize("seed", range(SEEDS // 75))
 def test_cut_at_every_step(seed, ledger):
     for steps in range(150):
         run(seed, ledger, steps, "cut")
@@ -138,14 +138,18 @@ def play(seed, ledger, left_bytes):
     return world
 
 
-@pytest.mark.parametrize("seed", EVERY_BYTE)
-def test_cut_at_every_byte(seed, ledger):
-    whole = play(seed, ledger, 1 << 60)
-    assert [told for call in whole.calls for told, _ in call.outcomes] == ["answered"] * 3
-    assert whole.calls[1].replayed
+def plain(world):
+    """All three were answered, the second by the ledger, on a connection that carried little more than they need."""
+    answered = [call.outcomes[0][0] == "answered" and call.replayed for call in world.calls]
+    told = [outcome for call in world.calls for outcome, _ in call.outcomes]
+    return answered == [False, True, False] and told == ["answered"] * 3 and world.arrived_bytes < 1_300
+
+
+def test_cut_at_every_byte(ledger):
+    seed, whole = next((seed, world) for seed in range(200) if plain(world := play(seed, ledger, 1 << 60)))
     outcomes = Counter()
     for left in [*range(1, whole.greeting_bytes, 8), *range(whole.greeting_bytes, whole.arrived_bytes)]:
         world = play(seed, ledger, left)
         assert world.lanes[0].over
         outcomes.update(f"{told} {delivery}" for call in world.calls for told, delivery in call.outcomes)
-    assert len(outcomes) > 5, outcomes
+    assert set(outcomes) >= {"answered None", "lost unknown", "lost dispatched", "lost not_dispatched"}

@@ -140,6 +140,7 @@ class Wire:
         self.room = room
         self.ended = False
         self.shut = False
+        self.deaf = False
         self.fault: OSError | None = None
         self._clock = clock
         self._readable = Event(clock)
@@ -174,10 +175,15 @@ class Wire:
         self._readable.set()
         self._writable.set()
 
+    def go_deaf(self) -> None:
+        """Nothing can be written any more; the reader does not know yet."""
+        self.deaf = True
+        self._writable.set()
+
     # --- the link
 
     def send(self, data: bytes) -> int:
-        if self.shut or self.ended:
+        if self.shut or self.ended or self.deaf:
             raise self.fault or BrokenPipeError()
         size = min(len(data), self.room)
         if data and not size:
