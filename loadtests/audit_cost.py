@@ -26,6 +26,8 @@ _ROUNDS = 5
 _COUNT = 20_000
 _CALLERS = 32
 _WAITS = 200
+_SHIPPED = 500
+"""After so many requests what is durable is taken for shipped, so that files are used again."""
 
 
 class _Snapshot:
@@ -62,7 +64,7 @@ def _cpu_us(work: Callable[[], object], count: int = _COUNT) -> float:
 
 def _group_commit(folder: Path) -> tuple[float, list[float]]:
     """CPU us a request and the waits in ms, of so many callers: intent and outcome, both waited for; completion."""
-    spool = open_spool(folder, 1 << 24, 1 << 33)
+    spool = open_spool(folder, 1 << 22, 1 << 33)
     commit = Commit(spool)
     accesses, ctx, waits = Accesses("node-1", clock_ns=time.time_ns, since_ns=time.monotonic_ns), _context(), []
 
@@ -75,6 +77,8 @@ def _group_commit(folder: Path) -> tuple[float, list[float]]:
             commit.wait()
             waits.append((time.perf_counter() - began) * 1000)
             accesses.complete(ctx, 200, True, spool)
+            if len(waits) % _SHIPPED == 0:
+                spool.shipped(commit.durable)
 
     began = time.process_time_ns()
     gevent.joinall([gevent.spawn(call) for _ in range(_CALLERS)], raise_error=True)

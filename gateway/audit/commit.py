@@ -11,7 +11,8 @@ from typing import Any, Final, Protocol
 from gevent import get_hub, getcurrent
 
 from fastpath.syncer import Syncer, Waiters
-from gateway.audit.spool import Head, Spool
+from gateway.audit.spool import Spool
+from gateway.audit.state import Head
 from gateway.errors import AuditUnavailable
 
 log = logging.getLogger("caregate.audit")

@@ -20,7 +20,8 @@ from gevent.event import Event
 from gateway.audit import checkpoint as cp
 from gateway.audit.copies import Copy
 from gateway.audit.lines import append, end_at_line
-from gateway.audit.spool import State, chains, lock_chain, sync_folder
+from gateway.audit.spool import chains, lock_chain, sync_folder
+from gateway.audit.state import State
 from gateway.errors import GatewayError
 from gateway.store.audit import AuditStore, RowRefused
 

@@ -1,9 +1,11 @@
 """A worker's audit spool: the records of one chain in files of a fixed size, written through shared memory mappings.
 
 What is copied into a mapping survives the process, killed or not, without a system call; a file is filled with zeros
-before it is used, so that a full disk is found out before a record needs the room. `sync` makes it survive the machine.
+before it is first used, so that a full disk is found out before a record needs the room. `sync` makes it survive the
+machine.
 
-    <folder>/<chain>/00000001.spool     segments: header, then records
+    <folder>/<chain>/00000001.spool     segments: header, then records, then zeros or what was there before
+    <folder>/<chain>/blank              a segment that nobody needs any more, to be used again
     <folder>/<chain>/state              what is shipped, how far the chain is synced
     record: length u32 | sequence u64 | hash 32 bytes | event            big-endian; the hash is the checksum too
 """
@@ -16,7 +18,6 @@ import mmap
 import os
 import struct
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -26,19 +27,17 @@ from gevent.monkey import get_original
 from fastpath.chain import Chain
 from gateway.audit.chain import genesis, link
 from gateway.audit.columns import rows
+from gateway.audit.state import Head, State
 
 HEADER = struct.Struct(">8s16sQ32s")
 """Of a segment: magic, chain, sequence of its first record, hash of the record before that."""
 RECORD = struct.Struct(">IQ32s")
 MAGIC = b"CGAUDIT1"
 SUFFIX = ".spool"
+_BLANK = "blank"
 MAX_RECORD_BYTES = 65_536
-_STATE_BYTES = 4096
 _ZEROS = memoryview(bytes(65_536))
 _ZEROS_AT_ONCE = 512 * len(_ZEROS)
-_NUMBER = struct.Struct(">Q")
-_HEAD_AT = 64
-_HEAD = struct.Struct(">Q32sQ")
 
 
 class SpoolFull(Exception):
@@ -53,18 +52,10 @@ class Record(NamedTuple):
     canonical: bytes
 
 
-class Head(NamedTuple):
-    """How far a chain is durable. Units: `at_ms` milliseconds since 1970, when that was found."""
-
-    sequence: int
-    hash: bytes
-    at_ms: int
-
-
 class Segment:
-    """One file of the spool; open and mapped but while it rests."""
+    """One file of the spool; open and mapped but while it rests. Records that begin behind `end` are not its own."""
 
-    __slots__ = ("fd", "first", "map", "path", "previous", "size", "synced_by")
+    __slots__ = ("end", "fd", "first", "map", "path", "previous", "size", "synced_by")
 
     def __init__(self, path: Path) -> None:
         """Raises: OSError."""
@@ -72,6 +63,7 @@ class Segment:
         self.fd = -1
         self.synced_by: dict[int, int] = {}
         self.wake()
+        self.end = self.size
         _, _, self.first, self.previous = HEADER.unpack_from(self.map)
 
     def wake(self) -> None:
@@ -106,7 +98,7 @@ class Segment:
 
     def records(self, at: int = HEADER.size, end: int = 0) -> Iterator[tuple[Record, int]]:
         """Whole records from a position on, each with the position behind it; their hashes are not looked at."""
-        end = end or self.size
+        end = end or self.end
         while at + RECORD.size <= end:
             length, sequence, digest = RECORD.unpack_from(self.map, at)
             stop = at + RECORD.size + length
@@ -123,72 +115,6 @@ class Segment:
                 break
             last, at, head, sequence = record, stop, record.hash, sequence + 1
         return last, at
-
-
-class State:
-    """What a chain's owner tells its successor and whoever signs checkpoints: a page that outlives the process."""
-
-    def __init__(self, path: Path, *, writable: bool = True) -> None:
-        """Raises: OSError, ValueError."""
-        flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
-        fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
-        try:
-            if writable and os.fstat(fd).st_size < _STATE_BYTES:
-                os.pwrite(fd, bytes(_STATE_BYTES), 0)
-            self._map = mmap.mmap(fd, _STATE_BYTES, prot=mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
-        finally:
-            os.close(fd)
-
-    @property
-    def shipped(self) -> int:
-        """Every record up to this sequence is in the database."""
-        return int(_NUMBER.unpack_from(self._map)[0])
-
-    @shipped.setter
-    def shipped(self, sequence: int) -> None:
-        _NUMBER.pack_into(self._map, 0, sequence)
-
-    @property
-    def owners(self) -> int:
-        """How many processes have written to the chain, one after the other."""
-        return int(_NUMBER.unpack_from(self._map, 8)[0])
-
-    @owners.setter
-    def owners(self, number: int) -> None:
-        _NUMBER.pack_into(self._map, 8, number)
-
-    @property
-    def settled(self) -> bool:
-        """Is the head the end of the chain? Nobody has written to it since that was said."""
-        return int(_NUMBER.unpack_from(self._map, 16)[0]) == self.owners + 1
-
-    def settle(self) -> None:
-        _NUMBER.pack_into(self._map, 16, self.owners + 1)
-
-    @property
-    def suspect(self) -> bool:
-        """Did a sync fail, or never end? What it should have written is taken for written by the kernel, and is not."""
-        return self._map[24] != 0
-
-    @suspect.setter
-    def suspect(self, failed: bool) -> None:
-        self._map[24] = failed
-
-    @property
-    def head(self) -> Head | None:
-        """How far the chain is known to be durable; None if nothing was said, or is just being said."""
-        text = self._map[_HEAD_AT : _HEAD_AT + _HEAD.size + 4]
-        if zlib.crc32(text[:-4]) != int.from_bytes(text[-4:], "big") or not any(text):
-            return None
-        return Head(*_HEAD.unpack(text[:-4]))
-
-    @head.setter
-    def head(self, head: Head) -> None:
-        text = _HEAD.pack(*head)
-        self._map[_HEAD_AT : _HEAD_AT + _HEAD.size + 4] = text + zlib.crc32(text).to_bytes(4, "big")
-
-    def close(self) -> None:
-        self._map.close()
 
 
 class Spool(Chain):
@@ -211,6 +137,7 @@ class Spool(Chain):
         self._most = max(2, max_bytes // segment_bytes) if segment_bytes else 0
         self._segments: list[Segment] = []
         self._spare: Path | None = None
+        self._blank: Path | None = None
         # NOTE: between the hub's thread and one of its pool, so not gevent's.
         self._making = get_original("_thread", "allocate_lock")()
         self._unsynced: list[Segment] = []
@@ -250,15 +177,22 @@ class Spool(Chain):
     def _made_spare(self) -> Path:
         if self._spare is not None:
             return self._spare
-        if len(self._segments) + 1 > self._most:
+        blank = self._blank
+        if blank is None and len(self._segments) + 1 > self._most:
             raise SpoolFull("the spool has reached its bound")
         number = int(self._segments[-1].path.stem) + 1 if self._segments else 1
         path = self.folder / f"{number:08}{SUFFIX}"
         try:
-            _fill(path, self._segment_bytes)
+            if blank is None:
+                _fill(path, self._segment_bytes)
+            else:
+                self._blank = None
+                _use_again(blank, path)
         except OSError as error:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
+                if blank is not None:
+                    blank.unlink(missing_ok=True)
             raise SpoolFull(error.strerror) from error
         self._spare = path
         return path
@@ -274,6 +208,8 @@ class Spool(Chain):
             except OSError as error:
                 raise SpoolFull(error.strerror) from error
             self._spare = None
+            if self._segments:
+                self._segments[-1].end = self._at
             self._use(segment, HEADER.size)
         self.rolled()
 
@@ -342,7 +278,7 @@ class Spool(Chain):
         while index < len(self._segments):
             segment = self._segments[index]
             segment.wake()
-            end = self._at if index == len(self._segments) - 1 else segment.size
+            end = self._at if index == len(self._segments) - 1 else segment.end
             for record, stop in segment.records(at, end):
                 if record[0] > until or len(found) >= most or most_bytes <= 0:
                     self._read = (record[0] - 1, index, at)
@@ -366,7 +302,7 @@ class Spool(Chain):
         while most > 0 and index < len(self._segments):
             segment = self._segments[index]
             segment.wake()
-            end = self._at if index == len(self._segments) - 1 else segment.size
+            end = self._at if index == len(self._segments) - 1 else segment.end
             found, count, last, at = rows(
                 self.chain, segment.map, at, end, last, until, most=min(most, at_once), most_bytes=most_bytes
             )
@@ -378,19 +314,27 @@ class Spool(Chain):
                 index, at = index + 1, HEADER.size
 
     def shipped(self, sequence: int) -> None:
-        """Everything up to `sequence` is in the database; files of which nothing else is needed are removed."""
+        """Everything up to `sequence` is in the database; files that nobody needs are removed, one is used again."""
         self.state.shipped = sequence
         read, index, at = self._read
         if read == sequence:
             # What was read last need not be read again.
             self._reading = (index, at)
         while self._is_done(sequence):
-            done = self._segments.pop(0)
-            done.path.unlink(missing_ok=True)
-            done.rest()
+            self._put_away(self._segments.pop(0))
             index, at = self._reading
             self._reading = (index - 1, at) if index else (0, HEADER.size)
             self._read = (-1, 0, HEADER.size)
+
+    def _put_away(self, done: Segment) -> None:
+        """PERF: `loadtests.audit_cost`: a new file of zeros for each costs a quarter of a `phi` request."""
+        done.rest()
+        if self._blank is None and done.size == self._segment_bytes:
+            # NOTE: it is no part of the chain from here on; a gap in front of the next one would be taken for a loss.
+            with contextlib.suppress(OSError):
+                self._blank = done.path.rename(self.folder / _BLANK)
+                return
+        done.path.unlink(missing_ok=True)
 
     def _is_done(self, sequence: int) -> bool:
         """Is the oldest file of no further use?"""
@@ -423,9 +367,10 @@ class Spool(Chain):
         self.state.settle()
 
     def close(self) -> None:
-        """Let go; a spare file is removed, the others stay for whoever goes on with the chain."""
-        if self._spare is not None:
-            self._spare.unlink(missing_ok=True)
+        """Let go; files without records are removed, the others stay for whoever goes on with the chain."""
+        for path in (self._spare, self._blank):
+            if path is not None:
+                path.unlink(missing_ok=True)
         for segment in self._segments:
             segment.rest()
         self._segments = []
@@ -436,6 +381,7 @@ class Spool(Chain):
 
     def _recover(self) -> None:
         """Go on behind the last whole record; half a record, torn by a crash, is wiped out."""
+        (self.folder / _BLANK).unlink(missing_ok=True)
         for path in sorted(self.folder.glob(f"*{SUFFIX}")):
             with path.open("rb") as file:
                 used = file.read(len(MAGIC)) == MAGIC
@@ -557,6 +503,22 @@ def _fill(path: Path, size: int) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+    sync_folder(path.parent)
+
+
+def _use_again(blank: Path, path: Path) -> None:
+    """A file of records that nobody needs becomes one without a header, and has another name; both are on the disk.
+
+    NOTE: its header first: with a new name and the old header it would be a part of the chain that has a gap before it.
+    Raises: OSError.
+    """
+    fd = os.open(blank, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.pwrite(fd, bytes(HEADER.size), 0)
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
+    blank.rename(path)
     sync_folder(path.parent)
 
 

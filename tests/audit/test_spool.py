@@ -15,7 +15,8 @@ import pytest
 from gateway.audit import spool as spool_module
 from gateway.audit.chain import genesis, link
 from gateway.audit.event import AuditEvent, encode
-from gateway.audit.spool import SpoolFull, State, adopt, chains, lock_chain, open_spool, sync_files
+from gateway.audit.spool import SpoolFull, adopt, chains, lock_chain, open_spool, sync_files
+from gateway.audit.state import State
 
 SEGMENT = 262_144
 BOUND = 4 * SEGMENT
