@@ -11,7 +11,7 @@ from gevent import socket
 
 STREAMED, HELD = 500_000, 100_000
 """Announced lengths: sent to the unit as it comes, and kept from its service until it is whole."""
-SHORT_MS, LONG_MS = 400, 20_000
+SHORT_MS, LONG_MS = 800, 20_000
 
 
 class Caller:
