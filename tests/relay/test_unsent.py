@@ -22,7 +22,7 @@ from gateway.relay.unsent import UNSENT_BYTES, limit_unsent
 from gateway.relay.websocket import UnitSocket
 
 LARGE = 8 * 1_048_576
-WIDE = Limits(stream_window=LARGE, conn_window=2 * LARGE)
+WIDE = Limits(stream_window=LARGE, conn_window=2 * LARGE, queue_bytes=2 * LARGE)
 HELLO = fr.Hello("a", "b", stream_window=LARGE, conn_window=2 * LARGE)
 WELCOME = fr.Welcome("c", 1, stream_window=LARGE, conn_window=2 * LARGE)
 
