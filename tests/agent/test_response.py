@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.agent.response import ResponseBroken, ResponseReader
+from gateway.agent.response import MAX_FIELDS, ResponseBroken, ResponseReader
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -129,3 +129,49 @@ def test_broken(data, size):
 def test_truncated(data):
     with pytest.raises(ResponseBroken, match="truncated"):
         read(data, end=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param(b"a b", b"x", id="a name with a space"),
+        pytest.param(b"", b"x", id="no name"),
+        pytest.param(b"a\nb", b"x", id="a name that would be two"),
+        pytest.param(b"a\x00", b"x", id="a name with NUL"),
+        pytest.param(b"a", b"x\ny", id="a value that would be two"),
+        pytest.param(b"a", b"x\r", id="a value with CR"),
+        pytest.param(b"a", b"x\x00y", id="a value with NUL"),
+        pytest.param(b"a", b"x\x7f", id="a value with DEL"),
+    ],
+)
+@pytest.mark.parametrize("others", [0, 2])
+def test_what_a_lenient_parser_would_hand_on_is_refused(name, value, others):
+    """Fields are looked at together: none may hide among the others, or be taken for two."""
+    reader = ResponseReader("GET")
+    for _ in range(others):
+        reader.on_header(b"good", b"one")
+    reader.on_header(name, value)
+    with pytest.raises(ResponseBroken, match="header field"):
+        reader._fields()
+
+
+def test_two_faults_that_would_make_the_count_right_are_refused():
+    reader = ResponseReader("GET")
+    reader.on_header(b"a\nb", b"x\ny")
+    with pytest.raises(ResponseBroken, match="header field"):
+        reader._fields()
+
+
+@pytest.mark.parametrize(("count", "fits"), [(MAX_FIELDS - 1, True), (MAX_FIELDS, True), (MAX_FIELDS + 1, False)])
+def test_as_many_fields_as_a_frame_takes(count, fits):
+    answer = b"HTTP/1.1 204 No\r\n" + b"".join(b"a: %d\r\n" % n for n in range(count)) + b"\r\n"
+    if fits:
+        assert len(read(answer)[0].head.fields) == count
+        return
+    with pytest.raises(ResponseBroken, match="head too large"):
+        read(answer)
+
+
+def test_the_length_of_a_204_is_none():
+    reader, body = read(b"HTTP/1.1 204 No\r\nContent-Length: 5\r\n\r\n")
+    assert (reader.complete, reader.head.length, body) == (True, None, b"")

@@ -8,7 +8,7 @@ import gevent
 import pytest
 from gevent import socket
 
-from gateway.relay.readable import Readable
+from gateway.relay.readable import PassedOn, Readable
 
 
 @pytest.fixture
@@ -81,3 +81,24 @@ def test_a_receiver_that_is_killed_leaves_it_usable(ends):
     receiver.kill()
     theirs.sendall(b"x")
     assert readable.receive_until(100, time.monotonic() + 5) == b"x"
+
+
+def test_nothing_is_left_behind(ends):
+    readable, theirs = ends
+    loop = gevent.get_hub().loop
+    before = loop.activecnt
+    theirs.sendall(b"x")
+    assert readable.receive_until(100, time.monotonic() + 60) == b"x"
+    readable.close()
+    assert loop.activecnt == before
+
+
+def test_who_sleeps_while_the_socket_goes_to_another_is_told_so(ends):
+    readable, theirs = ends
+    receiver = gevent.spawn(readable.receive, 100)
+    gevent.sleep(0.01)
+    assert readable.waiting
+    readable.let_go()
+    theirs.sendall(b"for the new owner")
+    with gevent.Timeout(5), pytest.raises(PassedOn):
+        receiver.get()

@@ -55,6 +55,22 @@ def answer(unit, stream, body=b"", status=200, length=None, end=True):
 # --- one outcome, by hand
 
 
+@pytest.mark.parametrize("size", [1_000, 1_060, 1_100, 3_000])
+def test_a_whole_answer_keeps_to_the_frame(size):
+    limits = Limits(max_streams=8, stream_window=5_000, conn_window=9_000, max_frame=1_100)
+    gateway, unit = pair(limits)
+    stream = gateway.send_request(request("GET"), 30.0, b"", True)
+    deliver(gateway, unit)
+    answer(unit, stream, b"x" * size)
+    messages = []
+    while unit.has_frames:
+        messages += unit.data_to_send(0.0)
+    assert max(map(len, messages)) <= limits.max_frame
+    told = [event for message in messages for event in gateway.receive(message, 0.0)]
+    assert b"".join(getattr(event, "body", b"") for event in told) == b"x" * size
+    assert told[-1].end
+
+
 def test_a_request_and_its_answer():
     gateway, unit = pair()
     stream = gateway.send_request(request(), 30.0, b"body")
