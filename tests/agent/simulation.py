@@ -15,26 +15,24 @@ from typing import Any
 import gevent
 
 from fastpath.frames import OP_BINARY, OP_CLOSE, OP_PING, encode_close, encode_frame
-from gateway.agent import link
 from gateway.agent.endpoint import Endpoint
-from gateway.agent.exchange import Exchange
 from gateway.agent.ledger import Ledger
 from gateway.agent.ledger_store import LedgerUnavailable
-from gateway.agent.services import Service, Services, ServiceSettings
+from gateway.agent.services import Services, ServiceSettings
 from gateway.agent.settings import AgentSettings
 from gateway.errors import Delivery
 from gateway.relay import events as ev
 from gateway.relay import frames as fr
 from gateway.relay.core import Limits, NotSendable
-from gateway.relay.frames import GoAwayCode, ResetCode
+from gateway.relay.frames import GoAwayCode, RefusalReason, ResetCode
 from gateway.relay.states import State, StreamState
+from tests.agent.simulated_checks import Checked
 from tests.agent.simulated_lane import MAX_FRAME, Call, Lane
-from tests.agent.simulated_service import RECEIVE_BYTES, Attempt, Backend
+from tests.agent.simulated_service import Attempt, Backend
 from tests.agent.virtual import EPOCH_S, Clock, Event, patched, settle
 
 FOREVER_S = 400.0
 """Longer than any deadline of a request."""
-HONEST_ENDS = {"left", "leaving", "silent", "no-hello", "closed by the gateway", "closed by the gateway with 1000"}
 ALLOWED_ERRORS = {"ledger_unavailable", "answer_not_kept"}
 
 
@@ -43,7 +41,7 @@ class Identity:
         return "a.b.c"
 
 
-class World:
+class World(Checked):
     """`step` does one random thing; `finish` ends it, one way or another. Use it in a `with` statement."""
 
     def __init__(self, seed: int, ledger: Ledger, keys: str) -> None:
@@ -62,6 +60,8 @@ class World:
         ledger.now = self.clock.time
         self._keys = [f"{keys}-0"]
         self.backend.gentle = self._gentle = self.random.random() < 0.4
+        self._doubt = False
+        """Was anything of the ledger lost, so that it must say of a key that its outcome is unknown?"""
         self._stack = ExitStack()
 
     def __enter__(self) -> World:
@@ -103,9 +103,6 @@ class World:
         )  # fmt: skip
         return AgentSettings(endpoint, Identity(), services, max_streams=pick([1, 8, 16]))  # type: ignore[arg-type]
 
-    def _every_service(self) -> list[Service]:
-        return self.services._services
-
     def _live(self) -> list[Lane]:
         return [lane for lane in self._open if not lane.over]
 
@@ -118,6 +115,7 @@ class World:
         self.disk.append(turn)
         turn.wait()
         if not early and not self._gentle and self.random.random() < 0.04:
+            self._doubt = True
             raise LedgerUnavailable("injected")
         return result if early else work()
 
@@ -182,6 +180,7 @@ class World:
     def crash(self) -> None:
         """The agent's process dies, whatever it was doing, and a new one starts with the same ledger."""
         self.note("crash")
+        self._doubt = True
         settle()
         worker, self.ledger._worker = self.ledger._worker, gevent.Greenlet()
         if worker is not None:
@@ -405,10 +404,23 @@ class World:
             self._deny(call)
         elif delivery is not Delivery.UNKNOWN:
             assert call.released
+        if call.request.idempotency is not None:
+            self._check_refusal(call, outcome.split()[-1])
 
     def _deny(self, call: Call) -> None:
         assert not any(attempt.taken for attempt in call.attempts), f"call {call.number} was dispatched"
         call.not_dispatched = True
+
+    def _check_refusal(self, call: Call, reason: str) -> None:
+        """Of a key the ledger says nothing worse than what is true."""
+        key, request = call.request.idempotency or "", call.request
+        others = [other for other in self.calls if other.request.idempotency == key and other is not call]
+        if reason == RefusalReason.OUTCOME_UNKNOWN and not self._doubt:
+            assert self.by_key.get(key), "the service saw nothing under this key"
+            assert not any(other.outcomes and other.outcomes[0][0] == "answered" for other in others), "it is known"
+        if reason == RefusalReason.KEY_REUSED:
+            own = (request.method, request.target, call.body)
+            assert any((other.request.method, other.request.target, other.body) != own for other in others)
 
     def _check_answer(self, call: Call) -> None:
         """It is what the service said to this call, or to the first of its key."""
@@ -451,72 +463,8 @@ class World:
             assert not self.by_key.get(key), "one key ran twice"
             self.by_key[key] = [attempt]
 
-    # --- what holds whenever the agent rests
-
     def note(self, *what: object) -> None:
         self.trace.append((round(self.clock.now_s, 6), *what))
-
-    def check(self) -> None:
-        assert not self.faults, self.faults
-        for lane in self._open:
-            self._check_gateway(lane)
-            self._check_exchanges(lane)
-        self._open = [lane for lane in self._open if lane.started or not (lane.over and lane.greenlet.ready())]
-        self._check_places()
-        self._check_connections()
-
-    def _check_gateway(self, lane: Lane) -> None:
-        for stream, call in lane.calls.items():
-            assert (not call.outcomes) == (stream in lane.gateway.streams)
-            assert call.outcomes or call.deadline_s > self.clock.now_s, "a deadline that was not told"
-        assert all(size <= lane.gateway.stream_window for size in lane.held.values())
-        assert sum(lane.held.values()) <= lane.gateway.conn_window
-
-    def _check_exchanges(self, lane: Lane) -> None:
-        """No exchange outlives its stream but for the ledger, and what both hold stays within the windows."""
-        unit, own, held = lane.unit, lane.link, 0
-        for stream, (exchange, greenlet) in list(lane.started.items()):
-            record = unit.streams.get(stream)
-            if greenlet.ready():
-                del lane.started[stream]
-                assert record is None or not record.unconsumed, "credit that outlives its exchange"
-            elif greenlet not in self.services.detached:
-                assert record is not None, "an exchange outlives its stream"
-                assert stream in own._exchanges
-                size = self._held(exchange)
-                assert size <= record.unconsumed <= unit.stream_window
-                held += size
-        assert held <= unit.conn_window
-        assert set(own._room) <= set(own._exchanges) <= set(lane.started), "room for nobody"
-        if lane.greenlet.ready():
-            assert own._end in HONEST_ENDS or own._end.endswith("Error"), own._end
-            assert not unit.streams
-            assert all(greenlet in self.services.detached for _, greenlet in own._exchanges.values())
-        self._check_unsent(lane)
-
-    def _held(self, exchange: Exchange) -> int:
-        """Body bytes of its request in the exchange's hands."""
-        mine = [one for one in self.backend.attempts if one.call == int(exchange._request.fields[0][1])]
-        return exchange._body_bytes - len(mine[-1].body) if mine else sum(map(len, exchange._body))
-
-    def _check_unsent(self, lane: Lane) -> None:
-        """Of an answer no more is put in hand than there is room for."""
-        most = max(link.ROOM_BYTES + RECEIVE_BYTES, self.ledger.answer_max_bytes + RECEIVE_BYTES)
-        assert all(lane.unit.queued_bytes(stream) <= most for stream in lane.unit.streams)
-
-    def _exchanges(self) -> list[Exchange]:
-        return [exchange for lane in self._open for exchange, _ in lane.started.values()]
-
-    def _check_places(self) -> None:
-        for service in self._every_service():
-            holders = [one for one in self._exchanges() if one._service is service and not one._finished]
-            assert service.running == len(holders), "a place that nobody holds"
-
-    def _check_connections(self) -> None:
-        idle = [connection for service in self._every_service() for connection in service.pool._idle]
-        used = [exchange._connection for exchange in self._exchanges() if exchange._connection is not None]
-        known = {id(connection) for connection in (*idle, *used)}
-        assert all(one.closed or id(one) in known for one in self.backend.connections), "a connection of nobody"
 
     # --- the end
 
