@@ -71,9 +71,9 @@ cdef class Lines:
         if logging is not None:
             level, rank, sample = logging.level, logging.rank, logging.sample
         if status >= 500:
-            self.add(ctx, status, took_ns // 1000, self._clock_s(), b"error", 1)
+            self._add(ctx, status, took_ns // 1000, self._clock_s(), b"error", 1)
         elif rank >= self.least and (sample == 1 or self._is_due(ctx.route.name, sample)):
-            self.add(ctx, status, took_ns // 1000, self._clock_s(), level, sample)
+            self._add(ctx, status, took_ns // 1000, self._clock_s(), level, sample)
         if self.size >= self._most:
             self._full()
 
@@ -83,14 +83,19 @@ cdef class Lines:
         self._seen[route] = (seen + 1) % sample
         return seen == 0
 
-    cpdef add(
-        self, RequestContext ctx, int status, int64_t took_us, double now_s, bytes level=b"info",
+    def add(
+        self, RequestContext ctx not None, int status, int64_t took_us, double now_s, bytes level not None=b"info",
         int64_t sample=1,
     ):
         """Add the line of a finished request; it stands for `sample` of them.
 
         Units: `took_us` microseconds, `now_s` seconds since 1970, when it ended.
         """
+        self._add(ctx, status, took_us, now_s, level, sample)
+
+    cdef int _add(
+        self, RequestContext ctx, int status, int64_t took_us, double now_s, bytes level, int64_t sample
+    ) except -1:
         cdef int64_t micros = <int64_t> (now_s * 1000000)
         if micros // 1000000 != self._whole:
             self._whole = micros // 1000000
@@ -131,7 +136,7 @@ cdef class Lines:
         if ctx.snapshot is not None:
             self._put(b',"config_version":', 18)
             self._number(ctx.snapshot.version, 1)
-        self._put(b"}\n", 2)
+        return self._put(b"}\n", 2)
 
     def take(self):
         """What has been collected, which begins anew."""

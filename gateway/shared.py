@@ -78,6 +78,12 @@ def is_accepting() -> None:
         _made.life[1 + slot] = _made.generation
 
 
+def is_leaving() -> None:
+    """In a worker: it accepts no more connections from here on."""
+    if _made is not None and slot >= 0:
+        _made.life[1 + slot] = 0
+
+
 def takes_leave(others: int) -> bool:
     """In a worker: may it leave, since at least so many others accept connections? If so it counts as one no more.
 
@@ -87,7 +93,7 @@ def takes_leave(others: int) -> bool:
         return True
     if _others() < others:
         return False
-    _made.life[1 + slot] = 0
+    is_leaving()
     if _others() < others:
         is_accepting()
         return False

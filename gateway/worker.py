@@ -174,6 +174,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         # NOTE: the arbiter kills at the end of the grace; what is cut off must be accounted for before that.
         end_s = time.monotonic() + grace_s - min(_CUT_S, grace_s / 3)
         linger_end_s = time.monotonic() + min(self.settings.drain_linger_s, grace_s)
+        shared.is_leaving()
         for server in servers:
             server.close()
         for connection in list(self.connections):

@@ -54,6 +54,16 @@ def test_of_two_at_once_none_leaves(lives: Any) -> None:
     assert life[OURS] == 1
 
 
+def test_one_that_drains_is_no_other(lives: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever made it leave: a signal, or a turn that never came."""
+    life = lives([1, 1, 1, 1])
+    monkeypatch.setattr(shared, "slot", 0)
+    shared.is_leaving()
+    monkeypatch.setattr(shared, "slot", OURS - 1)
+    assert not shared.takes_leave(2)
+    assert life == [1, 0, 1, 1]
+
+
 def test_without_shared_memory_anybody_may(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "_made", None)
     assert shared.takes_leave(3)

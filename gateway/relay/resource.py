@@ -88,7 +88,9 @@ class UnitResource:
             ctx.agent = getattr(exchange.link, "agent", "")
             try:
                 self._answer(ctx, route, route.action, unit.id, exchange, resp)
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, ClientError):
+                    error.members["delivery"] = Delivery.RESPONSE_STARTED.value
                 exchange.abandon()
                 raise
         finally:

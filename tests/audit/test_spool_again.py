@@ -184,3 +184,32 @@ def test_one_that_cannot_be_used_again_is_no_reason_to_fail_for_ever(tmp_path, m
     spool.make_room()
     assert not spool.wants_room
     spool.close()
+
+
+def test_what_is_put_away_while_another_is_made_ready_is_not_taken_for_it(tmp_path, monkeypatch):
+    """The thread that makes room is at the file while the hub's is told of more that is shipped."""
+    spool = open_spool(tmp_path, SEGMENT, 4 * BOUND)
+    while len(spool._segments) < 4:
+        spool.append(b"x" * 80)
+    head, files = spool.files_to_sync(0)
+    sync_files(files)
+    spool.synced(head)
+    spool.shipped(spool._segments[1].first - 1)
+    real = os.fdatasync
+
+    def slow(descriptor):
+        real(descriptor)
+        spool.shipped(spool._segments[1].first - 1)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(spool_module.os, "fdatasync", slow)
+        spool.make_room()
+    assert spool._spare.read_bytes()[:8] == bytes(8)
+    assert not (spool.folder / "blank").exists()
+    for _ in range(30):
+        spool.append(b"x" * 80)
+    shutil.copytree(tmp_path, tmp_path.parent / "copy")
+    successor = open_spool(tmp_path.parent / "copy", SEGMENT, 4 * BOUND)
+    assert (successor.damaged, successor.sequence) == ("", spool.sequence)
+    successor.close()
+    spool.close()

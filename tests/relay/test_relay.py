@@ -7,9 +7,11 @@ import os
 import gevent
 import jwt
 import pytest
+from gevent import socket
 
-from gateway.relay.frames import ResetCode
+from gateway.relay.frames import ResetCode, Response
 from gateway.relay.resource import ORIGIN_WIDE
+from gateway.relay.states import StreamState
 
 
 def silent(unit, event):
@@ -417,3 +419,25 @@ def blocked(worker):
     (link,) = worker.relay.registry.local("hospital")
     link._writing = True
     return link
+
+
+def test_a_caller_who_leaves_after_the_head_was_not_undispatched(rig):
+    """The unit has begun to answer: what the trail and the log say is that."""
+
+    def script(unit, event):
+        unit.ack(event.stream)
+        unit.session.send_response(event.stream, Response(200, [], 1000), b"x" * 10, False)
+        unit.poke()
+
+    worker = rig.worker()
+    unit = rig.unit(worker, script)
+    rig.until(lambda: worker.relay.registry.connected("hospital"))
+    caller = socket.create_connection(("127.0.0.1", worker.port))
+    caller.sendall(b"GET /units/hospital/a HTTP/1.1\r\nHost: t\r\n\r\n")
+    (link,) = worker.relay.registry.local("hospital")
+    rig.until(lambda: [r for r in link.session.streams.values() if r.state is StreamState.STREAMING])
+    caller.close()
+    rig.until(lambda: unit.aborted)
+    (ctx,) = [ctx for ctx in worker.seen if ctx.path.startswith("/units/hospital")]
+    rig.until(lambda: ctx.delivery)
+    assert ctx.delivery == "response_started"
