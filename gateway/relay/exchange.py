@@ -207,12 +207,11 @@ class Exchange:
             self._sleep()
 
     def _wait_for_room(self, link: Link, size: int) -> None:
-        while not self.over and not link.has_room(size):
+        while not self.over and not link.has_room(self.stream, size):
             if self._held:
                 # NOTE: the unit keeps what it holds, and with it the credit that what is queued may wait for.
                 self._held = False
                 link.go(self.stream)
-            link.await_room(self)
             self._sleep()
 
     def send_from(self, body: Body) -> None:

@@ -103,7 +103,8 @@ class Link:
     PERF: `relay_small`: what all callers of one turn of the hub have to send leaves in one write, made from the hub
     itself; a writer greenlet takes over where the socket is full or the link ends, and is there only as long as it has
     something to write: an idle link is one greenlet.
-    Shapes: `lost_reason` is a word for why it ended, "" while it lives; `passed_on`: another process has it now.
+    Shapes: `lost_reason` is a word for why it ended, "" while it lives; `passed_on`: another process has it now;
+    `_crowd` the open streams that stand in line for room, and the bytes that each wants room for.
     """
 
     def __init__(self, session: Session, carrier: Carrier, clock: Callable[[], float] = time.monotonic) -> None:
@@ -111,7 +112,8 @@ class Link:
         self.carrier = carrier
         self.clock = clock
         self.sinks: dict[int, Sink] = {}
-        self._crowd: dict[Sink, None] = {}
+        self._crowd: dict[int, int] = {}
+        self._telling = False
         self.lost_reason = ""
         self.ended = False
         self.passed_on = False
@@ -253,15 +255,32 @@ class Link:
             sink = self.sinks.get(stream)
             if sink is not None:
                 sink.on_flushed(size)
-        self._tell_room()
+        if self._crowd:
+            self._tell_room()
 
     def _tell_room(self) -> None:
-        """NOTE: once there is much of it, or the whole crowd would be woken for each piece that leaves."""
-        outbox = self.session.outbox
-        if self._crowd and outbox.has_room(outbox.limit_bytes // 4):
-            crowd, self._crowd = self._crowd, {}
-            for sink in crowd:
-                sink.on_room()
+        """Who stands in line is told in turn, the next once the first has taken his room."""
+        crowd, outbox = self._crowd, self.session.outbox
+        if self._telling:
+            return
+        self._telling = True
+        try:
+            while crowd:
+                stream = next(iter(crowd))
+                if not outbox.has_room(crowd[stream]):
+                    return
+                self.sinks[stream].on_room()
+                if next(iter(crowd), None) == stream:
+                    # Its greenlet takes it as soon as it runs.
+                    return
+        finally:
+            self._telling = False
+
+    def _part_with(self, stream: int) -> Sink | None:
+        """The sink of a stream that has ended, which stands in no line any more."""
+        if self._crowd:
+            self._crowd.pop(stream, None)
+        return self.sinks.pop(stream, None)
 
     def poke(self) -> None:
         """There may be something to write, or an earlier deadline."""
@@ -295,6 +314,7 @@ class Link:
             return
         self.ended = True
         self.lost_reason = self.lost_reason or self.session.close_reason or reason
+        self._crowd.clear()
         for stream, delivery in self.session.fail_all():
             sink = self.sinks.pop(stream, None)
             if sink is not None:
@@ -357,17 +377,25 @@ class Link:
         self._send_soon()
         return stream
 
-    def has_room(self, size: int) -> bool:
-        """Does the queue take so many body bytes more of an open stream?"""
-        return self.session.outbox.has_room(size)
+    def has_room(self, stream: int, size: int) -> bool:
+        """May the stream put so many body bytes now? True if it is gone, too: `send_data` says so.
 
-    def await_room(self, sink: Sink) -> None:
-        """Tell the sink once, by `on_room`, when there is room in the queue again; not at the end of the link."""
-        self._crowd[sink] = None
+        Else it stands in line, first come, first served, until it puts them or ends: `on_room` has it ask again.
+        """
+        crowd = self._crowd
+        if not size or stream not in self.sinks:
+            return True
+        if (not crowd or next(iter(crowd)) == stream) and self.session.outbox.has_room(size):
+            return True
+        crowd[stream] = size
+        return False
 
     def send_data(self, stream: int, data: bytes, end: bool) -> bool:
         """For whom `has_room` has said so. False if the stream is gone."""
         sent = self.session.send_data(stream, data, end)
+        if self._crowd:
+            self._crowd.pop(stream, None)
+            self._tell_room()
         self._send_soon()
         return sent
 
@@ -386,10 +414,11 @@ class Link:
 
     def reset(self, stream: int, code: ResetCode, reason: str = "", dispatched: bool | None = None) -> Delivery | None:
         """End the stream from this side; None if it has ended already. Its sink is not told."""
-        self.sinks.pop(stream, None)
+        self._part_with(stream)
         self.session.discard(stream)
         delivery = self.session.reset(stream, code, reason, dispatched)
-        self._tell_room()
+        if self._crowd:
+            self._tell_room()
         self.poke()
         return delivery
 
@@ -402,6 +431,7 @@ class Link:
             if sink is not None:
                 sink.on_ack()
             return
+        # NOTE: its request has left whole: it stands in no line.
         sink = self.sinks.pop(stream, None)
         if sink is not None:
             sink.on_response(response, body, True)
@@ -422,21 +452,21 @@ class Link:
             sink.on_ack()
 
     def _on_response(self, event: ev.ResponseReceived) -> None:
-        sink = self.sinks.pop(event.stream, None) if event.end else self.sinks.get(event.stream)
+        sink = self._part_with(event.stream) if event.end else self.sinks.get(event.stream)
         if sink is not None:
             sink.on_response(event.response, event.body, event.end)
         else:
             self.session.consumed(event.stream, len(event.body))
 
     def _on_data(self, event: ev.DataReceived) -> None:
-        sink = self.sinks.pop(event.stream, None) if event.end else self.sinks.get(event.stream)
+        sink = self._part_with(event.stream) if event.end else self.sinks.get(event.stream)
         if sink is not None:
             sink.on_data(event.body, event.end)
         else:
             self.session.consumed(event.stream, len(event.body))
 
     def _on_aborted(self, event: ev.StreamAborted) -> None:
-        sink = self.sinks.pop(event.stream, None)
+        sink = self._part_with(event.stream)
         if sink is not None:
             lost = event.remote and event.code == LOST
             sink.on_failed(Failure(event.code, event.reason, event.delivery, lost))

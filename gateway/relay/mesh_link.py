@@ -322,12 +322,11 @@ class Forward:
         onward = self.onward
         if onward is None:
             return False
-        if not self._waiting and onward.has_room(len(body)):
+        if not self._waiting and onward.has_room(self.onward_stream, len(body)):
             return onward.send_data(self.onward_stream, body, end)
         if self._waiting is None:
             self._waiting = deque()
         self._waiting.append((body, end))
-        onward.await_room(self)
         return True
 
     @property
@@ -338,12 +337,17 @@ class Forward:
     def on_room(self) -> None:
         onward = self.onward
         while onward is not None and self._waiting:
-            if not onward.has_room(len(self._waiting[0][0])):
-                onward.await_room(self)
+            if not onward.has_room(self.onward_stream, len(self._waiting[0][0])):
                 return
             body, end = self._waiting.popleft()
             if not onward.send_data(self.onward_stream, body, end):
                 self._back.consumed(self._stream, len(body))
+
+    def _drop_waiting(self) -> None:
+        """The unit has answered: nobody reads the rest of the request."""
+        size, self._waiting = self.waiting_bytes, None
+        if size:
+            self._back.consumed(self._stream, size)
 
     def on_ack(self) -> None:
         self._back.session.send_ack(self._stream)
@@ -352,6 +356,8 @@ class Forward:
     def on_response(self, response: Response, body: bytes, end: bool) -> None:
         self._left += len(body)
         self._ended = end
+        if end:
+            self._drop_waiting()
         try:
             sent = self._back.session.send_response(self._stream, response, body, end)
         except Oversize:
@@ -364,6 +370,8 @@ class Forward:
     def on_data(self, body: bytes, end: bool) -> None:
         self._left += len(body)
         self._ended = end
+        if end:
+            self._drop_waiting()
         if not self._back.send_data(self._stream, body, end) and self.onward is not None:
             self.onward.consumed(self.onward_stream, len(body))
 

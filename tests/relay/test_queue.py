@@ -11,7 +11,9 @@ from gevent import socket
 
 from gateway.relay import frames as fr
 from gateway.relay.core import Limits, NotSendable
+from gateway.relay.exchange import HIGH_WATER_BYTES
 from gateway.relay.link import Link
+from gateway.relay.mesh_link import Forward
 from gateway.relay.outbox import LEAST_ROOM_BYTES
 from gateway.relay.session import GatewaySession
 
@@ -139,26 +141,152 @@ def test_a_request_starts_where_a_piece_has_room(queued, body, refused):
     assert (caught.value.reason, caught.value.full) == ("queue", True)
 
 
-class Waits:
-    told = 0
+class Upload:
+    """Of a body without end; puts 64 KiB whenever it may, as callers and siblings do."""
+
+    def __init__(self, link, deadline_s=9.0):
+        self.link, self.put_bytes, self.told = link, 0, 0
+        self.stream = link.start(fr.Request("i", "PUT", "/", []), deadline_s, self, b"", False)
+
+    def put(self):
+        while self.link.session.queued_bytes(self.stream) < HIGH_WATER_BYTES:
+            if not self.link.has_room(self.stream, LEAST_ROOM_BYTES):
+                return
+            self.put_bytes += LEAST_ROOM_BYTES * self.link.send_data(self.stream, bytes(LEAST_ROOM_BYTES), False)
 
     def on_room(self):
         self.told += 1
+        self.put()
+
+    def on_flushed(self, size):
+        self.put()
+
+    def on_ack(self):
+        return
+
+    def on_response(self, response, body, end):
+        return
+
+    def on_failed(self, failure):
+        return
+
+
+def write_some(link):
+    """What one write takes; the unit reads it at once."""
+    link.session.data_to_send(1.0)
+    outbox = link.session.outbox
+    for stream, size in outbox.flushed:
+        outbox.add_credit(stream, size)
+        outbox.add_connection_credit(size)
+    link._tell_flushed()
+
+
+def still_link(queued):
+    """Writes nothing by itself."""
+    link = Link(session_with(queued), None, lambda: 1.0)
+    link._flush_due, link._wake_writer = True, lambda: None
+    return link
+
+
+@pytest.fixture
+def crowded():
+    """(a link whose queue is full, its uploads, of which the last ones stand in line)"""
+    link = still_link(0)
+    uploads = [Upload(link) for _ in range(40)]
+    for upload in uploads:
+        upload.put()
+    assert 0 < len(link._crowd) < len(uploads)
+    return SimpleNamespace(link=link, uploads=uploads, line=list(link._crowd))
+
+
+def test_who_waits_is_not_overtaken(crowded):
+    late = Upload(crowded.link)
+    late.put()
+    others, rounds = sum(upload.put_bytes for upload in crowded.uploads), 0
+    while late.put_bytes < 4 * LEAST_ROOM_BYTES:
+        rounds += 1
+        assert rounds < 1_000
+        write_some(crowded.link)
+    put_bytes = sum(upload.put_bytes for upload in crowded.uploads) - others
+    assert put_bytes <= 5 * len(crowded.uploads) * LEAST_ROOM_BYTES
+    assert crowded.link.session.outbox.queued_bytes <= Limits().queue_bytes // 2
+
+
+def test_the_first_in_line_is_told_and_the_next_once_he_has_taken_his_room(crowded):
+    link, (first, second) = crowded.link, crowded.line[:2]
+    by_stream = {upload.stream: upload for upload in crowded.uploads}
+    by_stream[first].put = lambda: None
+    while not by_stream[first].told:
+        write_some(link)
+    write_some(link)
+    assert not by_stream[second].told
+    assert not link.has_room(second, 1)
+    assert link.has_room(first, LEAST_ROOM_BYTES)
+    link.send_data(first, bytes(LEAST_ROOM_BYTES), False)
+    assert by_stream[second].told
+
+
+def answer(link, stream):
+    link._handle(link.session.receive(fr.encode(fr.Ack(stream)), 1.0))
+    link._handle(link.session.receive(fr.encode(fr.ResponseFrame(stream, fr.Response(200, [], None), b"", True)), 1.0))
+
+
+ENDS = {
+    "reset by us": lambda link, stream: link.reset(stream, fr.ResetCode.CANCEL),
+    "reset by the unit": lambda link, stream: link._handle(
+        link.session.receive(fr.encode(fr.Reset(stream, fr.ResetCode.CANCEL, "", None)), 1.0)
+    ),
+    "answered early": answer,
+    "past its deadline": lambda link, stream: link._handle(link.session.tick(10.0)),
+    "lost": lambda link, stream: link._end("lost"),
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_who_has_ended_stands_in_no_line(crowded, end):
+    link, stream = crowded.link, crowded.line[0]
+    for upload in crowded.uploads:
+        upload.put = lambda: None
+    link.session.data_to_send(1.0, Limits().conn_window)
+    end(link, stream)
+    assert stream not in link._crowd
+    assert link._crowd.keys() <= link.sinks.keys()
+    assert link.has_room(stream, 1)
+    assert not link.send_data(stream, b"x", False)
+    assert stream not in link._crowd
+
+
+def test_what_waited_for_a_unit_that_has_answered_is_given_back(crowded):
+    link, given = crowded.link, []
+    session = SimpleNamespace(send_ack=lambda stream: True, send_response=lambda *answer: True)
+    back = SimpleNamespace(session=session, poke=lambda: None, consumed=lambda stream, size: given.append(size))
+    forward = Forward(back, 7)
+    forward.onward = link
+    forward.onward_stream = link.start(fr.Request("i", "PUT", "/", []), 9.0, forward, b"", False)
+    assert forward.send_onward(bytes(LEAST_ROOM_BYTES), False)
+    assert (forward.waiting_bytes, given) == (LEAST_ROOM_BYTES, [])
+    for upload in crowded.uploads:
+        upload.put = lambda: None
+    link.session.data_to_send(1.0, Limits().conn_window)
+    answer(link, forward.onward_stream)
+    assert (forward.waiting_bytes, given) == (0, [LEAST_ROOM_BYTES])
+    assert not forward.send_onward(b"x", False)
 
 
 @pytest.mark.parametrize("how", ["it leaves", "it is reset", "its deadline passes"])
-def test_who_waits_is_told_of_room_once(how):
-    link, waits = Link(session_with(4_194_304), None, lambda: 1.0), Waits()
+def test_who_waits_is_told_of_room(how):
+    link = still_link(4_194_304)
     (stream,) = link.session.streams
-    link.await_room(waits)
-    link.await_room(waits)
+    link.session.outbox.limit_bytes += LEAST_ROOM_BYTES
+    waits = Upload(link, 99.0)
+    link.session.outbox.limit_bytes -= LEAST_ROOM_BYTES
+    waits.put()
+    assert not waits.put_bytes
     if how == "it leaves":
-        while not waits.told and link.session.has_frames:
-            link.session.data_to_send(1.0)
-            link._tell_flushed()
-            link.session.outbox.add_credit(stream, 262_144)
+        while not waits.put_bytes and link.session.has_frames:
+            write_some(link)
     elif how == "it is reset":
         link.reset(stream, fr.ResetCode.CANCEL)
     else:
-        link._handle(link.session.tick(10.0))
-    assert waits.told == 1
+        link._handle(link.session.tick(9.0))
+    assert waits.told
