@@ -39,8 +39,9 @@ MESH_LIMITS: Final = Limits(
     suspect_s=10.0,
     dead_s=15.0,
 )
-"""Between workers the connection's window is wide, and its queue has no limit of its own: each unit's own bounds what
-can be under way, the worker's buffers all of it."""
+"""Between workers the queue has no limit of its own: the window bounds what the holding worker keeps for a sibling;
+nothing there refuses callers of the sibling. NOTE: all units behind it share the window: 32 to 64 uploads that a slow
+unit does not take can use it up, and uploads to the others wait with them."""
 
 TAKES_LIVE: Final = "live-1"
 """A capability: the worker takes connections that are in use, as `passed` describes them."""
