@@ -330,7 +330,10 @@ class Spool(Chain):
             self._read = (-1, 0, HEADER.size)
 
     def _put_away(self, done: Segment) -> None:
-        """PERF: `loadtests.audit_cost`: a new file of zeros for each costs a quarter of a `phi` request."""
+        """PERF: `loadtests.audit_cost`: the sync of a new file of zeros stands before those that callers wait for.
+
+        On a disk p99 is half as much again with it.
+        """
         done.rest()
         if self._blank is None and done.size == self._segment_bytes:
             # NOTE: it is no part of the chain from here on; a gap in front of the next one would be taken for a loss.
