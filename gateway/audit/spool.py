@@ -186,17 +186,17 @@ class Spool(Chain):
             if blank is None:
                 _fill(path, self._segment_bytes)
             else:
-                # NOTE: until this is over it has its name, and nothing else that is put away may take it.
                 _use_again(blank, path)
         except OSError as error:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
                 if blank is not None:
                     blank.unlink(missing_ok=True)
-            self._blank = None if blank is not None else self._blank
             raise SpoolFull(error.strerror) from error
-        if blank is not None:
-            self._blank = None
+        finally:
+            if blank is not None:
+                # NOTE: until here it has its name, and nothing else that is put away may take it.
+                self._blank = None
         self._spare = path
         return path
 

@@ -108,15 +108,13 @@ class Accounting:
             headers[name.lower()] = value
         if ctx.route is not None and ctx.route.phi:
             resp.set_header("Cache-Control", "no-store")
-        if resp.stream is None and self._settle is not None:
-            try:
-                if self._settle(ctx, resp.status, self._audit):
-                    return
-            except AuditUnavailable:
-                self._withhold(ctx, resp)
-                self.close(ctx, resp.status_code)
+        try:
+            if resp.stream is None and self._settle is not None and self._settle(ctx, resp.status, self._audit):
                 return
-        self._record_audit(req, ctx, resp)
+        except AuditUnavailable:
+            self._withhold(ctx, resp)
+        else:
+            self._record_audit(req, ctx, resp)
         if resp.stream is None:
             self.close(ctx, resp.status_code)
         else:

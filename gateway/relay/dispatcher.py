@@ -115,9 +115,10 @@ class Dispatcher:
         # PERF: `relay_small`: nearly always; the others are only looked at where the nearest does not take it.
         link = self._start_nearest(call, exchange, piece, end, avoid) or self._start(call, exchange, piece, end, avoid)
         try:
-            if not end:
+            if end:
+                exchange.wait_for_head()
+            else:
                 self._send_rest(call.body, exchange)
-            exchange.wait_for_head()
         except ClientError as error:
             delivery = exchange.cancel() if exchange.failure is None else exchange.failure.delivery
             exchange.unwatch()

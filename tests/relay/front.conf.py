@@ -1,26 +1,16 @@
-"""What gunicorn.conf.py has of the memory that workers share."""
+"""The hooks of gunicorn.conf.py for the memory that workers share, without what it checks of a configuration."""
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
 from typing import Any
 
 from gateway import shared
-from gateway.settings import Settings
 
-settings = Settings.from_environ()
+_ours = runpy.run_path(str(Path(__file__).parents[2] / "gunicorn.conf.py"))
+pre_fork, post_fork, child_exit = _ours["pre_fork"], _ours["post_fork"], _ours["child_exit"]
 
 
 def on_starting(server: Any) -> None:
-    shared.arbiter(settings)
-
-
-def pre_fork(server: Any, worker: Any) -> None:
-    worker.slot = shared.arbiter(settings).take_slot(worker.age)
-
-
-def post_fork(server: Any, worker: Any) -> None:
-    shared.slot = worker.slot
-
-
-def child_exit(server: Any, worker: Any) -> None:
-    shared.arbiter(settings).free_slot(worker.age)
+    shared.arbiter(_ours["settings"])
