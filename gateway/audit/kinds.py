@@ -59,7 +59,7 @@ KINDS: dict[str, Kind] = {
     "token.issued": Kind("C", _AUTHENTICATION, ("grant", "jti", "expires_s", "session", "family", "reason", "account")),
     "token.refreshed": Kind("U", _AUTHENTICATION, ("jti", "expires_s", "session", "family", "reason", "account")),
     "token.revoked": Kind("D", _AUTHENTICATION, ("jti", "session", "family", "reason", "account")),
-    "token.introspected": Kind("R", _AUTHENTICATION, ("jti", "active")),
+    "token.introspected": Kind("R", _AUTHENTICATION, ("jti", "session", "active")),
     "key": Kind("U", _SECURITY, ("what", "kid", "alg", "signs", "old", "retires", "author", "actor", "reason")),
     "account": Kind("U", _ATTRIBUTES, ("what", "account", "author", "actor", "reason")),
     "revocation": Kind("D", _SECURITY, ("what", "session", "before", "author", "actor", "reason")),

@@ -54,13 +54,20 @@ Note = Callable[..., None]
 """See audit.trail.AuditTrail.note: (kind, outcome, *, rule, **detail)."""
 
 
-class LoginRefused(TokenRequestRefused):
+class GrantRefused(TokenRequestRefused):
+    """What was presented is not good; whoever raises it has told the audit trail why, and does not tell the sender."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("invalid_grant", detail)
+
+
+class LoginRefused(GrantRefused):
     """Not told why: no such account, another password, no code."""
 
     code = "login-refused"
 
     def __init__(self) -> None:
-        super().__init__("invalid_grant", "The login, the password or the one-time code is not right")
+        super().__init__("The login, the password or the one-time code is not right")
 
 
 class Logins:

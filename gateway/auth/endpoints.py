@@ -20,7 +20,7 @@ import orjson
 
 from fastpath.token import TokenError, Verified
 from gateway.auth import dpop, pkce
-from gateway.auth.accounts import Note
+from gateway.auth.accounts import GrantRefused, Note
 from gateway.auth.clients import ALGORITHMS, Caller, Clients, Spent
 from gateway.auth.dpop import Proof, read_proof
 from gateway.auth.form import MAX_BODY_BYTES, parse_form
@@ -28,7 +28,15 @@ from gateway.auth.grants import EXCHANGE, Asked, Grants, is_revoked
 from gateway.auth.sessions import Owned, digest_of, is_refresh_token
 from gateway.config.snapshot import REVOKE_PATH, TOKEN_PATH, CompiledClient, CompiledTokens, Snapshot
 from gateway.context import RequestContext
-from gateway.errors import ClientUnauthenticated, GatewayError, NotFound, TokenRequestRefused
+from gateway.errors import (
+    AuditUnavailable,
+    ClientUnauthenticated,
+    GatewayError,
+    NotFound,
+    Origin,
+    RateLimited,
+    TokenRequestRefused,
+)
 from gateway.relay.request import RequestBody, content_length
 
 JWKS_PATH: Final = "/auth/v1/jwks"
@@ -88,10 +96,12 @@ class Posted:
     """What the endpoints that take a form share."""
 
     name = ""
+    kind = ""
 
-    def __init__(self, clients: Clients, tell: Tell, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, clients: Clients, tell: Tell, note: Note, now: Callable[[], float] = time.time) -> None:
         self._clients = clients
         self._tell = tell
+        self._note = note
         self._now = now
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -103,6 +113,7 @@ class Posted:
         _, tokens = service_of(req)
         ctx: RequestContext = req.context.gateway
         caller: Caller | None = None
+        form: dict[str, str] = {}
         try:
             if ctx.query:
                 raise TokenRequestRefused("invalid_request", "Parameters belong into the body")
@@ -113,8 +124,25 @@ class Posted:
             self._respond(req, form, caller, resp)
         except GatewayError as error:
             self._tell(self.name, str(error.members.get("error", error.code)), caller.id if caller else "")
+            self._note_refusal(ctx, form, caller, error)
             raise
         self._tell(self.name, "ok", caller.id if caller else "")
+
+    def _note_refusal(
+        self, ctx: RequestContext, form: dict[str, str], caller: Caller | None, error: GatewayError
+    ) -> None:
+        """An event of what was not given, unless there is one. Raises: AuditUnavailable."""
+        # SEC: what a limit refused may come in floods; the limit is what the trail is guarded by.
+        if isinstance(error, RateLimited | AuditUnavailable | GrantRefused):
+            return
+        self._note(
+            self._kind(form), "refused" if error.origin is Origin.CLIENT else "failed", ctx=ctx,
+            rule=str(error.members.get("error", error.code)), client=caller.id if caller is not None else "",
+        )  # fmt: skip
+
+    def _kind(self, form: dict[str, str]) -> str:
+        """Of the event of a refusal."""
+        return self.kind
 
     def _wants_client(self, form: dict[str, str]) -> bool:
         return True
@@ -127,11 +155,15 @@ class TokenResource(Posted):
     """Tokens for clients, and for the people who log in by apps."""
 
     name = "token"
+    kind = "token.issued"
 
     def __init__(self, store: Spent, grants: Grants, *parts: Any, **options: Any) -> None:
         super().__init__(*parts, **options)
         self._store = store
         self._grants = grants
+
+    def _kind(self, form: dict[str, str]) -> str:
+        return "token.refreshed" if form.get("grant_type") == "refresh_token" else self.kind
 
     def _respond(self, req: falcon.Request, form: dict[str, str], caller: Caller | None, resp: falcon.Response) -> None:
         assert caller is not None  # noqa: S101 - it is wanted always
@@ -164,6 +196,7 @@ class IntrospectResource(Posted):
     """Is this token good, and what does it say?"""
 
     name = "introspect"
+    kind = "token.introspected"
 
     def __init__(self, store: Store, sessions: Sessions, *parts: Any, **options: Any) -> None:
         super().__init__(*parts, **options)
@@ -175,12 +208,18 @@ class IntrospectResource(Posted):
         if client is None or not client.introspect:
             raise TokenRequestRefused("unauthorized_client", "The client may not introspect")
         text = _token(form)
-        snapshot: Snapshot = req.context.gateway.snapshot
-        document = self._refresh(snapshot, text, client) if is_refresh_token(text) else self._access(req, text, client)
-        answer_json(resp, orjson.dumps(document or {"active": False}))
+        ctx: RequestContext = req.context.gateway
+        refresh = is_refresh_token(text)
+        document = self._refresh(ctx.snapshot, text, client) if refresh else self._access(ctx.snapshot, text, client)
+        found = document or {"active": False}
+        about = {name: str(found.get(claim, "")) for name, claim in (("jti", "jti"), ("session", "sid"))}
+        self._note(
+            "token.introspected", "allowed", ctx=ctx, client=client.id, active="yes" if document else "no", **about
+        )
+        answer_json(resp, orjson.dumps(found))
 
-    def _access(self, req: falcon.Request, text: str, client: CompiledClient) -> dict[str, object] | None:
-        verified = _verified(req.context.gateway.snapshot, text, self._now())
+    def _access(self, snapshot: Snapshot, text: str, client: CompiledClient) -> dict[str, object] | None:
+        verified = _verified(snapshot, text, self._now())
         # SEC: of a token that the client may not ask about it learns as much as of none (RFC 7662, 2.2).
         if verified is None or verified.audience not in client.introspect:
             return None
@@ -211,17 +250,16 @@ class RevokeResource(Posted):
     """A token ends before its time; with a refresh token, its session and all that it gave."""
 
     name = "revoke"
+    kind = "token.revoked"
 
     def __init__(
-        self, store: Store, sessions: Sessions, revoked: Callable[[str, float], None], note: Note,
-        *parts: Any, **options: Any,
-    ) -> None:  # fmt: skip
+        self, store: Store, sessions: Sessions, revoked: Callable[[str, float], None], *parts: Any, **options: Any
+    ) -> None:
         """Shapes: `revoked(jti, until_s)` has this worker know it at once."""
         super().__init__(*parts, **options)
         self._store = store
         self._sessions = sessions
         self._revoked = revoked
-        self._note = note
 
     def _wants_client(self, form: dict[str, str]) -> bool:
         """A token that no client got may be revoked by whoever has it; who says to be a client must prove it."""

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from fastpath.token import TokenError
 from gateway.auth import pkce, sessions
-from gateway.auth.accounts import Account, Login, Logins, Note
+from gateway.auth.accounts import Account, GrantRefused, Login, Logins, Note
 from gateway.auth.clients import Caller
 from gateway.auth.dpop import Proof
 from gateway.auth.issue import AccessToken, issue_access_token
@@ -80,10 +80,6 @@ class Revoked(Protocol):
     """See store.tokens.TokenStore."""
 
     def is_revoked(self, jti: str, session: str) -> bool: ...
-
-
-def invalid_grant(detail: str) -> TokenRequestRefused:
-    return TokenRequestRefused("invalid_grant", detail)
 
 
 class Grants:
@@ -171,7 +167,7 @@ class Grants:
                 "token.issued", "refused", ctx=asked.ctx, rule=f"code:{why}", client=asked.app.id, account=account,
                 session=ended, grant="authorization_code",
             )  # fmt: skip
-            raise invalid_grant("The code is not good, or not for this client, redirect_uri and code_verifier")
+            raise GrantRefused("The code is not good, or not for this client, redirect_uri and code_verifier")
         return self._begun(asked, login, session, token, successor)
 
     def _new(self, asked: Asked, login: Login, scope: str) -> tuple[NewSession, tuple[bytes, int] | None, str]:
@@ -225,7 +221,7 @@ class Grants:
                     verdict, token, successor, scope = self._judged(asked, text, family, presented)
         self._note_refresh(asked, verdict, presented, token.jti if token is not None else "")
         if token is None:
-            raise invalid_grant("The refresh token is not good, or not for this client")
+            raise GrantRefused("The refresh token is not good, or not for this client")
         return _bearer(token, successor, scope)
 
     def _judged(
@@ -316,7 +312,7 @@ class Grants:
                 "token.issued", "refused", ctx=asked.ctx, rule="exchange", client=asked.app.id, account=account,
                 grant=EXCHANGE,
             )  # fmt: skip
-            raise invalid_grant("subject_token is not good, or its subject may not act for requested_subject")
+            raise GrantRefused("subject_token is not good, or its subject may not act for requested_subject")
         account, role, subject, ends_s = ward[0], ward[1], ward[2], ward[3]
         # SEC: nor wider than the token it was given for.
         scope = asked.scope_of(role, " ".join(claimed(parent.claims)))

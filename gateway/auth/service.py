@@ -110,14 +110,14 @@ class Tokens:
         clients = Clients(self._store, by_address)
         logins = Logins(self._accounts, self._passwords, self._vault, by_login, self._note)
         grants = Grants(self._sessions, self._store, logins, self._note)
-        posted = (clients, self._tell)
+        posted = (clients, self._tell, self._note)
         return {
             METADATA_PATH: MetadataResource(),
             JWKS_PATH: JwksResource(),
             AUTHORIZE_PATH: AuthorizeResource(self._sessions, logins, self._vault, by_address, self._tell),
             TOKEN_PATH: TokenResource(self._store, grants, *posted),
             INTROSPECT_PATH: IntrospectResource(self._store, self._sessions, *posted),
-            REVOKE_PATH: RevokeResource(self._store, self._sessions, self.revoked.add, self._note, *posted),
+            REVOKE_PATH: RevokeResource(self._store, self._sessions, self.revoked.add, *posted),
         }
 
     def _key_seal(self) -> KeySeal | None:

@@ -63,8 +63,8 @@ WITH denied AS (
         CASE WHEN kind = 'access' AND subject <> '' THEN issuer || ' ' || subject
             ELSE 'address ' || client_address END AS who
     FROM audit.event e WHERE {} AND e.outcome = 'refused'
-        AND e.kind IN ('access', 'login', 'token.issued', 'token.refreshed') AND e.outcome <> 'allowed'
-        AND e.outcome <> 'pending' AND e.outcome <> 'complete'),
+        AND e.kind IN ('access', 'login', 'token.issued', 'token.refreshed', 'token.introspected', 'token.revoked')
+        AND e.outcome <> 'allowed' AND e.outcome <> 'pending' AND e.outcome <> 'complete'),
 marked AS (
     SELECT *, lag(occurred_at) OVER (PARTITION BY who ORDER BY occurred_at) AS before,
         count(*) OVER (PARTITION BY who ORDER BY occurred_at

@@ -20,6 +20,7 @@ from jwt.algorithms import ECAlgorithm
 
 from gateway import shared
 from gateway.app import Gateway
+from gateway.audit.trail import AuditTrail
 from gateway.errors import DatabaseUnavailable
 from gateway.settings import Settings
 
@@ -112,8 +113,11 @@ def service(tmp_path, monkeypatch):
         config_path=tmp_path / "caregate.yaml", data_dir=tmp_path, run_dir=tmp_path / "run", access_log=False,
         dsn="host=/nowhere connect_timeout=1", bucket_capacity=1024, token_failures_per_minute=FAILURES,
     )  # fmt: skip
+    notes = []
+    monkeypatch.setattr(AuditTrail, "note", lambda self, kind, outcome, **more: notes.append((kind, outcome, more)))
     gateway = Gateway(settings, shared.create(settings), 0)
-    yield SimpleNamespace(gateway=gateway, store=store, client=falcon.testing.TestClient(gateway.public))
+    client = falcon.testing.TestClient(gateway.public)
+    yield SimpleNamespace(gateway=gateway, store=store, client=client, notes=notes)
     gateway.database.close()
 
 
@@ -366,6 +370,61 @@ def test_what_cannot_be_revoked(post):
     assert post("revoke", {"token": "x.y.z"}).status_code == 200
     assert post("revoke", {"token": nurse_token()}).json["error"] == "unsupported_token_type"
     assert post("revoke", "").json["error"] == "invalid_request"
+
+
+# --- the trail
+
+
+CLIENT = {"grant_type": "client_credentials"}
+NOTED = {
+    "a client that proves nothing": ("token", lambda: CLIENT, ("token.issued", "invalid_client", "")),
+    "a scope": ("token", lambda: {**CLIENT, "scope": "s", **proof()}, ("token.issued", "invalid_scope", "labs")),
+    "a grant of apps": (
+        "token", lambda: {"grant_type": "refresh_token", "refresh_token": "r", **proof()},
+        ("token.refreshed", "unauthorized_client", "labs"),
+    ),
+    "no form": ("token", lambda: "grant_type", ("token.issued", "invalid_request", "")),
+    "introspection by nobody": ("introspect", lambda: {"token": "t"}, ("token.introspected", "invalid_client", "")),
+    "introspection by another": (
+        "introspect", lambda: {"token": "t", **proof()}, ("token.introspected", "unauthorized_client", "labs"),
+    ),
+    "revocation of nothing": ("revoke", lambda: "", ("token.revoked", "invalid_request", "")),
+    "revocation without a jti": (
+        "revoke", lambda: {"token": nurse_token()}, ("token.revoked", "unsupported_token_type", ""),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("endpoint", "form", "noted"), NOTED.values(), ids=NOTED.keys())
+def test_what_is_refused_is_an_event(post, service, endpoint, form, noted):
+    answer = post(endpoint, form())
+    assert answer.status_code in (400, 401)
+    [(kind, outcome, more)] = service.notes
+    assert (kind, more["rule"], more["client"]) == noted
+    assert outcome == "refused"
+    assert more["ctx"].id == answer.headers["x-request-id"]
+
+
+def test_what_failed_is_an_event_and_what_a_limit_refused_is_none(post, service):
+    service.store.away = True
+    post("token", {"grant_type": "client_credentials", **proof()})
+    assert [(kind, outcome, more["rule"]) for kind, outcome, more in service.notes] == [
+        ("token.issued", "failed", "database-unavailable")
+    ]
+    for _ in range(FAILURES + 2):
+        post("token", {})
+    assert len(service.notes) == 1 + FAILURES
+
+
+def test_questions_about_tokens_are_events(post, grant, service):
+    token = grant()
+    jti = jwt.decode(token, options={"verify_signature": False})["jti"]
+    service.notes.clear()
+    post("introspect", {"token": token, **proof("watch")})
+    post("introspect", {"token": nurse_token(jti="hidden"), **proof("watch")})
+    assert [(kind, outcome, more["client"], more["active"], more["jti"]) for kind, outcome, more in service.notes] == [
+        ("token.introspected", "allowed", "watch", "yes", jti), ("token.introspected", "allowed", "watch", "no", ""),
+    ]  # fmt: skip
 
 
 # --- metadata

@@ -275,7 +275,7 @@ def test_a_code_that_comes_again_ends_what_it_gave(page, redeem, refresh, alive,
     assert redeem(code).json["error"] == "invalid_grant"
     assert not alive(given["access_token"])
     assert refresh(given["refresh_token"], "app").status_code == 400
-    assert service.notes[-2][2]["rule"] == "code:reused"
+    assert "code:reused" in [members.get("rule") for _, _, members in service.notes]
 
 
 def test_a_code_is_good_for_a_minute(page, redeem, sql):
