@@ -112,7 +112,10 @@ class Session:
     """What both sides share. Use GatewaySession or UnitSession.
 
     The owner feeds `receive`, calls `tick` at `next_deadline_s`, writes what `data_to_send` returns, and closes the
-    transport after SessionClosed. Units: every `now_s` is seconds of one monotonic clock.
+    transport after SessionClosed. The connection's credit is given back as soon as bytes are here, a stream's when its
+    owner has consumed them: who leaves his own unread stops no other.
+
+    Units: every `now_s` is seconds of one monotonic clock; `unread_bytes` what was received and not yet consumed.
     """
 
     role: ClassVar[Role]
@@ -140,6 +143,7 @@ class Session:
         self._last_stream = 0
         self._receive_credit = limits.conn_window
         self._owed = 0
+        self.unread_bytes = 0
         self._unconsumed: dict[int, int] = {}
         self._deadlines: list[tuple[float, int]] = []
 
@@ -191,7 +195,7 @@ class Session:
     @property
     def buffered_bytes(self) -> int:
         """Body bytes in this process: not yet sent, or received and not yet taken."""
-        return self.outbox.queued_bytes + self.conn_window - self._receive_credit - self._owed
+        return self.outbox.queued_bytes + self.unread_bytes
 
     def take_flushed(self) -> list[tuple[int, int]]:
         """The (stream, body bytes) that left since the last call: room for more."""
@@ -234,18 +238,12 @@ class Session:
         record = self.streams.get(stream)
         if record is None:
             left = self._unconsumed.get(stream)
-            if left == size:
-                # PERF: `relay_small`: a whole answer, read at once.
-                del self._unconsumed[stream]
-                self._owed += size
-                if self._owed * 2 >= self.conn_window:
-                    self._owe(0)
-            elif left is not None:
+            if left is not None:
                 self._release(stream, min(size, left), left)
             return
         size = min(size, record.unconsumed)
         record.unconsumed -= size
-        self._owe(size)
+        self.unread_bytes -= size
         if record.received_end:
             return
         record.owed += size
@@ -255,11 +253,12 @@ class Session:
             record.owed = 0
 
     def _release(self, stream: int, size: int, left: int) -> None:
+        """Of what a finished stream left to read."""
+        self.unread_bytes -= size
         if left == size:
             del self._unconsumed[stream]
         else:
             self._unconsumed[stream] = left - size
-        self._owe(size)
 
     def discard(self, stream: int) -> None:
         """Nobody will read what is left of a finished stream."""
@@ -267,9 +266,13 @@ class Session:
         if left is not None:
             self._release(stream, left, left)
 
-    def _owe(self, size: int) -> None:
+    def _spend(self, size: int) -> None:
+        """Body bytes that arrived take the connection's credit, and are owed. Raises: ProtocolViolation."""
+        self._receive_credit -= size
+        if self._receive_credit < 0:
+            raise ProtocolViolation("credit", "more than the connection's credit")
         self._owed += size
-        if self._owed * 2 >= self.conn_window and self.state is not State.CLOSED:
+        if self._owed * 2 >= self.conn_window:
             self._control(fr.Window(0, self._owed))
             self._receive_credit += self._owed
             self._owed = 0
@@ -317,6 +320,7 @@ class Session:
             self._shut("lost")
         self.streams.clear()
         self._unconsumed.clear()
+        self.unread_bytes = 0
         self._deadlines.clear()
         return failed
 
@@ -438,7 +442,7 @@ class Session:
     def _arrive_data(self, frame: fr.Data, now_s: float, events: list[Event]) -> None:
         record = self._advance(frame)
         if record is None:
-            self._ignore_body(len(frame.body))
+            self._spend(len(frame.body))
             return
         if record.received_end:
             raise ProtocolViolation("state", "a body that goes on after its end")
@@ -504,6 +508,7 @@ class Session:
             if record.receive_credit < 0:
                 raise ProtocolViolation("credit", "more than the stream's credit")
             record.unconsumed += size
+            self.unread_bytes += size
         # NOTE: body bytes where HTTP has none are counted like others; whoever writes the answer drops them.
         if record.expected is not None and not record.bodyless:
             record.expected -= size
@@ -512,21 +517,11 @@ class Session:
                 return False
         return True
 
-    def _spend(self, size: int) -> None:
-        self._receive_credit -= size
-        if self._receive_credit < 0:
-            raise ProtocolViolation("credit", "more than the connection's credit")
-
-    def _ignore_body(self, size: int) -> None:
-        if size:
-            self._spend(size)
-            self._owe(size)
-
     def _received_end(self, record: Stream) -> None:
         raise NotImplementedError
 
     def _finish(self, record: Stream, state: StreamState) -> None:
-        """Forget the stream: what it has not sent is dropped, what its owner has not read is owed."""
+        """Forget the stream: what it has not sent is dropped, what its owner has not read only of one that failed."""
         record.state = state
         del self.streams[record.id]
         self.outbox.drop(record.id)
@@ -534,7 +529,7 @@ class Session:
             if state is StreamState.DONE:
                 self._unconsumed[record.id] = record.unconsumed
             else:
-                self._owe(record.unconsumed)
+                self.unread_bytes -= record.unconsumed
 
     def _fit(self, header: bytes) -> bytes:
         """Raises: frames.Oversize for a header that fills a frame: the lower of both sides' maxima holds."""

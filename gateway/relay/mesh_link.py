@@ -39,9 +39,9 @@ MESH_LIMITS: Final = Limits(
     suspect_s=10.0,
     dead_s=15.0,
 )
-"""Between workers the queue has no limit of its own: the window bounds what the holding worker keeps for a sibling;
-nothing there refuses callers of the sibling. NOTE: all units behind it share the window: 32 to 64 uploads that a slow
-unit does not take can use it up, and uploads to the others wait with them."""
+"""Between workers the queue has no limit of its own: a stream's window bounds what the holding worker keeps of it for
+the unit, and the asking one for a caller. The connection's window, which all units behind the sibling share, comes back
+as soon as bytes are here: nobody's reading has a say in it."""
 
 TAKES_LIVE: Final = "live-1"
 """A capability: the worker takes connections that are in use, as `passed` describes them."""

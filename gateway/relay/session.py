@@ -202,8 +202,9 @@ class GatewaySession(Session):
             return None
         if size > record.receive_credit or size > self._receive_credit:
             return None
-        self._receive_credit -= size
+        self._spend(size)
         record.unconsumed += size
+        self.unread_bytes += size
         self._finish(record, StreamState.DONE)
         return stream, fr.Response(status, fields, length, upstream_ms), body
 
@@ -233,7 +234,7 @@ class GatewaySession(Session):
             raise violation
         if record is not None and (self.role, fr.ResponseFrame, record.state) not in ROWS:
             raise ProtocolViolation("state", f"ResponseFrame on a stream that is {record.state.value}")
-        self._ignore_body(_body_bytes(message))
+        self._spend(_body_bytes(message))
         self._abort(violation.stream, ResetCode.PROTOCOL, violation.detail, events)
 
     def _arrive_hello(self, frame: fr.Hello, now_s: float, events: list[Event]) -> None:
@@ -255,7 +256,7 @@ class GatewaySession(Session):
     def _arrive_response(self, frame: fr.ResponseFrame, now_s: float, events: list[Event]) -> None:
         record = self._advance(frame)
         if record is None:
-            self._ignore_body(len(frame.body))
+            self._spend(len(frame.body))
             return
         record.expected = frame.response.length
         record.bodyless = record.bodyless or frame.response.status in (204, 304)
@@ -349,7 +350,7 @@ class UnitSession(Session):
             return
         record.response_ended = True
         # Whoever answered is done with the request, read or not.
-        self._owe(record.unconsumed)
+        self.unread_bytes -= record.unconsumed
         record.unconsumed = 0
         if record.received_end:
             self._finish(record, StreamState.DONE)
@@ -363,7 +364,7 @@ class UnitSession(Session):
         if violation.stream <= self._last_stream:
             raise violation
         self._last_stream = violation.stream
-        self._ignore_body(_body_bytes(message))
+        self._spend(_body_bytes(message))
         self._answer(fr.Reset(violation.stream, ResetCode.PROTOCOL, violation.detail, False))
 
     def _arrive_welcome(self, frame: fr.Welcome, now_s: float, events: list[Event]) -> None:
@@ -378,7 +379,7 @@ class UnitSession(Session):
             raise ProtocolViolation("stream", "a stream id that does not ascend")
         self._last_stream = frame.stream
         if self.state is State.DRAINING or len(self.streams) >= self.max_streams:
-            self._ignore_body(len(frame.body))
+            self._spend(len(frame.body))
             reason = "draining" if self.state is State.DRAINING else "streams"
             self._answer(fr.Reset(frame.stream, ResetCode.REFUSED, reason, False))
             return

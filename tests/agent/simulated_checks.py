@@ -45,11 +45,11 @@ class Checked:
             assert (not call.outcomes) == (stream in lane.gateway.streams)
             assert call.outcomes or call.deadline_s > self.clock.now_s, "a deadline that was not told"
         assert all(size <= lane.gateway.stream_window for size in lane.held.values())
-        assert sum(lane.held.values()) <= lane.gateway.conn_window
+        assert lane.over or lane.gateway.unread_bytes == sum(lane.held.values())
 
     def _check_exchanges(self, lane: Lane) -> None:
         """No exchange outlives its stream but for the ledger, and what both hold stays within the windows."""
-        unit, own, held = lane.unit, lane.link, 0
+        unit, own = lane.unit, lane.link
         for stream, (exchange, greenlet) in list(lane.started.items()):
             record = unit.streams.get(stream)
             if greenlet.ready():
@@ -58,10 +58,8 @@ class Checked:
             elif greenlet not in self.services.detached:
                 assert record is not None, "an exchange outlives its stream"
                 assert stream in own._exchanges
-                size = self._held(exchange)
-                assert size <= record.unconsumed <= unit.stream_window
-                held += size
-        assert held <= unit.conn_window
+                assert self._held(exchange) <= record.unconsumed <= unit.stream_window
+        assert unit.unread_bytes == sum(record.unconsumed for record in unit.streams.values())
         assert set(own._room) <= set(own._exchanges) <= set(lane.started), "room for nobody"
         if lane.greenlet.ready():
             assert own._end in HONEST_ENDS or own._end.endswith("Error"), own._end

@@ -318,9 +318,9 @@ class World:
         for side, session in (("gateway", self.gateway), ("unit", self.unit)):
             held = self.held[side]
             assert all(size <= stream_window for size in held.values())
-            assert sum(held.values()) <= conn_window
             if session.state not in (State.CLOSED, State.CONNECTING):
-                assert 0 <= session.conn_window - session._receive_credit - session._owed <= conn_window
+                assert session._receive_credit + session._owed == session.conn_window, "credit that waits for a reader"
+                assert session.unread_bytes == sum(held.values())
             assert len(session.streams) <= self.limits.max_streams
             assert set(session.outbox.queues) <= set(session.streams)
             assert session.outbox.queued_bytes == sum(q.queued_bytes for q in session.outbox.queues.values())

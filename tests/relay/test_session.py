@@ -235,16 +235,18 @@ def test_a_window_stops_one_stream_and_credit_lets_it_go_on():
     assert sum(len(e.body) for e in deliver(gateway, unit) if e.stream == other) == 900
 
 
-def test_the_connections_window_stops_all_streams():
+def test_the_connections_window_stops_all_streams_until_what_it_let_through_is_here():
     gateway, unit = pair()
     streams = [gateway.send_request(request(), 99.0, bytes(1_000)) for _ in range(5)]
-    got = deliver(gateway, unit)
-    assert sum(len(e.body) for e in got) == 3_000
-    unit.consumed(streams[0], 1_000)
-    assert deliver(unit, gateway) == []
-    unit.consumed(streams[1], 500)
+    under_way = gateway.data_to_send(0.0, 100_000)
+    assert gateway.data_to_send(0.0, 100_000) == []
+    got = [event for message in under_way for event in unit.receive(message, 0.0)]
+    assert sum(len(e.body) for e in got) == unit.unread_bytes == 3_000
     deliver(unit, gateway)
-    assert sum(len(e.body) for e in deliver(gateway, unit)) == 1_500
+    assert sum(len(e.body) for e in deliver(gateway, unit)) == 2_000
+    for stream in streams:
+        unit.consumed(stream, 1_000)
+    assert unit.unread_bytes == 0
 
 
 def test_no_credit_for_thirty_seconds():
