@@ -10,6 +10,7 @@ Each answer is an event of the trail itself before it is given.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
@@ -20,7 +21,8 @@ import orjson
 from gateway.audit.event import AuditEvent, decode
 from gateway.audit.fhir import audit_event, bundle
 from gateway.audit.kinds import ALSO
-from gateway.audit.search import FIELDS, Place, Scope, Search, SearchRefused, parse
+from gateway.audit.refusals import noting
+from gateway.audit.search import Place, Scope, Search, SearchRefused, parse
 from gateway.audit.timestamp import instant
 from gateway.context import Principal, RequestContext
 from gateway.errors import (
@@ -41,6 +43,10 @@ _SHOWN_KINDS: Final = (
     "break-glass.ended", "break-glass.reviewed",
 )  # fmt: skip
 """What a patient is shown of what concerns her record."""
+
+SEARCHED: Final = "audit.searched"
+_EVENT_ID = re.compile(r"([0-9a-z]{1,64})-([0-9]{1,18})\Z")
+"""Chain and number."""
 
 Note = Callable[..., None]
 
@@ -112,13 +118,11 @@ class SearchResource(_Reading):
         DatabaseTimeout, Overloaded.
         """
         ctx: RequestContext = req.context.gateway
-        scope = scope_of(ctx)
-        search = _parsed(ctx.query, page_max=self._page_max)
-        patient = search.where.get("patient", ("",))[0]
-        found = self._reader().find(_within(self._named(search), scope), scope)
+        about: dict[str, str] = {}
+        with noting(self._note, ctx, SEARCHED, about):
+            search, found = self._find(ctx, about)
         page = found[: search.count]
-        about = {"patient": patient, "query": search.described, "found": str(len(page))}
-        self._note("audit.searched", "allowed", ctx=ctx, durable=True, **about)
+        self._note(SEARCHED, "allowed", ctx=ctx, durable=True, found=str(len(page)), **about)
         links = {"self": search.link(SEARCH_PATH)}
         if len(found) > len(page):
             links["next"] = search.link(SEARCH_PATH, page[-1][0])
@@ -126,6 +130,19 @@ class SearchResource(_Reading):
         ids = self._patients.ids_of([event.patient for _, event in events if event.patient])
         resources = (audit_event(e, at.chain, at.sequence, lambda name: ids.get(name, name)) for at, e in events)
         self._answer(resp, bundle(resources, links, round(self._now() * 1000)), "application/fhir+json")
+
+    def _find(self, ctx: RequestContext, about: dict[str, str]) -> tuple[Search, list[tuple[Place, bytes]]]:
+        """What is searched for, if the caller may; `about` is filled in whether he may or not."""
+        try:
+            search: Search | SearchRefused = parse(ctx.query, count=_PAGE, most=self._page_max)
+        except SearchRefused as refused:
+            search = refused
+        if isinstance(search, Search):
+            about |= {"patient": search.where.get("patient", ("",))[0], "query": search.described}
+        scope = scope_of(ctx)
+        if isinstance(search, SearchRefused):
+            raise QueryRefused(str(search))
+        return search, self._reader().find(_within(self._named(search), scope), scope)
 
     def _named(self, search: Search) -> Search:
         """The search under the names that the trail has for its patient."""
@@ -144,17 +161,17 @@ class ReadResource(_Reading):
     def on_get(self, req: falcon.Request, resp: falcon.Response, event_id: str) -> None:
         """As SearchResource.on_get. Raises: NotFound."""
         ctx: RequestContext = req.context.gateway
-        scope = scope_of(ctx)
-        chain, _, number = event_id.rpartition("-")
-        if not chain or not number.isascii() or not number.isdigit() or len(number) > 18:
-            raise NotFound()
-        canonical = self._reader().read(chain, int(number), scope)
-        if canonical is None:
-            raise NotFound()
-        self._note("audit.searched", "allowed", ctx=ctx, durable=True, query=f"_id={event_id}", found="1")
+        named = _EVENT_ID.match(event_id)
+        about = {"query": f"_id={event_id}"} if named is not None else {}
+        with noting(self._note, ctx, SEARCHED, about):
+            scope = scope_of(ctx)
+            canonical = self._reader().read(named[1], int(named[2]), scope) if named is not None else None
+            if named is None or canonical is None:
+                raise NotFound()
+        self._note(SEARCHED, "allowed", ctx=ctx, durable=True, found="1", **about)
         event = decode(canonical)
         ids = self._patients.ids_of([event.patient] if event.patient else [])
-        resource = audit_event(event, chain, int(number), lambda name: ids.get(name, name))
+        resource = audit_event(event, named[1], int(named[2]), lambda name: ids.get(name, name))
         self._answer(resp, resource, "application/fhir+json")
 
 
@@ -167,21 +184,30 @@ class AccessLogResource(_Reading):
         Raises: TokenMissing, NotFound, QueryRefused, and as a search.
         """
         ctx: RequestContext = req.context.gateway
+        about: dict[str, str] = {}
+        with noting(self._note, ctx, "audit.read-own", about):
+            principal, search, found = self._find(ctx, about)
+        page = found[: search.count]
+        self._note("audit.read-own", "allowed", ctx=ctx, durable=True, found=str(len(page)), **about)
+        document: dict[str, Any] = {"accesses": [_shown(event, principal) for _, event in self._decoded(page)]}
+        if len(found) > len(page):
+            document["next"] = search.link(ACCESS_LOG_PATH, page[-1][0])
+        self._answer(resp, document, falcon.MEDIA_JSON)
+
+    def _find(self, ctx: RequestContext, about: dict[str, str]) -> tuple[Principal, Search, list[tuple[Place, bytes]]]:
         principal = _principal(ctx)
         # SEC: whose record it is says the token alone; a role that is not named sees no log, whatever it claims.
         patient = principal.claims.get("patient")
         if principal.role not in ctx.snapshot.document.audit.own_record or not isinstance(patient, str) or not patient:
             raise NotFound()
-        search = _parsed(ctx.query, page_max=self._page_max, names=(), needs_dates=False)
+        try:
+            search = parse(ctx.query, count=_PAGE, most=self._page_max, names=(), needs_dates=False)
+        except SearchRefused as refused:
+            raise QueryRefused(str(refused)) from None
+        about["query"] = search.described
         names = self._patients.names_of(patient)
         search = _with(search, patient=names, kind=_SHOWN_KINDS)
-        found = self._reader().find(search, Scope(patients=names))
-        page = found[: search.count]
-        self._note("audit.read-own", "allowed", ctx=ctx, durable=True, query=search.described, found=str(len(page)))
-        document: dict[str, Any] = {"accesses": [_shown(event, principal) for _, event in self._decoded(page)]}
-        if len(found) > len(page):
-            document["next"] = search.link(ACCESS_LOG_PATH, page[-1][0])
-        self._answer(resp, document, falcon.MEDIA_JSON)
+        return principal, search, self._reader().find(search, Scope(patients=names))
 
 
 def scope_of(ctx: RequestContext) -> Scope:
@@ -209,13 +235,6 @@ def _principal(ctx: RequestContext) -> Principal:
         ctx.rule = "token:missing"
         raise TokenMissing()
     return ctx.principal
-
-
-def _parsed(query: str, *, page_max: int, names: Sequence[str] = tuple(FIELDS), needs_dates: bool = True) -> Search:
-    try:
-        return parse(query, count=_PAGE, most=page_max, names=names, needs_dates=needs_dates)
-    except SearchRefused as refused:
-        raise QueryRefused(str(refused)) from None
 
 
 def _within(search: Search, scope: Scope) -> Search:

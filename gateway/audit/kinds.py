@@ -69,6 +69,7 @@ KINDS: dict[str, Kind] = {
     "break-glass.started": Kind("E", _EMERGENCY, ("case", "reason", "until")),
     "break-glass.used": Kind("E", _EMERGENCY, ("case",)),
     "break-glass.ended": Kind("E", _EMERGENCY_ENDED, ("case", "reason")),
+    "break-glass.listed": Kind("R", _QUERY, ("found",)),
     "break-glass.reviewed": Kind("U", _SECURITY, ("case", "verdict", "reason")),
     "admin": Kind("U", _CONFIGURATION, ("what", "target", "before", "digest", "reason")),
     "audit.searched": Kind("R", _USED, ("query", "found")),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any, Final, Literal, Protocol, TypeVar
 from urllib.parse import parse_qs
 
@@ -22,6 +23,7 @@ import msgspec
 import orjson
 from msgspec import Meta
 
+from gateway.audit.refusals import noting
 from gateway.breakglass.model import MAX_OPEN, Case, NewCase
 from gateway.config.model import BreakGlass
 from gateway.context import Principal, RequestContext
@@ -29,6 +31,7 @@ from gateway.errors import (
     BadJson,
     BindingRefused,
     Conflict,
+    GatewayError,
     LoginTooOld,
     NotFound,
     QueryRefused,
@@ -40,6 +43,8 @@ from gateway.portal.resource import read_body
 
 PATH: Final = "/access/v1/break-glass"
 REVIEWS_PATH: Final = "/access/v1/break-glass-reviews"
+STARTED: Final = "break-glass.started"
+LISTED: Final = "break-glass.listed"
 MAX_BODY_BYTES: Final = 8_192
 PAGE: Final = 50
 _AT: Final = re.compile(r" - at `\$?(.*)`\Z")
@@ -109,9 +114,22 @@ class CasesResource(_Part):
         Raises: NotFound, TokenMissing, RoleRefused, LoginTooOld, BadJson, Unprocessable, Conflict, AuditUnavailable,
         DatabaseUnavailable, DatabaseTimeout.
         """
-        ctx, principal, rules = self._holder(req)
-        self._check_login(principal, rules)
+        about: dict[str, str] = {}
+        with noting(self._note, req.context.gateway, STARTED, about):
+            case = self._open(req, about)
+        _answer(resp, case.as_json(), 201)
+
+    def _open(self, req: falcon.Request, about: dict[str, str]) -> Case:
+        """Open the case; `about` is filled in whether he may or not."""
+        try:
+            ctx, principal, rules = self._holder(req)
+            self._check_login(principal, rules)
+        except (RoleRefused, LoginTooOld):
+            with suppress(GatewayError):
+                about |= _wanted(decoded(read_body(req.env, MAX_BODY_BYTES), StartRequest))
+            raise
         asked = decoded(read_body(req.env, MAX_BODY_BYTES), StartRequest)
+        about |= _wanted(asked)
         if _written(asked.reason) < MIN_REASON_CHARS:
             raise refused("/reason", f"At least {MIN_REASON_CHARS} characters beside blanks")
         unit = ctx.snapshot.units.get(asked.unit)
@@ -121,17 +139,14 @@ class CasesResource(_Part):
         if for_s > rules.max_s:
             raise refused("/for_s", f"At most {rules.max_s} seconds")
         # SEC: what is about to be given is on the disk before it is.
-        about = {"unit": asked.unit, "patient": asked.patient, "reason": asked.reason}
-        self._note("break-glass.started", "pending", ctx=ctx, durable=True, purpose="BTG", **about)
+        self._note(STARTED, "pending", ctx=ctx, durable=True, **about)
         case = self._store.start(_new(principal, asked, for_s))
         if case is None:
             raise Conflict(f"There are {MAX_OPEN} cases open; end one")
         ended = str(int(case.until_s))
-        self._note(
-            "break-glass.started", "allowed", ctx=ctx, durable=True, purpose="BTG", case=case.id, until=ended, **about
-        )
+        self._note(STARTED, "allowed", ctx=ctx, durable=True, case=case.id, until=ended, **about)
         self._wake()
-        _answer(resp, case.as_json(), 201)
+        return case
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Yields to the hub: yes. Raises: NotFound, TokenMissing, RoleRefused, DatabaseUnavailable, DatabaseTimeout."""
@@ -155,10 +170,11 @@ class CaseResource(_Part):
 
         Raises: NotFound, TokenMissing, RoleRefused, AuditUnavailable, DatabaseUnavailable, DatabaseTimeout.
         """
-        ctx, principal, _ = self._holder(req)
-        ended = self._store.end(_id(case), principal.issuer, principal.subject)
-        if ended is None:
-            raise NotFound()
+        with noting(self._note, req.context.gateway, "break-glass.ended", _case_of(case)):
+            ctx, principal, _ = self._holder(req)
+            ended = self._store.end(_id(case), principal.issuer, principal.subject)
+            if ended is None:
+                raise NotFound()
         self._note(
             "break-glass.ended", "allowed", ctx=ctx, unit=ended.unit, patient=ended.patient, case=ended.id,
             reason="by its holder",
@@ -175,11 +191,13 @@ class ReviewsResource(_Part):
         Raises: NotFound, TokenMissing, RoleRefused, BindingRefused, QueryRefused, DatabaseUnavailable,
         DatabaseTimeout.
         """
-        ctx, principal, rules = _asked(req)
-        units = units_of(principal, rules)
-        after = _after(ctx.query)
-        found = self._store.queue(units, after, PAGE + 1)
+        with noting(self._note, req.context.gateway, LISTED, {}):
+            ctx, principal, rules = _asked(req)
+            units = units_of(principal, rules)
+            after = _after(ctx.query)
+            found = self._store.queue(units, after, PAGE + 1)
         page = found[:PAGE]
+        self._note(LISTED, "allowed", ctx=ctx, found=str(len(page)))
         answer: dict[str, object] = {"cases": [case.as_json() for case in page]}
         if len(found) > PAGE:
             answer["after"] = page[-1].id
@@ -195,13 +213,26 @@ class ReviewResource(_Part):
         Raises: NotFound, TokenMissing, RoleRefused, BindingRefused, BadJson, Unprocessable, Conflict,
         AuditUnavailable, DatabaseUnavailable, DatabaseTimeout.
         """
-        ctx, principal, rules = _asked(req)
+        about = _case_of(case)
+        with noting(self._note, req.context.gateway, "break-glass.reviewed", about):
+            written = self._review(req, case, about)
+        self._note(
+            "break-glass.reviewed", "allowed", ctx=req.context.gateway, durable=True, unit=written.unit,
+            patient=written.patient, case=written.id, verdict=written.verdict, reason=written.comment,
+        )  # fmt: skip
+        _answer(resp, written.as_json())
+
+    def _review(self, req: falcon.Request, case: str, about: dict[str, str]) -> Case:
+        """Write the review; `about` is filled in whether he may or not."""
+        _, principal, rules = _asked(req)
         units = units_of(principal, rules)
         asked = decoded(read_body(req.env, MAX_BODY_BYTES), ReviewRequest)
+        about |= {"verdict": asked.verdict, "reason": asked.comment}
         if not _written(asked.comment):
             raise refused("/comment", "Say something beside blanks")
 
         def may(found: Case) -> None:
+            about.update(unit=found.unit, patient=found.patient)
             if units is not None and found.unit not in units:
                 raise NotFound()
             # SEC: nobody judges his own case.
@@ -213,11 +244,7 @@ class ReviewResource(_Part):
         written = self._store.review(_id(case), may, asked.verdict, asked.comment, principal.issuer, principal.subject)
         if written is None:
             raise NotFound()
-        self._note(
-            "break-glass.reviewed", "allowed", ctx=ctx, durable=True, unit=written.unit, patient=written.patient,
-            case=written.id, verdict=written.verdict, reason=written.comment,
-        )  # fmt: skip
-        _answer(resp, written.as_json())
+        return written
 
 
 def units_of(principal: Principal, rules: BreakGlass) -> list[str] | None:
@@ -283,6 +310,16 @@ def _new(principal: Principal, asked: StartRequest, for_s: int) -> NewCase:
         reason=asked.reason,
         for_s=for_s,
     )
+
+
+def _wanted(asked: StartRequest) -> dict[str, str]:
+    """What the trail is told of an attempt."""
+    return {"unit": asked.unit, "patient": asked.patient, "reason": asked.reason, "purpose": "BTG"}
+
+
+def _case_of(case: str) -> dict[str, str]:
+    """The same of one that names a case."""
+    return {"case": case} if _CASE.match(case) else {}
 
 
 def _id(case: str) -> str:

@@ -1,0 +1,26 @@
+"""What the gateway's own resources refuse leaves an event with the same detail as what they allow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from gateway.context import RequestContext
+from gateway.errors import AuditUnavailable, GatewayError, Origin, RateLimited
+
+
+@contextmanager
+def noting(note: Callable[..., None], ctx: RequestContext, kind: str, about: dict[str, str]) -> Iterator[None]:
+    """Leave an event of `kind` if what is done here ends with an error.
+
+    Shapes: `note` is AuditTrail.note; `about` what is known by then: members of the event and of its detail.
+    Raises: AuditUnavailable in place of the error.
+    """
+    try:
+        yield
+    except GatewayError as error:
+        # SEC: what a limit refuses may come in floods; the limit is what the trail is guarded by.
+        if not isinstance(error, RateLimited | AuditUnavailable):
+            rule = error.code if ctx.rule in ("", "allowed") else ctx.rule
+            note(kind, "refused" if error.origin is Origin.CLIENT else "failed", ctx=ctx, rule=rule, **about)
+        raise
