@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -216,10 +217,10 @@ class AuditTrail:
         if durable and self._commit is not None:
             self._commit.wait()
 
-    def try_note(self, kind: str, outcome: str, **members: str) -> None:
+    def try_note(self, kind: str, outcome: str, **members: Any) -> None:
         """As `note`, for what happened whether it can be kept or not: then it is logged and counted."""
         try:
-            self.note(kind, outcome, **members)  # type: ignore[arg-type]
+            self.note(kind, outcome, **members)
         except AuditUnavailable:
             log.error("the audit trail has no room for an event: %s %s", kind, outcome)
 

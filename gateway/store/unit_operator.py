@@ -14,6 +14,7 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg.rows import class_row
 
+from gateway.store.revocation import change
 from gateway.store.units import ALONE
 
 MAX_AUTHOR_CHARS = 128
@@ -234,7 +235,10 @@ class UnitOperator:
         return changed
 
     def _note(self, unit: str, kind: str, kid: str, why: str) -> None:
+        """Write it into the timeline, and have a worker keep it in the audit trail."""
         self._connection.execute(_EVENT, (unit, kind, kid, why, self._author))
+        detail = {name: value for name, value in (("what", kind), ("unit", unit), ("kid", kid)) if value}
+        change(self._connection, "unit", "allowed", detail, self._author or "operator", why)
 
     def keys(self, unit: str | None = None) -> list[RegisteredKey]:
         """The registered keys of one unit or of all."""

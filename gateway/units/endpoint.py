@@ -21,6 +21,7 @@ import msgspec
 import orjson
 
 from fastpath.bucket import BucketTable
+from gateway.audit.refusals import noting
 from gateway.context import RequestContext
 from gateway.errors import BadRequest, EnrolmentRefused, GatewayError, RateLimited
 from gateway.http.admission import address_block
@@ -32,6 +33,8 @@ from gateway.units.proof import prove
 from gateway.units.roster import Roster
 
 MAX_BODY_BYTES: Final = 16_384
+ENROLLED: Final = "unit.enrolled"
+ROTATED: Final = "unit.rotated"
 ENROL_AUDIENCE: Final = "unit-enrolment"
 ROTATE_AUDIENCE: Final = "unit-rotation"
 CONTEXT_AFTER_S: Final = 60.0
@@ -100,13 +103,17 @@ class _Registration:
         *,
         refresh: Callable[[], None],
         tell: Callable[[str, str, str], None],
+        note: Callable[..., None],
     ) -> None:
-        """Shapes: `refresh` has this worker know the key at once; `tell(outcome, unit, kid)` is for log and metrics."""
+        """Shapes: `refresh` has this worker know the key at once; `tell(outcome, unit, kid)` is for log and metrics,
+        `note` as AuditTrail.try_note.
+        """
         self._store = store
         self._roster = roster
         self._gate = gate
         self._refresh = refresh
         self._tell = tell
+        self._note = note
 
     def _admit(self, req: falcon.Request) -> RequestContext:
         ctx: RequestContext = req.context.gateway
@@ -136,12 +143,27 @@ class EnrolResource(_Registration):
         Raises: BadRequest, EnrolmentRefused, RateLimited, Conflict, DatabaseUnavailable, DatabaseTimeout.
         """
         ctx = self._admit(req)
+        about: dict[str, str] = {}
+        with noting(self._note, ctx, ENROLLED, about):
+            asked, kid, secret = self._enrol(req, ctx, about)
+        ctx.unit = asked.unit
+        self._note(ENROLLED, "allowed", ctx=ctx, **about)
+        self._tell("enrolled", asked.unit, kid)
+        self._answer(resp, asked.unit, kid, secret, None)
+
+    def _enrol(
+        self, req: falcon.Request, ctx: RequestContext, about: dict[str, str]
+    ) -> tuple[EnrolRequest, str, bytes]:
+        """Register the key; its id, and the context key. `about` is filled in whether it is registered or not."""
         asked = _read(req, EnrolRequest)
+        known = asked.unit in ctx.snapshot.units
+        if known:
+            about["unit"] = asked.unit
         proof = prove(asked.unit, asked.alg, asked.public_key, asked.proof, ENROL_AUDIENCE)
+        about["kid"] = proof.key.kid
         given = proof.claims.get("code")
         if not isinstance(given, str) or len(given) > 128:
             raise BadRequest("The proof has no code")
-        known = asked.unit in ctx.snapshot.units
         context = self._roster.document_context(asked.unit)
         # SEC: one statement decides, and what it finds wrong is not told. A unit that the configuration does not know
         # takes the same way, with a digest that no code has.
@@ -150,9 +172,7 @@ class EnrolResource(_Registration):
         if secret is None or not known:
             self._tell("refused", "", proof.key.kid)
             raise EnrolmentRefused("The code is not one that enrols this unit now")
-        ctx.unit = asked.unit
-        self._tell("enrolled", asked.unit, proof.key.kid)
-        self._answer(resp, asked.unit, proof.key.kid, context or secret.encode(), None)
+        return asked, proof.key.kid, context or secret.encode()
 
 
 class RotateResource(_Registration):
@@ -170,10 +190,21 @@ class RotateResource(_Registration):
         Raises: what a dial is refused with, and as EnrolResource.
         """
         ctx = self._admit(req)
+        about: dict[str, str] = {}
+        with noting(self._note, ctx, ROTATED, about):
+            unit, kid, secret = self._rotate(req, about)
+        ctx.unit = unit
+        self._note(ROTATED, "allowed", ctx=ctx, **about)
+        self._tell("rotated", unit, kid)
+        self._answer(resp, unit, kid, secret, self._overlap_s)
+
+    def _rotate(self, req: falcon.Request, about: dict[str, str]) -> tuple[str, str, bytes]:
+        """As EnrolResource._enrol; the unit is the token's."""
         login = self._tokens.check(unit_bearer(req.env))
-        unit = login.unit.id
+        about["unit"] = unit = login.unit.id
         asked = _read(req, RotateRequest)
         proof = prove(unit, asked.alg, asked.public_key, asked.proof, ROTATE_AUDIENCE)
+        about["kid"] = proof.key.kid
         context = self._roster.document_context(unit)
         secret = self._store.rotate(
             unit,
@@ -186,9 +217,7 @@ class RotateResource(_Registration):
         if secret is None:
             self._tell("refused", unit, proof.key.kid)
             raise EnrolmentRefused("The key cannot be registered for this unit")
-        ctx.unit = unit
-        self._tell("rotated", unit, proof.key.kid)
-        self._answer(resp, unit, proof.key.kid, context or secret.encode(), self._overlap_s)
+        return unit, proof.key.kid, context or secret.encode()
 
 
 def _read(req: falcon.Request, kind: type[T]) -> T:

@@ -77,7 +77,9 @@ class Units:
     def resources(self, buckets: BucketTable) -> dict[str, object]:
         """What units register their keys at."""
         gate = Gate(buckets, self._settings.unit_enrolments_per_minute)
-        enrol = EnrolResource(self._store, self.roster, gate, refresh=self.feed.refresh, tell=self._tell)
+        enrol = EnrolResource(
+            self._store, self.roster, gate, refresh=self.feed.refresh, tell=self._tell, note=self._note
+        )
         rotate = RotateResource(
             self._relay.tokens,
             self._settings.unit_overlap_s,
@@ -86,6 +88,7 @@ class Units:
             gate,
             refresh=self.feed.refresh,
             tell=self._tell,
+            note=self._note,
         )
         return {"/relay/v1/enrol": enrol, "/relay/v1/keys": rotate}
 
@@ -133,10 +136,5 @@ class Units:
             self._note(kind, "allowed", unit=unit, kid=kid, worker=str(os.getpid()))
 
     def _tell(self, outcome: str, unit: str, kid: str) -> None:
-        self._note(
-            "unit.rotated" if outcome == "rotated" else "unit.enrolled",
-            "refused" if outcome == "refused" else "allowed",
-            unit=unit, kid=kid,
-        )  # fmt: skip
         self._metrics.inc("caregate_unit_enrolments", (outcome,))
         log.info("unit.key", outcome=outcome, unit=unit, kid=kid)

@@ -234,3 +234,26 @@ def test_a_database_that_is_away(operator_dsn):
         UnitOperator("postgresql://caregate_operator@/caregate?host=/nowhere")
     with pytest.raises(DatabaseUnavailable):
         UnitFeed("postgresql://caregate_gateway@/caregate?host=/nowhere")
+
+
+def test_what_an_operator_does_goes_into_the_audit_trail(store, operator, operator_dsn, postgres):
+    admin_sql(postgres, "TRUNCATE caregate.access_change")
+    code = operator.issue_code("north", CODE, 60)
+    operator.cancel_code("north", code.number, "typed wrong")
+    store.enrol("north", CODE, key("a"), with_context=True)
+    operator.issue_code("north", hashlib.sha256(b"other").digest(), 60)
+    store.enrol("north", hashlib.sha256(b"other").digest(), key("a"), with_context=True)
+    with UnitOperator(operator_dsn, "mia") as mia:
+        assert mia.revoke_key("north", "kid-a", "lost")
+        assert mia.revoke("north", "gone")
+        assert not mia.revoke("north", "again")
+        assert mia.enable("north", "back")
+    rows = admin_sql(postgres, "SELECT kind, detail, author, reason, actor FROM caregate.access_change ORDER BY number")
+    assert [(kind, detail["unit"], actor) for kind, detail, _, _, actor in rows] == [
+        ("unit", "north", "caregate_operator")
+    ] * 6
+    assert [(detail["what"], detail.get("kid"), author, reason) for _, detail, author, reason, _ in rows] == [
+        ("code-issued", None, "operator", ""), ("code-cancelled", None, "operator", "typed wrong"),
+        ("code-issued", None, "operator", ""), ("key-revoked", "kid-a", "mia", "lost"),
+        ("revoked", None, "mia", "gone"), ("enabled", None, "mia", "back"),
+    ]  # fmt: skip

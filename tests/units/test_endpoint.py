@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import mmap
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from fastpath.bucket import BucketTable, segment_bytes
-from gateway.errors import BadRequest, RateLimited
+from gateway.context import RequestContext
+from gateway.errors import BadRequest, GatewayError, RateLimited
 from gateway.units import code
-from gateway.units.endpoint import ENROL_AUDIENCE, Gate
+from gateway.units.endpoint import ENROL_AUDIENCE, EnrolResource, Gate
 from gateway.units.proof import prove
 from tests.units.conftest import public_pem
 
@@ -80,3 +84,61 @@ def test_attempts_from_one_address_are_limited():
     gate.admit("192.0.2.2")
     now_ns[0] += 20 * 10**9
     gate.admit("192.0.2.1")
+
+
+class Registry:
+    """The database of one code."""
+
+    code = "ABCDE"
+
+    def enrol(self, unit, digest, key, *, with_context):
+        return "secret" if (unit, digest) == ("north", code.digest(self.code)) else None
+
+
+@pytest.fixture
+def enrol(holder, site_key):
+    """Register a key; Shapes: (status or error's code, events)."""
+    key, notes = site_key(), []
+    roster = SimpleNamespace(document_context=lambda unit: None)
+    resource = EnrolResource(
+        Registry(), roster, SimpleNamespace(admit=lambda address: None), refresh=lambda: None,
+        tell=lambda outcome, unit, kid: None,
+        note=lambda kind, outcome, *, ctx, **more: notes.append((kind, outcome, ctx.client_address, more)),
+    )  # fmt: skip
+
+    def enrol(unit, given, **claims):
+        proof = key.identity.sign(
+            ENROL_AUDIENCE, time.time(), 300, **{"iss": unit, "sub": unit, "code": given, **claims}
+        )
+        body = {"unit": unit, "alg": "EdDSA", "public_key": public_pem(key.private), "proof": proof}
+        raw = json.dumps(body).encode()
+        ctx = RequestContext("id-1", 1, "POST", "/relay/v1/enrol", "", "192.0.2.7", holder.current)
+        env = {"wsgi.input": io.BytesIO(raw), "CONTENT_LENGTH": str(len(raw))}
+        resp = SimpleNamespace(set_header=lambda *_: None)
+        try:
+            resource.on_post(SimpleNamespace(context=SimpleNamespace(gateway=ctx), env=env), resp)
+        except GatewayError as error:
+            return error.code, notes, key.kid
+        return resp.status, notes, key.kid
+
+    return enrol
+
+
+@pytest.mark.parametrize(
+    ("unit", "given", "claims", "answer", "rule", "about"),
+    [
+        pytest.param("north", "ABCDE", {}, 201, None, {"unit": "north", "kid": True}, id="good"),
+        pytest.param(
+            "north", "WRONG", {}, "enrolment-refused", "enrolment-refused", {"unit": "north", "kid": True}, id="code"
+        ),
+        pytest.param(
+            "Anna", "ABCDE", {}, "enrolment-refused", "enrolment-refused", {"kid": True}, id="no unit of ours"
+        ),
+        pytest.param("north", "ABCDE", {"sub": "south"}, "bad-request", "bad-request", {"unit": "north"}, id="proof"),
+    ],
+)  # fmt: skip
+def test_who_registers_a_key_or_tries_to_is_in_the_trail(enrol, unit, given, claims, answer, rule, about):
+    answered, [(kind, outcome, address, more)], kid = enrol(unit, given, **claims)
+    assert (answered, kind, address) == (answer, "unit.enrolled", "192.0.2.7")
+    assert (outcome, more.pop("rule", None)) == ("allowed" if answer == 201 else "refused", rule)
+    assert more == {name: kid if name == "kid" else value for name, value in about.items()}
