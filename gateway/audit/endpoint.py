@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 import falcon
 import orjson
 
-from gateway.audit.event import AuditEvent, decode
+from gateway.audit.event import AuditEvent, readable
 from gateway.audit.fhir import audit_event, bundle
 from gateway.audit.kinds import ALSO
 from gateway.audit.refusals import noting
@@ -100,7 +100,7 @@ class _Reading:
         return self._store
 
     def _decoded(self, found: list[tuple[Place, bytes]]) -> list[tuple[Place, AuditEvent]]:
-        return [(place, decode(canonical)) for place, canonical in found]
+        return [(place, readable(canonical, place.at_ms)) for place, canonical in found]
 
     def _answer(self, resp: falcon.Response, document: dict[str, Any], media_type: str) -> None:
         resp.content_type = media_type
@@ -169,7 +169,7 @@ class ReadResource(_Reading):
             if named is None or canonical is None:
                 raise NotFound()
         self._note(SEARCHED, "allowed", ctx=ctx, durable=True, found="1", **about)
-        event = decode(canonical)
+        event = readable(canonical)
         ids = self._patients.ids_of([event.patient] if event.patient else [])
         resource = audit_event(event, named[1], int(named[2]), lambda name: ids.get(name, name))
         self._answer(resp, resource, "application/fhir+json")

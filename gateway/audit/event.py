@@ -82,9 +82,25 @@ class AuditEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defau
 MAX_OTHERS = 100
 """How many patients a request for records may name beside the first."""
 VERSION = 1
+UNREADABLE = "unreadable"
+"""The kind of a record that is no event: its bytes were changed."""
 _encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder(AuditEvent).decode
 """Canonical bytes -> AuditEvent. Raises: msgspec.MsgspecError."""
+
+
+def readable(canonical: bytes, at_ms: int = 0) -> AuditEvent:
+    """As `decode`; what is no event is shown as one that says so, and hides none beside it.
+
+    Units: `at_ms` ms since 1970, when it is said to have been.
+    """
+    try:
+        return decode(canonical)
+    except msgspec.MsgspecError:
+        return AuditEvent(
+            v=VERSION, kind=UNREADABLE, phase="outcome", at_ms=at_ms, duration_us=0, request_id="", outcome="failed",
+            rule="changed: it is no event, verify the trail", status=0,
+        )  # fmt: skip
 
 
 def encode(event: AuditEvent) -> bytes:

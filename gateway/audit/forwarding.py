@@ -20,7 +20,7 @@ import msgspec
 import orjson
 
 from gateway.audit.columns import COLUMNS
-from gateway.audit.event import decode
+from gateway.audit.event import readable
 from gateway.audit.syslog import frame, message
 from gateway.audit.verify import unescape
 from gateway.files import replace_file
@@ -131,7 +131,7 @@ class Forwarder:
                 pending: list[bytes] = []
                 for line in trail.lines(chain, self._sent.get(chain, 0)):
                     sequence, text = _record(line)
-                    pending.append(frame(message(decode(text), chain, sequence, text)))
+                    pending.append(frame(message(readable(text), chain, sequence, text)))
                     self._sent[chain] = sequence
                     count += 1
                     if len(pending) == BATCH:

@@ -33,6 +33,16 @@ def append(path: Path, text: bytes) -> int:
     return size + len(text)
 
 
+def take_back(path: Path, size: int) -> None:
+    """Cut the file back to what it was before lines were added, durably.
+
+    Raises: OSError.
+    """
+    with path.open("r+b") as file:
+        file.truncate(size)
+        os.fsync(file.fileno())
+
+
 def end_at_line(path: Path) -> int:
     """Cut off a line that a crash tore; the size of the file then.
 

@@ -276,7 +276,9 @@ class NamesReader:
         keys, patient = self._keys(), patient[:_MOST_CHARS]
         if keys is None:
             return (patient,)
-        return (patient, *(name for name, _ in self._ask("lookup", [keys.lookup(patient)])))
+        # SEC: a row says itself whose it is; by which lookup it is found can be changed by whoever owns the table.
+        rows = self._ask("lookup", [keys.lookup(patient)])
+        return (patient, *(name for name, sealed in rows if keys.open(name, sealed) == patient))
 
     def lookup_of(self, patient: str) -> str | None:
         """By what all of a patient's names are found, those of later too; None without the key."""

@@ -11,7 +11,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway.audit.chain import genesis
-from gateway.audit.lines import append
+from gateway.audit.lines import append, take_back
 from gateway.audit.retention import Act, Acts, Removed, SealedAct, decode_sealed, due, encode, seal
 from gateway.audit.verify import Anchors, ChainCheck, Start, Verdict
 
@@ -115,7 +115,8 @@ def carry_out(
 ) -> Act:
     """Sign the act, keep it in a file, remove.
 
-    Raises: OSError, TrailUnreadable; an act in the file that was not carried out does no harm.
+    Raises: RemovalRefused by the store: the act is taken back. OSError, TrailUnreadable: it stays, since it may have
+    been carried out.
     """
     acts = [*store.acts(), *read_file(folder / ACTS)]
     number = 1 + max((decode(one).number for one in acts), default=0)
@@ -124,8 +125,14 @@ def carry_out(
         held=tuple(sorted(found.held)), records=found.records, removed=tuple(found.removed),
     )  # fmt: skip
     sealed = seal(act, key)
-    append(folder / ACTS, encode(sealed) + b"\n")
-    store.remove(number, sealed, found.months, found.removed)
+    line = encode(sealed) + b"\n"
+    size = append(folder / ACTS, line)
+    try:
+        store.remove(number, sealed, found.months, found.removed)
+    except RemovalRefused:
+        # SEC: by an act that lies about unused somebody else could remove what it names, and verification would agree.
+        take_back(folder / ACTS, size - len(line))
+        raise
     return act
 
 

@@ -120,7 +120,8 @@ def _tell(verdict: Verdict, acts: Acts) -> int:
     if verdict.begun:
         print(f"{verdict.begun} chains are taken up behind a checkpoint: what came before was not looked at")
     print(f"everything is covered until {covers}; what was cut off behind that cannot be told")
-    if verdict.records and not verdict.checkpoints and not verdict.findings:
+    # SEC: nothing there at all is what one leaves behind who takes everything away.
+    if not verdict.checkpoints and not verdict.findings:
         print("verify: NOT JUDGED, nothing was signed")
         return 2
     print("verify: FAILED" if verdict.findings else "verify: ok")

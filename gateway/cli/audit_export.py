@@ -133,7 +133,7 @@ def _write_events(options: argparse.Namespace, file: _Digesting) -> Iterator[Non
     import orjson
 
     from gateway.audit.csv_text import EVENT_COLUMNS, event_values, line
-    from gateway.audit.event import decode
+    from gateway.audit.event import readable
     from gateway.audit.fhir import audit_event
     from gateway.store.trail import TrailReader
 
@@ -142,7 +142,7 @@ def _write_events(options: argparse.Namespace, file: _Digesting) -> Iterator[Non
     with TrailReader(dsn_of(options)) as reader:
         shown = _Shown(patients_of(options, reader)) if options.with_ids else (lambda name: name)
         for chain, sequence, canonical in reader.events(options.from_ms, options.to_ms):
-            event = decode(canonical)
+            event = readable(canonical)
             if options.format == "csv":
                 file.write(line(event_values(event, chain, sequence, shown(event.patient))).encode())
             else:
@@ -181,6 +181,8 @@ def _syslog(options: argparse.Namespace) -> int:
         raise Unusable(f"--ca: no such file: {options.ca}")
     dsn, cursor = dsn_of(options), options.cursor or folder_of(options) / "syslog-cursor.json"
     tls = client_context(options.ca, options.cert, options.cert_key)
+    # SEC: what leaves the trail is told to it before it does.
+    note(options, "audit.exported", format="syslog", query=f"to={options.to}")
     forwarder = Forwarder(lambda: TrailReader(dsn), (host.strip("[]"), int(port)), tls, Cursor(cursor))
     sent, unread = 0, False
     try:

@@ -166,8 +166,12 @@ def _remove(options: argparse.Namespace) -> int:
         print(f"{', '.join(found.months) or 'no month'}: {found.records} records are past {keep_months} months")
         if options.dry_run or not found.months:
             return 0
-        by = who()
-        act = carry_out(store, found, key, folder, now_ms=now_ms, keep_months=keep_months, by=by, reason=options.reason)
+        about = {"keep_months": keep_months, "by": who(), "reason": options.reason}
+        try:
+            act = carry_out(store, found, key, folder, now_ms=now_ms, **about)
+        except RemovalRefused as refused:
+            print(f"caregate audit: {refused}")
+            return 1
     about = {"act": str(act.number), "months": " ".join(act.months), "records": str(act.records)}
     note(options, "audit.removed", reason=act.reason, **about)
     print(f"removed by act {act.number}")
@@ -201,7 +205,7 @@ def _erase(options: argparse.Namespace) -> int:
     lookup = Keys(load_or_make_key(path)).lookup(options.patient)
     with RetentionStore(dsn_of(options)) as store:
         store.check_erasable(lookup, options.patient)
-        note(options, "audit.erased", reason=options.reason)
+        note(options, "audit.erased", reason=options.reason, pseudonyms=str(store.count_names(lookup)))
         count = store.erase(lookup, options.patient)
     print(f"{count} names of the patient are erased")
     return 0

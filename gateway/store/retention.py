@@ -9,6 +9,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
+from gateway.audit.removing import RemovalRefused
 from gateway.audit.retention import Removed, SealedAct
 from gateway.store.trail import TrailUnreadable
 
@@ -86,19 +87,17 @@ class RetentionStore:
     def remove(self, number: int, sealed: SealedAct, months: Sequence[str], removed: Sequence[Removed]) -> None:
         """Note the act and drop its months, both or neither.
 
-        Raises: TrailUnreadable if a month holds other records than the act says, or a legal hold came meanwhile.
+        Raises: RemovalRefused if a month holds other records than the act says, or a legal hold came meanwhile.
         """
         with self._connection.transaction():
             self._connection.execute("LOCK TABLE audit.hold IN SHARE MODE")
             for month in months:
                 self._connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(_table(month)))
                 if holds := self.holds_of(month):
-                    raise TrailUnreadable(f"{month} is held by {', '.join(holds)} by now: nothing was removed")
+                    raise RemovalRefused(f"{month} is held by {', '.join(holds)} by now: nothing was removed")
             expected = [(one.chain, one.first, one.last) for one in removed]
             if [found[:3] for found in self.ranges(months)] != sorted(expected):
-                raise TrailUnreadable(
-                    "records arrived in a month that is to be removed: nothing was removed, try again"
-                )
+                raise RemovalRefused("records arrived in a month that is to be removed: nothing was removed, try again")
             self._connection.execute(
                 "INSERT INTO audit.removal (number, act, signature) VALUES (%s, %s, %s)",
                 (number, sealed.act, sealed.signature),
@@ -111,6 +110,12 @@ class RetentionStore:
         holds = self._connection.execute(_NAMING, ([LOOKUP + lookup, patient],)).fetchall()
         if holds:
             raise TrailUnreadable(f"the patient is held by {', '.join(name for (name,) in holds)}: nobody is erased")
+
+    def count_names(self, lookup: str) -> int:
+        """How many names of a patient there are."""
+        query = "SELECT count(*) FROM audit.patient WHERE lookup = decode(%s, 'hex')"
+        found = self._connection.execute(query, (lookup,)).fetchone()
+        return int(found[0]) if found is not None else 0
 
     def erase(self, lookup: str, patient: str) -> int:
         """Erase what joins a patient to its names; how many there were.

@@ -14,6 +14,7 @@ from gateway.audit.columns import COLUMNS, row
 from gateway.audit.csv_text import EVENT_COLUMNS, cell, event_values
 from gateway.audit.event import AuditEvent, decode, encode
 from gateway.audit.syslog import frame, message
+from gateway.cli.audit_source import who
 from gateway.cli.main import main
 from tests.audit.test_rsyslog import write_certificate
 
@@ -91,6 +92,15 @@ class TestExport:
         assert (rows[0], len(rows)) == (list(EVENT_COLUMNS), 96)
         assert {row[EVENT_COLUMNS.index("patient")] for row in rows[1:]} == {f"pat\t\\{n}" for n in range(5)}
         assert audit("check", str(out))[0] == 0
+
+    def test_a_record_that_is_no_event_hides_no_other(self, written, audit, tmp_path):
+        with psycopg.connect(written.dsn, autocommit=True) as owner:
+            owner.execute("UPDATE audit.event SET canonical = '7' WHERE sequence = 5")
+        out = tmp_path / "out.ndjson"
+        assert audit("export", "--format", "fhir", "--out", str(out)) == (0, "95 events\n")
+        resources = [json.loads(line) for line in out.read_text().splitlines()]
+        bad = [FhirAuditEvent.model_validate(one) for one in resources if one["subtype"][0]["code"] == "unreadable"]
+        assert [(one.id[-2:], one.outcome) for one in bad] == [("-5", "8"), ("-5", "8")]
 
     def test_exporting_is_an_event(self, audit, tmp_path):
         audit("export", "--format", "csv", "--out", str(tmp_path / "out.csv"))
@@ -172,6 +182,9 @@ class TestSyslog:
         write_certificate(tmp_path)
         found, out = audit("syslog", "--to", to, "--ca", str(tmp_path / ca), "--once")
         assert (found, said in out) == (status, True), out
+        spooled = b"".join(path.read_bytes() for path in (tmp_path / "audit").glob("*/*.spool"))
+        told = b'"detail":{"by":"%s","format":"syslog","query":"to=127.0.0.1:1"}' % who().encode()
+        assert (told in spooled) == (status == 1)
 
     def test_frames(self):
         for text in (b"x", b"\xc3\xbc" * 700):

@@ -167,6 +167,13 @@ class TestKeys:
         with pytest.raises(KeyUnusable, match="less than 32"):
             Keys(b"short")
 
+    def test_rows_that_the_owner_of_the_table_exchanged_show_nobody_another_s_record(self):
+        keys = Keys(SECRET)
+        made = [keys.make(patient, keys.lookup(patient)) for patient in ("pat-1", "pat-2")]
+        rows = [(one.name, bytes.fromhex(one.sealed)) for one in made]
+        reader = NamesReader(lambda: keys, lambda column, values: rows)
+        assert reader.names_of("pat-1") == ("pat-1", made[0].name)
+
     def test_without_a_key_patients_are_found_by_their_ids_alone(self):
         reader = NamesReader(lambda: None, lambda column, values: 1 / 0)
         assert (reader.names_of("pat-1"), reader.ids_of(["p." + "0" * 32])) == (("pat-1",), {})
@@ -312,6 +319,7 @@ class TestTrail:
         kinds = self.events(ask, 6)
         accesses = {patient for patient, _, text in kinds if '"kind":"access"' in text}
         assert len(accesses) == 3, "another person, for all that is known"
+        assert [text for _, _, text in kinds if '"kind":"audit.erased"' in text and '"pseudonyms":"1"' in text]
         reports = [patient for patient, _, text in kinds if '"kind":"audit.reported"' in text]
         assert sorted(reports) == ["", rows[0][0]], "a report names its patient, as long as she has a name"
         assert sum('"kind":"audit.erased"' in text for _, _, text in kinds) == 1, "what the command did is there too"

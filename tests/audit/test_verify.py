@@ -406,6 +406,11 @@ class TestExport:
         status, out = judge()
         assert (status, out.splitlines()[-1]) == (2, "verify: NOT JUDGED, nothing was signed")
 
+    def test_a_file_from_which_all_was_taken(self, export, judge):
+        export.write_bytes(export.read_bytes().splitlines(keepends=True)[0])
+        status, out = judge()
+        assert (status, out.splitlines()[-1]) == (2, "verify: NOT JUDGED, nothing was signed")
+
     def test_with_the_key_of_another(self, written, export, judge):
         other = Ed25519PrivateKey.generate().public_key()
         form = serialization.PublicFormat.SubjectPublicKeyInfo
@@ -442,6 +447,13 @@ class TestExport:
         key = str(written.folder / "audit.pub")
         assert main(["audit", "verify", "--export", str(path), "--key", key]) == 0
         assert "30 records in 2 chains, 30 of them" in capsys.readouterr().out
+
+
+def test_who_takes_everything_away_is_not_believed(verify, as_owner):
+    as_owner("DELETE FROM audit.event", "DELETE FROM audit.checkpoint")
+    status, out = verify(outside=False)
+    assert (status, out.splitlines()[-1]) == (2, "verify: NOT JUDGED, nothing was signed")
+    assert verify()[0] == 1
 
 
 def test_the_embedded_database_of_a_data_directory(written, postgres, capsys, tmp_path):
