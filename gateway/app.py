@@ -66,7 +66,7 @@ from gateway.http.openapi import PATH as OPENAPI_PATH
 from gateway.http.openapi import OpenApiResource
 from gateway.http.operations import create_operations
 from gateway.http.traced import TracedAccounting
-from gateway.logs import configure
+from gateway.logs import configure, set_level
 from gateway.metrics import Metrics
 from gateway.portal.catalog import check_functions
 from gateway.portal.consent import ConsentFunctions
@@ -465,10 +465,18 @@ class Gateway:
         if level is not None:
             if not isinstance(level, str) or level not in LEVELS:
                 return {"ok": False, "error": f"a level is one of {', '.join(LEVELS)}"}
-            configure(level, worker=os.getpid())
+            before = self._log_level()
+            # SEC: who turns the log down is not seen there any more.
+            self.audit.try_note(
+                "admin", "allowed", what="log-level", target=level, before=before, worker=str(os.getpid())
+            )
+            set_level(level)
             self.access_log.least = LEVELS[level]
             self.log.warning("log level changed", level=level)
-        return {"level": next(name for name, rank in LEVELS.items() if rank == self.access_log.least)}
+        return {"level": self._log_level()}
+
+    def _log_level(self) -> str:
+        return next(name for name, rank in LEVELS.items() if rank == self.access_log.least)
 
     def _set_version(self, version: int) -> None:
         self.metrics.set("caregate_config_version", (), version)

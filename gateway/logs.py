@@ -17,21 +17,37 @@ import structlog
 _LEVELS: Final = {"warn": "warning", "exception": "error"}
 """Methods of a logger that are not named after their level."""
 _SECOND_NS: Final = 1_000_000_000
+_RANKS: Final = {name.lower(): rank for name, rank in logging.getLevelNamesMapping().items()}
+_least = logging.INFO
 
 
 def configure(level: str, **bound: object) -> structlog.typing.FilteringBoundLogger:
     """Set up structlog for the process and return its logger with `bound` on every line."""
     shared: list[structlog.typing.Processor] = [Stamp(), where_not_what]
-    _adopt_libraries(level, shared)
+    _adopt_libraries(shared)
+    set_level(level)
     structlog.configure(
-        processors=[*shared, _render],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        processors=[_enough, *shared, _render],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.BytesLoggerFactory(file=sys.stderr.buffer),
         cache_logger_on_first_use=False,
     )
     # PERF: `worker_ms_per_dial` of `make fleet`: what `get_logger` returns makes a logger of itself for each line.
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger().bind(**bound)
     return logger
+
+
+def set_level(level: str) -> None:
+    """The least level that is written from now on, by loggers that were bound before too."""
+    global _least
+    _least = _RANKS[level]
+    logging.getLogger().setLevel(level.upper())
+
+
+def _enough(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    if _RANKS.get(_LEVELS.get(method, method), _least) < _least:
+        raise structlog.DropEvent
+    return event
 
 
 class Stamp:
@@ -54,8 +70,8 @@ class Stamp:
         return event
 
 
-def _adopt_libraries(level: str, shared: list[structlog.typing.Processor]) -> None:
-    """What libraries say through `logging` comes out as the same JSON lines."""
+def _adopt_libraries(shared: list[structlog.typing.Processor]) -> None:
+    """What libraries, and gunicorn in a worker, say through `logging` comes out as the same JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -68,7 +84,9 @@ def _adopt_libraries(level: str, shared: list[structlog.typing.Processor]) -> No
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(level.upper())
+    # SEC: gunicorn's own handler writes an exception with its message.
+    gunicorn = logging.getLogger("gunicorn.error")
+    gunicorn.handlers, gunicorn.propagate = [], True
     # The pool repeats every failed attempt; `gateway.store` says once that the database is away.
     logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
 
@@ -81,7 +99,7 @@ def where_not_what(logger: Any, method: str, event: structlog.typing.EventDict) 
     info = event.pop("exc_info", None)
     if not info:
         return event
-    error = info if isinstance(info, BaseException) else sys.exc_info()[1]
+    error = info if isinstance(info, BaseException) else info[1] if isinstance(info, tuple) else sys.exc_info()[1]
     if error is None:
         return event
     event["exception"] = type(error).__name__

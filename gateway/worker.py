@@ -31,7 +31,7 @@ from fastpath.http import HeadReader
 from fastpath.loop import Outbox
 from fastpath.responses import RequestIds, Response
 from fastpath.routes import canonical_path
-from gateway import shared
+from gateway import crashes, shared
 from gateway.errors import GraceEnded
 from gateway.http1.connection import Connection
 from gateway.http1.deadlines import TICK_NS, DeadlinePassed, Deadlines
@@ -96,6 +96,7 @@ class GatewayWorker(GeventWorker):  # type: ignore[misc]
         self._drain(servers)
 
     def _prepare(self) -> None:
+        crashes.adopt()
         settings = getattr(self.wsgi, "settings", None)
         self.settings = settings if isinstance(settings, Settings) else Settings.from_environ()
         self.limits = Limits.from_settings(self.settings)

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import re
+import subprocess
 import sys
 
 import pytest
@@ -31,7 +32,7 @@ def test_libraries_log_the_same_json(monkeypatch):
     root = logging.getLogger()
     before = root.handlers, root.level
     try:
-        logs._adopt_libraries("info", [logs.where_not_what])
+        logs._adopt_libraries([logs.where_not_what])
         try:
             raise ValueError("patient Smith")
         except ValueError:
@@ -66,3 +67,45 @@ def test_a_line_says_when(monkeypatch, at_ns, time_of_it):
 @pytest.mark.parametrize(("method", "level"), [("info", "info"), ("warn", "warning"), ("exception", "error")])
 def test_a_line_says_how_bad_it_is(method, level):
     assert logs.Stamp()(None, method, {})["level"] == level
+
+
+CRASHES = """
+from gevent import monkey; monkey.patch_all()
+import logging, threading
+import gevent
+from gateway import crashes, logs
+
+kept = logs.configure("info", worker=7)
+crashes.adopt()
+
+def fail():
+    raise ValueError("patient Smith")
+
+class Falls:
+    def __del__(self):
+        fail()
+
+gevent.spawn(fail).join(1)
+threading.Thread(target=fail).start()
+gevent.sleep(0.01)
+Falls()
+try:
+    fail()
+except ValueError:
+    logging.getLogger("gunicorn.error").exception("Error on a connection")
+logs.set_level("warning"); kept.info("quiet")
+logs.set_level("debug"); kept.debug("loud")
+fail()
+"""
+
+
+def test_what_nobody_caught_is_a_line_without_its_message_and_levels_hold_for_all_loggers():
+    done = subprocess.run([sys.executable, "-c", CRASHES], capture_output=True, text=True, check=False)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    told = [(line["level"], line["event"], line.get("exception")) for line in lines]
+    crash = ("error", "an exception that nobody caught", "ValueError")
+    assert told == [
+        crash, crash, crash, ("error", "Error on a connection", "ValueError"), ("debug", "loud", None), crash,
+    ]  # fmt: skip
+    assert all(any(where.endswith(" fail") for where in line["at"]) for line in lines if "exception" in line)
+    assert "Smith" not in done.stderr

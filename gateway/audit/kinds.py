@@ -72,7 +72,7 @@ KINDS: dict[str, Kind] = {
     "break-glass.ended": Kind("E", _EMERGENCY_ENDED, ("case", "reason")),
     "break-glass.listed": Kind("R", _QUERY, ("found",)),
     "break-glass.reviewed": Kind("U", _SECURITY, ("case", "verdict", "reason")),
-    "admin": Kind("U", _CONFIGURATION, ("what", "target", "before", "digest", "reason")),
+    "admin": Kind("U", _CONFIGURATION, ("what", "target", "before", "digest", "reason", "worker")),
     "audit.searched": Kind("R", _USED, ("query", "found")),
     "audit.read-own": Kind("R", _USED, ("query", "found")),
     "audit.exported": Kind("R", _EXPORT, ("format", "query", "found", "sha256", "by")),

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import psycopg
 import pytest
 
 from gateway.demo import story
@@ -63,3 +64,12 @@ def test_the_level_changes_while_it_runs(platform, call, wait):
     loud = call("GET", CLOUD, "PATIENT").headers["X-Request-Id"]
     wait(lambda: line_of(platform, loud))
     assert not [request for request in quiet if line_of(platform, request)]
+    wait(lambda: changes(platform) >= {("info", "warning"), ("warning", "info")})
+
+
+def changes(platform) -> set[tuple[str, str]]:
+    """Of log levels, as the trail has them: (before, after)."""
+    with psycopg.connect(platform._postgres.admin_dsn) as connection:
+        query = "SELECT canonical::json -> 'detail' FROM audit.event WHERE kind = 'admin'"
+        details = [detail for (detail,) in connection.execute(query)]
+    return {(one["before"], one["target"]) for one in details if one["what"] == "log-level"}
