@@ -7,6 +7,7 @@ the database. When the spool has no room, nothing is answered that is not on it:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import time
@@ -18,7 +19,8 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway.audit.commit import Commit
-from gateway.audit.event import MAX_OTHERS, Accesses, action_in, also_named, encode, other_event
+from gateway.audit.consent import CONSENT, consent_change, patient_answered
+from gateway.audit.event import MAX_OTHERS, Accesses, action_in, also_named, encode, other_event, own_bases
 from gateway.audit.kinds import ALSO
 from gateway.audit.notary import KEY, Notary, load_or_make_key
 from gateway.audit.pseudonyms import FOLDER as PATIENTS
@@ -136,15 +138,33 @@ class AuditTrail:
 
         Raises: AuditUnavailable.
         """
-        error = ctx.error
-        outcome = "allowed" if error is None else "refused" if error.origin is Origin.CLIENT else "failed"
-        rule = error.code if error is not None and ctx.rule in ("", "allowed") else ctx.rule
+        outcome, rule = _ended(ctx)
         for patient in also_named(ctx)[:MAX_OTHERS]:
             assert ctx.route is not None  # noqa: S101 - or it would name nobody
             self.note(
                 ALSO, outcome, ctx=ctx, patient=patient, unit=ctx.unit or ctx.params.get("unit", ""), rule=rule,
                 purpose=ctx.purpose, route=ctx.route.name, action=action_in(ctx.route, ctx),
             )  # fmt: skip
+
+    def note_consent(self, ctx: RequestContext, answer: bytes | None) -> None:
+        """Keep, of a request that changes a patient's consent, or tries to, an event that says so.
+
+        Shapes: `answer` is what the caller is told, if it is in hand: of what was let, the consent as it is now.
+        Raises: AuditUnavailable.
+        """
+        change = consent_change(ctx)
+        if change is None:
+            return
+        assert ctx.route is not None  # noqa: S101 - or it would be about nothing
+        outcome, rule = _ended(ctx)
+        now = answer if answer and outcome == "allowed" else b""
+        digest = hashlib.sha256(now).hexdigest() if now else ""
+        patient = change.patient or patient_answered(now, own_bases(ctx.route, ctx))
+        self.note(
+            change.kind, outcome, ctx=ctx, patient=patient, unit=ctx.unit or ctx.params.get("unit", ""),
+            rule=rule, purpose=ctx.purpose, route=ctx.route.name, resource_type=CONSENT, resource_id=change.id,
+            consent=change.id, digest=digest,
+        )  # fmt: skip
 
     def _name_of(self, patient: str) -> str:
         """What the trail has in place of a patient's id. Raises: AuditUnavailable."""
@@ -271,6 +291,13 @@ class AuditTrail:
         self.become(ready=False)
         self._count("unwritten", 1)
         return AuditUnavailable()
+
+
+def _ended(ctx: RequestContext) -> tuple[str, str]:
+    """How a request ended, and by which rule."""
+    error = ctx.error
+    outcome = "allowed" if error is None else "refused" if error.origin is Origin.CLIENT else "failed"
+    return outcome, error.code if error is not None and ctx.rule in ("", "allowed") else ctx.rule
 
 
 def _patient_of(ctx: RequestContext | None) -> str:

@@ -13,6 +13,7 @@ import falcon
 from fastpath.books import Books
 from fastpath.target import canonical_path, decode_segment
 from gateway.accesslog import AccessLog
+from gateway.audit.consent import METHODS as CHANGING
 from gateway.bodies import Body
 from gateway.config.snapshot import SnapshotHolder
 from gateway.context import RequestContext, new_request_id
@@ -44,6 +45,7 @@ class Audit(Protocol):
     def enqueue_finished(self, ctx: RequestContext, status: int) -> None: ...
     def completed(self, ctx: RequestContext, status: int, whole: bool) -> None: ...
     def note_others(self, ctx: RequestContext) -> None: ...
+    def note_consent(self, ctx: RequestContext, answer: bytes | None) -> None: ...
 
 
 class Accounting:
@@ -109,6 +111,8 @@ class Accounting:
         if ctx.route is not None and ctx.route.phi:
             resp.set_header("Cache-Control", "no-store")
         try:
+            if ctx.method in CHANGING:
+                self._note_consent(ctx, resp)
             if resp.stream is None and self._settle is not None and self._settle(ctx, resp.status, self._audit):
                 return
         except AuditUnavailable:
@@ -170,8 +174,6 @@ class Accounting:
         if ctx.principal is None and not ctx.rule.startswith("token:"):
             return
         phi = ctx.route is not None and ctx.route.phi
-        if ctx.method == "POST":
-            note_created(ctx, resp)
         try:
             if ctx.query or ctx.also:
                 self._audit.note_others(ctx)
@@ -183,6 +185,14 @@ class Accounting:
             self._withhold(ctx, resp)
         if phi and ctx.intent_recorded:
             req.env[TOLD] = partial(self._audit.completed, ctx, resp.status_code)
+
+    def _note_consent(self, ctx: RequestContext, resp: falcon.Response) -> None:
+        """Raises: AuditUnavailable."""
+        if ctx.principal is None:
+            return
+        if ctx.method == "POST":
+            note_created(ctx, resp)
+        self._audit.note_consent(ctx, resp.data)
 
     def _withhold(self, ctx: RequestContext, resp: falcon.Response) -> None:
         """The outcome is not durable: answer that, and keep this answer too, if it is another one."""
