@@ -469,7 +469,7 @@ class RelayPathUnavailable(RelayError):
 class UnitOverloaded(RelayError):
     code = "unit-overloaded"
     origin = Origin.UNIT
-    retry = Retry.ANY
+    retry = Retry.BY_DELIVERY
 
 
 class UnitQueueTimeout(RelayError):

@@ -67,7 +67,7 @@ class UnitsLook:
         enabled = [unit.id for unit in self._relay.known() if unit.enabled]
         metrics.set("caregate_units", (), len(enabled))
         metrics.set("caregate_units_away", (), sum(1 for unit in enabled if not registry.is_connected(unit)))
-        metrics.set("caregate_relay_buffer_ratio", (), registry.buffered_bytes() / self._buffer_bytes)
+        metrics.set("caregate_relay_buffer_ratio", (), registry.buffers.held_bytes() / self._buffer_bytes)
         metrics.set("caregate_unit_key_oldest_age_seconds", (), self._roster.oldest_key_age_s())
 
 

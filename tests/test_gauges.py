@@ -52,7 +52,7 @@ def test_audit_lag(metrics, steps, lag_s):
 
 
 def test_units_that_are_away(metrics):
-    registry = SimpleNamespace(is_connected=lambda unit: unit == "here", buffered_bytes=lambda: 25)
+    registry = SimpleNamespace(is_connected=lambda unit: unit == "here", buffers=SimpleNamespace(held_bytes=lambda: 25))
     units = [SimpleNamespace(id=name, enabled=name != "off") for name in ("here", "away", "off")]
     look = UnitsLook(
         SimpleNamespace(registry=registry, known=lambda: units), SimpleNamespace(oldest_key_age_s=lambda: 70.0), 100

@@ -62,7 +62,7 @@ class UnitConnection(Link):
         end if it never did."""
         # A frame of the largest size and the header of its WebSocket message.
         carrier = UnitSocket(sock, unread, limits.max_frame)
-        super().__init__(GatewaySession(limits, clock()), carrier, clock)
+        super().__init__(GatewaySession(limits, clock()), carrier, clock, registry.buffers)
         self.unit = unit
         self.registry = registry
         self.conn = os.urandom(8).hex()

@@ -29,8 +29,6 @@ from gateway.relay.mesh_link import AskingLink
 from gateway.relay.registry import Registry
 from gateway.relay.states import State
 
-LARGE_BYTES: Final = 65_536
-
 HELD_BYTES: Final = 196_608
 """A request whose shorter body is still arriving is held at the unit (HOLD) and released with its last byte (GO): a
 caller that breaks off its upload has certainly not been executed. Less than a stream's window, so it always fits."""
@@ -67,16 +65,16 @@ class Dispatcher:
         self,
         registry: Registry,
         clock: Callable[[], float] = time.monotonic,
-        buffer_bytes: int = 268_435_456,
     ) -> None:
-        """Units: `buffer_bytes` of bodies in memory; above four fifths of it no new large body is taken."""
         self._registry = registry
         self._clock = clock
-        self._buffer_limit = buffer_bytes * 4 // 5
         self._bell = Bell()
         self._bodies: set[Body] = set()
-        self._uploads: WeakSet[Exchange] = WeakSet()
-        registry.meters.append(self.kept_bytes)
+        self._long: WeakSet[Exchange] = WeakSet()
+        self._buffers = registry.buffers
+        self._buffers.meters.append(self.kept_bytes)
+        self._buffers.spares.append(self._forget_bodies)
+        self._buffers.holders.append(lambda: self._long)
 
     def dispatch(self, call: Call) -> Exchange:
         """An exchange whose head has arrived. Yields to the hub: yes.
@@ -84,14 +82,15 @@ class Dispatcher:
         Raises: RelayError, Overloaded, HeadersTooLarge, ClientDisconnected, and what reading the body raises, with its
         delivery.
         """
-        length = call.request.length
-        if length is None or length > LARGE_BYTES:
-            self._check_room()
+        if not self._buffers.takes(call.request.length):
+            raise Overloaded("Too much is being relayed", retry_after_s=1)
         exchange, failure, link = self._attempt(call, None)
         if failure is not None and self._may_repeat(call, failure):
             exchange, failure, link = self._repeat(call, failure, link)
         if failure is not None:
             raise self._error(call.unit, failure, link)
+        if not exchange.complete:
+            self._watch_over(exchange)
         return exchange
 
     def _repeat(self, call: Call, failure: Failure, link: Link) -> tuple[Exchange, Failure | None, Link]:
@@ -101,9 +100,10 @@ class Dispatcher:
             # That the way was lost says more than that there is no other.
             raise self._error(call.unit, failure, link) from None
 
-    def _check_room(self) -> None:
-        if self._registry.buffered_bytes() > self._buffer_limit:
-            raise Overloaded("Too much is being relayed", retry_after_s=1)
+    def _watch_over(self, exchange: Exchange) -> None:
+        """It has a body in more than one piece, of which some may have to wait."""
+        exchange.moved_s = time.monotonic()
+        self._long.add(exchange)
 
     def _may_repeat(self, call: Call, failure: Failure) -> bool:
         return may_go_elsewhere(failure) and call.body.replayable and self._clock() < call.deadline_s
@@ -135,7 +135,7 @@ class Dispatcher:
 
     def _send_rest(self, body: Body, exchange: Exchange) -> None:
         """Until the answer's head is here; what is kept of both directions meanwhile counts."""
-        self._uploads.add(exchange)
+        self._watch_over(exchange)
         self._bodies.add(body)
         try:
             exchange.send_from(body)
@@ -148,7 +148,12 @@ class Dispatcher:
     def kept_bytes(self) -> int:
         """Of bodies in more than one piece: what waits for a repetition, and of answers what came before its time."""
         kept = sum(body.kept_bytes for body in self._bodies)
-        return kept + sum(exchange.early_bytes for exchange in self._uploads)
+        return kept + sum(exchange.early_bytes for exchange in self._long)
+
+    def _forget_bodies(self) -> None:
+        """What is on its way then is not repeated."""
+        for body in self._bodies:
+            body.forget()
 
     def _first(self, call: Call) -> tuple[bytes, bool]:
         """The body's first piece, which a stream starts with: from there on the deadline is the stream's.

@@ -13,8 +13,9 @@ from gevent import get_hub, getcurrent
 
 from gateway.bodies import ReadInterrupted
 from gateway.errors import ClientDisconnected, Delivery
+from gateway.relay.buffers import BUFFERS_FULL
 from gateway.relay.frames import ResetCode, Response
-from gateway.relay.link import Failure, Link
+from gateway.relay.link import LET_GO, Failure, Link
 
 Watch = Callable[[Callable[[], None] | None], None]
 
@@ -109,6 +110,7 @@ class Exchange:
         "complete",
         "failure",
         "link",
+        "moved_s",
         "response",
         "stream",
     )
@@ -133,6 +135,7 @@ class Exchange:
         self._interrupt: Callable[[], None] | None = None
         self._early = 0
         self._asked_s = 0.0
+        self.moved_s = 0.0
         self._sleeper: Any = None
         self._roused = False
         self._bell = bell if bell is not None else Bell()
@@ -192,6 +195,7 @@ class Exchange:
         if link is None:
             return
         self._wait_for_room(link, len(data))
+        self.moved_s = time.monotonic()
         if self.over or not link.send_data(self.stream, data, end):
             return
         self._sending = not end
@@ -252,6 +256,7 @@ class Exchange:
         """
         while not self.chunks and not self.over:
             self._sleep()
+        self.moved_s = time.monotonic()
         return self.chunks.popleft() if self.chunks else None
 
     def take_all(self) -> bytes:
@@ -277,6 +282,19 @@ class Exchange:
         self.chunks.clear()
         self._early = 0
         return None if self.link is None else self.link.reset(self.stream, code, reason)
+
+    @property
+    def held_bytes(self) -> int:
+        """See buffers.Holder."""
+        queued = 0 if self.link is None else self.link.session.queued_bytes(self.stream)
+        return queued + sum(map(len, self.chunks))
+
+    def let_go(self) -> None:
+        """See buffers.Holder. A whole answer of which the caller has not read the rest is none any more."""
+        delivery = self.cancel(ResetCode.CANCEL, BUFFERS_FULL)
+        self.complete = False
+        self.failure = self.failure or Failure(LET_GO, BUFFERS_FULL, delivery or Delivery.RESPONSE_STARTED)
+        self._rouse()
 
     def abandon(self) -> None:
         """Nobody reads on: end what is left of the stream and of the watch over the caller."""

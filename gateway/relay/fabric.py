@@ -7,7 +7,7 @@ import os
 import socket as plain
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from gevent import socket
 from gateway import unixsocket
 from gateway.relay.connection import UnitConnection
 from gateway.relay.handover import handover_path
-from gateway.relay.mesh_link import AskingLink, HoldingLink
+from gateway.relay.mesh_link import AskingLink, Forward, HoldingLink
 from gateway.relay.registry import Registry
 
 RESCAN_S: Final = 2.0
@@ -50,7 +50,8 @@ class Fabric:
         self._news: dict[str, list[Any]] = {}
         self._told_s = 0.0
         registry.announce = self._announce
-        registry.meters.append(self.buffered_bytes)
+        registry.buffers.meters.append(self.buffered_bytes)
+        registry.buffers.holders.append(self._forwards)
 
     def start(self) -> None:
         """Listen, dial the siblings that are there, keep looking. Yields to the hub: yes."""
@@ -96,6 +97,10 @@ class Fabric:
         """Body bytes in memory on their way between workers. NOTE: what units sent or are to be sent, they count."""
         asked = sum(link.session.buffered_bytes for link in self._asking)
         return asked + sum(link.waiting_bytes for link in self._holding.values())
+
+    def _forwards(self) -> Iterator[Forward]:
+        for link in self._holding.values():
+            yield from link.forwards
 
     def younger(self, than_s: float) -> set[str]:
         """Names of the siblings that began to announce after a moment. Units: monotonic seconds."""

@@ -25,7 +25,7 @@ from gateway.errors import (
     UnitUpstreamUnreachable,
 )
 from gateway.relay.frames import RefusalReason, ResetCode
-from gateway.relay.link import LOST, Failure
+from gateway.relay.link import LET_GO, LOST, Failure
 
 _TIMEOUTS: Final[dict[Delivery, type[RelayError]]] = {
     Delivery.NOT_DISPATCHED: UnitQueueTimeout,
@@ -37,6 +37,7 @@ _TIMEOUTS: Final[dict[Delivery, type[RelayError]]] = {
 _CODES: Final[dict[int, tuple[type[RelayError], type[RelayError]]]] = {
     # code: the error if the request was certainly not dispatched, and otherwise
     LOST: (UnitDisconnected, UnitDisconnected),
+    LET_GO: (UnitOverloaded, UnitOverloaded),
     ResetCode.CANCEL: (UnitRefused, UnitDisconnected),
     ResetCode.REFUSED: (UnitRefused, UnitBadResponse),
     ResetCode.UPSTREAM_CONNECT: (UnitUpstreamUnreachable, UnitBadResponse),
@@ -77,10 +78,10 @@ def error_of(unit: str, failure: Failure) -> RelayError:
         return UnitOverloaded(unit, retry_after_s=1)
     refused, otherwise = _CODES.get(failure.code, (UnitRefused, UnitBadResponse))
     kind = refused if certain else otherwise
+    if kind is UnitOverloaded:
+        return kind(unit, delivery=delivery, retry_after_s=1)
     if kind is UnitDisconnected or delivery is Delivery.UNKNOWN:
         return kind(unit, delivery=delivery)
-    if kind is UnitOverloaded:
-        return kind(unit, retry_after_s=1)
     return kind(unit)
 
 

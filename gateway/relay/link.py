@@ -12,6 +12,7 @@ import gevent
 
 from gateway.errors import Delivery
 from gateway.relay import events as ev
+from gateway.relay.buffers import Buffers
 from gateway.relay.core import NEVER, NotSendable, Session
 from gateway.relay.frames import Request, ResetCode, Response
 from gateway.relay.readable import PassedOn
@@ -19,7 +20,9 @@ from gateway.relay.session import GatewaySession
 from gateway.relay.states import State
 
 LOST: Final = 0x100
-"""A reset code of this machine's own: the unit's connection ended. Between workers it travels in RESET."""
+LET_GO: Final = 0x101
+"""Reset codes of this machine's own: the unit's connection ended; a worker had no room for what nobody took of the
+stream. Between workers they travel in RESET."""
 
 CLOSE_GRACE_S: Final = 2.0
 """How long a closing link may take to write what is left and to hear the peer's close."""
@@ -107,10 +110,17 @@ class Link:
     `_crowd` the open streams that stand in line for room, and the bytes that each wants room for.
     """
 
-    def __init__(self, session: Session, carrier: Carrier, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        session: Session,
+        carrier: Carrier,
+        clock: Callable[[], float] = time.monotonic,
+        buffers: Buffers | None = None,
+    ) -> None:
         self.session = session
         self.carrier = carrier
         self.clock = clock
+        self.buffers = buffers if buffers is not None else Buffers()
         self.sinks: dict[int, Sink] = {}
         self._crowd: dict[int, int] = {}
         self._telling = False
@@ -375,6 +385,8 @@ class Link:
         if deadline_s < self._timer_due_s:
             self._schedule()
         self._send_soon()
+        if body:
+            self.buffers.arrived(len(body))
         return stream
 
     def has_room(self, stream: int, size: int) -> bool:
@@ -397,6 +409,7 @@ class Link:
             self._crowd.pop(stream, None)
             self._tell_room()
         self._send_soon()
+        self.buffers.arrived(len(data))
         return sent
 
     def go(self, stream: int) -> None:
@@ -455,6 +468,7 @@ class Link:
         sink = self._part_with(event.stream) if event.end else self.sinks.get(event.stream)
         if sink is not None:
             sink.on_response(event.response, event.body, event.end)
+            self.buffers.arrived(len(event.body))
         else:
             self.session.consumed(event.stream, len(event.body))
 
@@ -462,6 +476,7 @@ class Link:
         sink = self._part_with(event.stream) if event.end else self.sinks.get(event.stream)
         if sink is not None:
             sink.on_data(event.body, event.end)
+            self.buffers.arrived(len(event.body))
         else:
             self.session.consumed(event.stream, len(event.body))
 

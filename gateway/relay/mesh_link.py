@@ -16,17 +16,18 @@ import socket as plain
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Final
 
 import msgspec
 
 from gateway.errors import Delivery
 from gateway.relay import events as ev
+from gateway.relay.buffers import BUFFERS_FULL
 from gateway.relay.core import Limits, NotSendable
 from gateway.relay.failures import NOT_CONNECTED, STREAMS
 from gateway.relay.frames import Hello, Oversize, Request, ResetCode, Response, Welcome
-from gateway.relay.link import CarrierFault, Failure, Link, Sink, quietly_shut
+from gateway.relay.link import LET_GO, CarrierFault, Failure, Link, Sink, quietly_shut
 from gateway.relay.readable import Readable
 from gateway.relay.registry import Membership, Registry, by_use
 from gateway.relay.session import GatewaySession, UnitSession
@@ -177,7 +178,7 @@ class AskingLink(Link):
     def __init__(self, sock: Any, registry: Registry, on_name: Callable[[str], None]) -> None:
         carrier = UnixCarrier(sock, self._on_membership)
         session = GatewaySession(MESH_LIMITS, time.monotonic())
-        super().__init__(session, carrier)
+        super().__init__(session, carrier, buffers=registry.buffers)
         self._registry = registry
         self._on_name = on_name
         self.name = ""
@@ -235,7 +236,7 @@ class HoldingLink(Link):
             conn_window=MESH_LIMITS.conn_window,
         )
         carrier = UnixCarrier(sock, lambda record: None)
-        super().__init__(UnitSession(MESH_LIMITS, time.monotonic(), hello), carrier)
+        super().__init__(UnitSession(MESH_LIMITS, time.monotonic(), hello), carrier, buffers=registry.buffers)
         self._registry = registry
         self._forwards: dict[int, Forward] = {}
 
@@ -245,10 +246,13 @@ class HoldingLink(Link):
         self._send_soon()
 
     def _on_request(self, event: ev.RequestReceived) -> None:
-        forward = Forward(self, event.stream)
-        request = event.request
+        request, now_s = event.request, self.clock()
+        if not self.buffers.takes(request.length):
+            self.session.reset(event.stream, ResetCode.REFUSED, STREAMS, dispatched=False)
+            return
+        forward = Forward(self, event.stream, now_s)
         unit, request.unit = request.unit or "", None
-        deadline_s = self.clock() + request.deadline_ms / 1000
+        deadline_s = now_s + request.deadline_ms / 1000
         reason = NOT_CONNECTED
         for link in sorted(self._registry.local(unit), key=by_use):
             try:
@@ -267,6 +271,7 @@ class HoldingLink(Link):
         forward = self._forwards.get(event.stream)
         if forward is None or not forward.send_onward(event.body, event.end):
             self.session.consumed(event.stream, len(event.body))
+        self.buffers.arrived(len(event.body))
 
     def _on_go(self, event: ev.GoReceived) -> None:
         forward = self._forwards.get(event.stream)
@@ -290,6 +295,10 @@ class HoldingLink(Link):
         """Of requests' bodies, for room on the connections of units."""
         return sum(forward.waiting_bytes for forward in self._forwards.values())
 
+    @property
+    def forwards(self) -> Iterable[Forward]:
+        return self._forwards.values()
+
     def forget(self, stream: int) -> None:
         self._forwards.pop(stream, None)
 
@@ -302,19 +311,20 @@ class HoldingLink(Link):
 
 
 class Forward:
-    """One stream of a sibling joined to one stream of a unit; a link.Sink of the unit's link.
+    """One stream of a sibling joined to one stream of a unit; a link.Sink of the unit's link, and a buffers.Holder.
 
     Credit is given back on one side when the bytes left on the other.
     """
 
-    __slots__ = ("_back", "_ended", "_left", "_stream", "_waiting", "onward", "onward_stream")
+    __slots__ = ("_back", "_ended", "_left", "_stream", "_waiting", "moved_s", "onward", "onward_stream")
 
-    def __init__(self, back: HoldingLink, stream: int) -> None:
+    def __init__(self, back: HoldingLink, stream: int, now_s: float = 0.0) -> None:
         self._back = back
         self._stream = stream
         self._left = 0
         self._ended = False
         self._waiting: deque[tuple[bytes, bool]] | None = None
+        self.moved_s = now_s
         self.onward: Link | None = None
         self.onward_stream = 0
 
@@ -384,11 +394,27 @@ class Forward:
         self._back.poke()
 
     def on_flushed(self, size: int) -> None:
+        self.moved_s = self._back.clock()
         self._back.consumed(self._stream, size)
+
+    @property
+    def held_bytes(self) -> int:
+        """See buffers.Holder."""
+        onward = self.onward
+        queued = 0 if onward is None else onward.session.queued_bytes(self.onward_stream)
+        return self._left + self.waiting_bytes + queued
+
+    def let_go(self) -> None:
+        """See buffers.Holder."""
+        delivery, self._waiting = None, None
+        if self.onward is not None:
+            delivery = self.onward.reset(self.onward_stream, ResetCode.CANCEL, BUFFERS_FULL)
+        self.on_failed(Failure(LET_GO, BUFFERS_FULL, delivery or Delivery.RESPONSE_STARTED))
 
     def back_flushed(self, size: int) -> None:
         """Bytes of the answer left for the sibling."""
         self._left -= size
+        self.moved_s = self._back.clock()
         if self.onward is not None:
             self.onward.consumed(self.onward_stream, size)
         if self._ended and self._left <= 0:

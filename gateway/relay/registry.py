@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from gevent.event import Event as Wake
 
+from gateway.relay.buffers import Buffers
 from gateway.relay.states import State
 
 if TYPE_CHECKING:
@@ -77,7 +78,9 @@ class UnitRecord:
 class Registry:
     """Epochs decide between old and new: a late close of an old connection never removes a new one."""
 
-    def __init__(self, watcher: Watcher | None = None, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, watcher: Watcher | None = None, now: Callable[[], float] = time.time, buffers: Buffers | None = None
+    ) -> None:
         self._units: dict[str, UnitRecord] = {}
         self._farewells: dict[str, Farewell] = {}
         self._watcher = watcher or (lambda event, unit, details: None)
@@ -89,8 +92,8 @@ class Registry:
         """Told when a connection of this worker comes or goes: the mesh passes it on."""
         self.sibling_left_s = float("-inf")
         """When a sibling that leaves last sent a unit away. Units: monotonic seconds."""
-        self.meters: list[Callable[[], int]] = []
-        """What else of bodies is in memory. Units: bytes."""
+        self.buffers = buffers if buffers is not None else Buffers()
+        self.buffers.meters.append(self._buffered_bytes)
 
     def next_epoch(self) -> int:
         """Ascending over all workers of the machine. Source: CLOCK_MONOTONIC, one for all its processes."""
@@ -254,13 +257,9 @@ class Registry:
         live = sum(1 for c in record.local.values() if c.session.state in (State.ACTIVE, State.CONNECTING))
         return live + len(record.remote)
 
-    def buffered_bytes(self) -> int:
-        """Body bytes that this worker holds in memory: its unit connections, and what its meters say.
-
-        NOTE: for who asks seldom: it is summed up then, so that small requests pay for none of it.
-        """
-        held = sum(connection.session.buffered_bytes for connection in self.all_local())
-        return held + sum(meter() for meter in self.meters)
+    def _buffered_bytes(self) -> int:
+        """Body bytes in memory on this worker's connections of units."""
+        return sum(connection.session.buffered_bytes for connection in self.all_local())
 
     def keeps_keys(self, unit: str) -> bool:
         """Do all agents of the unit keep a ledger of idempotency keys?"""

@@ -24,6 +24,7 @@ from gateway.relay.dispatcher import Call, Dispatcher
 from gateway.relay.exchange import Body, Exchange
 from gateway.relay.failures import error_of
 from gateway.relay.frames import Fields, ResetCode, Response
+from gateway.relay.link import LET_GO
 from gateway.relay.request import NO_BODY, RequestBody, build_request
 from gateway.routing.location import tell_places
 from gateway.routing.model import Route, UnitAction
@@ -223,7 +224,7 @@ def _fate(name: str) -> _Fate:
 
 
 def _pieces(ctx: RequestContext, unit: str, exchange: Exchange, left_bytes: int) -> Iterator[bytes]:
-    """The body as it comes. Raises: UnitTruncated, UnitResponseTooLarge, so that the transfer is cut.
+    """The body as it comes. Raises: UnitTruncated, UnitOverloaded, UnitResponseTooLarge, so that the transfer is cut.
 
     Yields to the hub: yes.
     """
@@ -236,7 +237,9 @@ def _pieces(ctx: RequestContext, unit: str, exchange: Exchange, left_bytes: int)
         # The worker asks for the next piece when its socket took this one.
         exchange.consumed(len(piece))
     if not exchange.complete:
-        ctx.error = UnitTruncated(unit)
+        failure = exchange.failure
+        full = failure is not None and failure.code == LET_GO
+        ctx.error = error_of(unit, failure) if failure is not None and full else UnitTruncated(unit)
         raise ctx.error
 
 

@@ -13,6 +13,7 @@ from gevent import socket
 from gateway.config.snapshot import CompiledUnit, Snapshot, SnapshotHolder
 from gateway.errors import Forbidden, Overloaded, TokenInvalid
 from gateway.relay.admission import DialGate
+from gateway.relay.buffers import BUFFER_BYTES, Buffers
 from gateway.relay.connection import UnitConnection
 from gateway.relay.core import Limits
 from gateway.relay.dispatcher import Dispatcher
@@ -82,7 +83,8 @@ class Relay:
             dead_s=getattr(settings, "relay_dead_ms", 35_000) / 1000,
             hello_s=getattr(settings, "relay_hello_timeout_ms", 5_000) / 1000,
         )
-        self.registry = Registry(self._on_event)
+        buffers = Buffers(getattr(settings, "relay_buffer_bytes", BUFFER_BYTES), self._on_let_go)
+        self.registry = Registry(self._on_event, buffers=buffers)
         self._used = UsedTokens(settings.run_dir / "used-tokens.ring")
         self.fabric = Fabric(settings.run_dir, self.registry)
         self.handover = Handover(settings.run_dir, self.fabric.name, self._receive)
@@ -97,8 +99,7 @@ class Relay:
         self.observe: Callable[[str, str, dict[str, object]], None] = lambda event, unit, details: None
         """Told of (event, unit, details), see registry.Watcher."""
         self._gate = DialGate(getattr(settings, "relay_dials_per_s", 500), getattr(settings, "relay_dials_open", 512))
-        dispatcher = Dispatcher(self.registry, buffer_bytes=getattr(settings, "relay_buffer_bytes", 268_435_456))
-        self.unit_resource = UnitResource(dispatcher)
+        self.unit_resource = UnitResource(Dispatcher(self.registry))
         self.connect_resource = ConnectResource(
             self.tokens,
             self.take_over,
@@ -306,6 +307,10 @@ class Relay:
         if self.revoked(unit_id, token.jti, token.issued_s):
             return TOKEN_REVOKED
         return self.refuses(unit_id, token.kid) or ("" if known else "disabled")
+
+    def _on_let_go(self) -> None:
+        if self._metrics is not None:
+            self._metrics.inc("caregate_relay_streams_let_go", ())
 
     def _on_event(self, event: str, unit: str, details: dict[str, object]) -> None:
         if event == "connection.up":

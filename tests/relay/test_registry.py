@@ -114,7 +114,7 @@ def test_what_counts(registry):
     registry.add_remote(object(), member(registry))
     assert registry.count("u") == 2
     assert registry.count("nobody") == 0
-    assert registry.buffered_bytes() == 30
+    assert registry.buffers.held_bytes() == 30
 
 
 def test_announcements(registry):

@@ -3,12 +3,14 @@ sibling."""
 
 from __future__ import annotations
 
+import http.client
 from types import SimpleNamespace
 
 import gevent
 import pytest
 from gevent import socket
 
+from gateway.relay.buffers import Buffers
 from gateway.relay.outbox import Place
 
 STALLED, STALLED_BYTES = 63, 700_000
@@ -20,20 +22,27 @@ UNREAD_BYTES = 1_000_000
 BODY = bytes(300_000)
 """More than a stream's window: it needs credit to come back."""
 
+KERNEL_BYTES = 16_384
 
-@pytest.fixture(params=["here", "through-sibling"])
-def gateway(rig, request):
+BUFFER_BYTES = 8_000_000
+"""Less than what any of these tests leaves unread."""
+
+
+WHERE = pytest.fixture(params=["here", "through-sibling"])
+
+
+def build(rig, where, **settings):
     """(worker that holds both units, worker that is asked, the hospital, the sockets of its callers): of requests with
     a body to /stall nothing is taken, /long and /short are answered with a body, others with what they brought."""
     route = {"deadline_ms": 25_000}
-    holder = rig.worker(route)
-    asked = holder if request.param == "here" else rig.worker(route)
+    holder = rig.worker(route, **settings)
+    asked = holder if where == "here" else rig.worker(route, **settings)
 
     def script(unit, event):
         target = event.request.target
         unit.ack(event.stream)
         if target.startswith(("/long", "/short")):
-            unit.answer(event.stream, 200, bytes(UNREAD_BYTES if "long" in target else 200_000))
+            unit.answer(event.stream, 200, bytes(UNREAD_BYTES if "long" in target else 250_000))
         elif not target.startswith("/stall"):
             rig.until(lambda: event.stream in unit.ended)
             unit.answer(event.stream, 200, b"%d" % len(unit.bodies[event.stream]))
@@ -41,10 +50,35 @@ def gateway(rig, request):
     hospital = rig.unit(holder, script, auto_consume=False)
     rig.unit(holder, unit="clinic")
     rig.until(lambda: all(map(asked.relay.registry.connected, ("hospital", "clinic"))))
-    made = SimpleNamespace(holder=holder, asked=asked, hospital=hospital, callers=[])
+    return SimpleNamespace(holder=holder, asked=asked, hospital=hospital, callers=[])
+
+
+@WHERE
+def gateway(rig, request):
+    made = build(rig, request.param)
     yield made
     for sock in made.callers:
         sock.close()
+
+
+@WHERE
+def small(rig, request):
+    """One of few buffers, and the most that a worker of it held, in its own measure."""
+    made = build(rig, request.param, relay_buffer_bytes=BUFFER_BYTES)
+    made.most = 0
+    for worker in {made.holder, made.asked}:
+        look_at(made, worker.relay.registry.buffers)
+    yield made
+    for sock in made.callers:
+        sock.close()
+
+
+def look_at(made, buffers):
+    def arrived(size):
+        Buffers.arrived(buffers, size)
+        made.most = max(made.most, buffers.held_bytes())
+
+    buffers.arrived = arrived
 
 
 def asking(gateway):
@@ -75,11 +109,11 @@ def stall_uploads(rig, gateway):
 
 def leave_unread(rig, gateway, path, count):
     """Answers whose callers take what a small buffer of the kernel holds, and no more."""
-    gateway.asked.server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+    gateway.asked.server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)
     hospital = gateway.hospital
     for number in range(1, count + 1):
         gateway.callers.append(sock := socket.socket())
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BYTES)
         sock.connect(("127.0.0.1", gateway.asked.port))
         sock.sendall(f"GET /units/hospital/{path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
         rig.until(lambda number=number: len(hospital.bodies) + refused(gateway) == number)
@@ -98,8 +132,41 @@ def test_uploads_that_nobody_takes_stop_no_other(rig, gateway):
     assert fetch_soon(rig, gateway, "POST", "hospital", "a", b"small").body == b"5"
 
 
-@pytest.mark.parametrize(("path", "count"), [("long", 60), ("short", 100)])
+@pytest.mark.parametrize(("path", "count"), [("long", 60), ("short", 72)])
 def test_answers_that_nobody_reads_stop_no_other(rig, gateway, path, count):
     leave_unread(rig, gateway, path, count)
     assert fetch_soon(rig, gateway, "POST", "clinic", "a", BODY).body == BODY
     assert len(fetch_soon(rig, gateway, "GET", "hospital", "long").body) == UNREAD_BYTES
+
+
+def error_codes(made):
+    return {ctx.error.code for ctx in made.asked.seen if ctx.error is not None}
+
+
+def test_what_nobody_takes_is_bounded(rig, small):
+    stall_uploads(rig, small)
+    assert 0 < small.most <= BUFFER_BYTES
+    assert error_codes(small) <= {"unit-overloaded", "overloaded"}
+    assert len(error_codes(small)) > 0
+    assert fetch_soon(rig, small, "POST", "clinic", "a", b"small").body == b"small"
+
+
+@pytest.mark.parametrize("path", ["long", "short"])
+def test_what_nobody_reads_is_bounded(rig, small, path):
+    leave_unread(rig, small, path, 60)
+    assert 0 < small.most <= BUFFER_BYTES
+    assert len(fetch_soon(rig, small, "GET", "hospital", "long").body) == UNREAD_BYTES
+    assert is_cut(small.callers[0])
+    assert not is_cut(small.callers[-1])
+    assert error_codes(small) == {"unit-overloaded"}
+
+
+def is_cut(sock):
+    """Does an answer, read to its end, lack some?"""
+    response = http.client.HTTPResponse(sock)
+    try:
+        response.begin()
+        response.read()
+    except (OSError, http.client.IncompleteRead):
+        return True
+    return False

@@ -1,0 +1,77 @@
+"""What a worker keeps of bodies in memory: no new large one where it is much, and who stands still lets go of his where
+it is too much."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
+
+LARGE_BYTES: Final = 65_536
+"""A body up to this size is taken always."""
+
+BUFFER_BYTES: Final = 268_435_456
+
+BUFFERS_FULL: Final = "buffers-full"
+"""Why a stream ended that had to let go."""
+
+
+class Holder(Protocol):
+    """A stream that keeps bytes until somebody takes them. Units: `moved_s` when he last did, monotonic seconds."""
+
+    moved_s: float
+
+    @property
+    def held_bytes(self) -> int: ...
+
+    def let_go(self) -> None:
+        """Drop them: the stream fails. May not block."""
+
+
+class Buffers:
+    """Above four fifths of the limit no large body begins; above seven eighths room is made. It is summed up whenever a
+    sixteenth of it has come, so that small requests pay for none of it.
+
+    Units: bytes. Shapes: `meters` say what is kept, each byte once; `spares` drop what is kept only to be sent again;
+    `holders` are the streams that may have to let go. `on_let_go` is told of each that had to.
+    """
+
+    def __init__(self, limit_bytes: int = BUFFER_BYTES, on_let_go: Callable[[], None] = lambda: None) -> None:
+        self._much = limit_bytes * 4 // 5
+        self._too_much = limit_bytes * 7 // 8
+        self._look_after = limit_bytes // 16
+        self._on_let_go = on_let_go
+        self._arrived = 0
+        self.meters: list[Callable[[], int]] = []
+        self.spares: list[Callable[[], None]] = []
+        self.holders: list[Callable[[], Iterable[Holder]]] = []
+
+    def held_bytes(self) -> int:
+        """Summed up, for who asks seldom."""
+        return sum(meter() for meter in self.meters)
+
+    def takes(self, length: int | None) -> bool:
+        """May a body of this length begin? None: nobody knows it."""
+        return (length is not None and length <= LARGE_BYTES) or self.held_bytes() <= self._much
+
+    def arrived(self, size: int) -> None:
+        """So many bytes more may be kept by now. NOTE: any stream may fail in here."""
+        self._arrived += size
+        if self._arrived >= self._look_after:
+            self._arrived = 0
+            if self.held_bytes() > self._too_much:
+                self._make_room()
+
+    def _make_room(self) -> None:
+        """Until it is not much any more. Who keeps much for long goes first: who is slow, not who has just arrived."""
+        for spare in self.spares:
+            spare()
+        over, now_s = self.held_bytes() - self._much, time.monotonic()
+        holders = [(holder.held_bytes, holder) for holders in self.holders for holder in holders()]
+        holders.sort(key=lambda entry: entry[0] * (now_s - entry[1].moved_s), reverse=True)
+        for held, holder in holders:
+            if over <= 0 or not held:
+                return
+            over -= held
+            holder.let_go()
+            self._on_let_go()
