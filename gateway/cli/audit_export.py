@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from gateway.cli.audit_source import (
     Unusable,
+    add_patient_key,
     add_source,
     checkpoints_of,
     dsn_of,
@@ -47,6 +48,7 @@ def add_actions(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     export.add_argument(
         "--with-ids", action="store_true", help="patients by their ids where they are known, not by their pseudonyms"
     )
+    add_patient_key(export)
     export.set_defaults(run=guarded(_export))
     check = actions.add_parser("check", help="is an exported file what its manifest says?")
     check.add_argument("file", type=Path, metavar="FILE")
@@ -140,7 +142,7 @@ def _write_events(options: argparse.Namespace, file: _Digesting) -> Iterator[Non
     if options.format == "csv":
         file.write(line(EVENT_COLUMNS).encode())
     with TrailReader(dsn_of(options)) as reader:
-        shown = _Shown(patients_of(options, reader)) if options.with_ids else (lambda name: name)
+        shown = _Shown(patients_of(options, reader, naming=True)) if options.with_ids else (lambda name: name)
         for chain, sequence, canonical in reader.events(options.from_ms, options.to_ms):
             event = readable(canonical)
             if options.format == "csv":

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TextIO
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from gateway.cli.audit_source import Unusable, add_source, dsn_of, guarded, iso, note, patients_of
+from gateway.cli.audit_source import Unusable, add_patient_key, add_source, dsn_of, guarded, iso, note, patients_of
 from gateway.cli.said import positive
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def add_actions(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     for name, text in _HELP.items():
         kind = kinds.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         add_source(kind)
+        add_patient_key(kind)
         kind.add_argument("--format", choices=("table", "csv", "json"), default="table")
         if name == "patient":
             kind.add_argument("--patient", required=True, metavar="ID")
@@ -69,7 +70,7 @@ def _report(options: argparse.Namespace) -> int:
     values, dsn, names = _values(options), dsn_of(options), columns_of(options.report)
     patient = ""
     with TrailReader(dsn) as trail, ReportReader(dsn) as reader:
-        patients = patients_of(options, trail)
+        patients = patients_of(options, trail, naming=options.report == "patient")
         if options.report == "patient":
             known = patients.names_of(options.patient)
             values["patients"] = list(known)

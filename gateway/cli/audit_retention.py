@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from gateway.cli.audit_source import (
     Unusable,
+    add_patient_key,
     checkpoints_of,
     dsn_of,
     folder_of,
@@ -49,6 +50,7 @@ def add_actions(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     hold.add_argument("--from", type=time_of, default=0, dest="from_ms", metavar="TIME", help="events from then on")
     hold.add_argument("--to", type=time_of, default=0, dest="to_ms", metavar="TIME", help="events until then")
     hold.add_argument("--reason", required=True)
+    add_patient_key(hold)
     hold.set_defaults(run=guarded(_hold))
     release = actions.add_parser("release", help="end a legal hold")
     _add_options(release)
@@ -84,7 +86,7 @@ def _add_erase(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     _add_options(erase)
     erase.add_argument("--patient", required=True, metavar="ID")
-    erase.add_argument("--patient-key", type=Path, metavar="FILE", help="default: audit/patients.key")
+    add_patient_key(erase)
     erase.add_argument("--reason", required=True)
     erase.set_defaults(run=guarded(_erase))
 
@@ -104,7 +106,7 @@ def _hold(options: argparse.Namespace) -> int:
     if _HOLD.fullmatch(options.name) is None:
         raise Unusable("the name of a hold is 1 to 64 letters, digits, dots, hyphens and underscores")
     with TrailReader(dsn_of(options)) as trail:
-        known = patients_of(options, trail)
+        known = patients_of(options, trail, naming=bool(options.patient))
         patients = sorted({name for patient in options.patient for name in known.names_of(patient)})
         lookups = {known.lookup_of(patient) for patient in options.patient} - {None}
         patients += sorted(f"{LOOKUP}{lookup}" for lookup in lookups)
@@ -196,13 +198,15 @@ def _signed(options: argparse.Namespace, reader: TrailReader, keys: Sequence[Ed2
 
 
 def _erase(options: argparse.Namespace) -> int:
-    from gateway.audit.pseudonyms import KEY, Keys, load_or_make_key
     from gateway.store.retention import RetentionStore
+    from gateway.store.trail import TrailReader
 
-    path = options.patient_key or folder_of(options) / KEY
-    if not path.exists():
-        raise Unusable(f"{path}: does not exist; give --patient-key FILE, or --data-dir for the gateway's own")
-    lookup = Keys(load_or_make_key(path)).lookup(options.patient)
+    with TrailReader(dsn_of(options)) as trail:
+        lookup = patients_of(options, trail, naming=True).lookup_of(options.patient)
+    if lookup is None:
+        raise Unusable(
+            "the key of patients does not exist; give --patient-key FILE, or --data-dir for the gateway's own"
+        )
     with RetentionStore(dsn_of(options)) as store:
         store.check_erasable(lookup, options.patient)
         note(options, "audit.erased", reason=options.reason, pseudonyms=str(store.count_names(lookup)))

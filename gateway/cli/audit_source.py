@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
     from gateway.audit.checkpoint import Sealed
-    from gateway.audit.pseudonyms import NamesReader
+    from gateway.audit.pseudonyms import Keys, NamesReader
     from gateway.store.trail import TrailReader
 
 DSN_VARIABLE = "CAREGATE_SECRET_AUDIT_DSN"
+PATIENT_KEY_VARIABLE = "CAREGATE_AUDIT_PATIENT_KEY"
 _SEGMENT_BYTES = 262_144
 
 
@@ -161,12 +162,47 @@ def private_key_of(options: argparse.Namespace) -> Ed25519PrivateKey:
         raise Unusable(str(error)) from None
 
 
-def patients_of(options: argparse.Namespace, reader: TrailReader) -> NamesReader:
-    """Names and ids of patients; ids alone where the key of patients is not on this machine."""
-    from gateway.audit.pseudonyms import KEY, Keys, NamesReader, load_or_make_key
+def add_patient_key(parser: argparse.ArgumentParser) -> None:
+    """By what patients and their pseudonyms are joined."""
+    parser.add_argument(
+        "--patient-key", type=Path, metavar="FILE", help=f"{PATIENT_KEY_VARIABLE}; default: audit/patients.key"
+    )
 
-    path: Path = getattr(options, "patient_key", None) or folder_of(options) / KEY
-    return NamesReader(lambda: Keys(load_or_make_key(path)) if path.exists() else None, reader.names)
+
+def patient_keys_of(options: argparse.Namespace) -> Keys | None:
+    """The key of patients, None if it is not on this machine. Raises: Unusable, ValueError."""
+    from gateway.audit.pseudonyms import KEY, Keys, load_or_make_key
+    from gateway.config.secret import Secrets, SecretUnavailable
+
+    path, reference = options.patient_key, os.environ.get(PATIENT_KEY_VARIABLE, "")
+    if path is None and reference:
+        beside = Path(os.environ.get("CAREGATE_CONFIG_PATH", ".")).parent
+        try:
+            return Keys(Secrets(beside, os.environ).resolve(reference, private=True).strip())
+        except SecretUnavailable as error:
+            raise Unusable(f"{PATIENT_KEY_VARIABLE}: {error}") from None
+    if path is not None and not path.exists():
+        raise Unusable(f"{path}: does not exist")
+    path = path or folder_of(options) / KEY
+    return Keys(load_or_make_key(path)) if path.exists() else None
+
+
+def patients_of(options: argparse.Namespace, reader: TrailReader, *, naming: bool = False) -> NamesReader:
+    """Names and ids of patients; ids alone where the key of patients is not on this machine.
+
+    Raises: Unusable, with `naming`, if the trail has pseudonyms of which the key says nothing: whoever asks for a
+    patient would find nothing, hold nothing and erase nothing.
+    """
+    from gateway.audit.pseudonyms import NamesReader
+
+    keys, row = patient_keys_of(options), reader.a_name() if naming else None
+    if row is not None and (keys is None or keys.open(*row) is None):
+        what = "their key is not here" if keys is None else "this is not their key"
+        raise Unusable(
+            f"patients have pseudonyms in this trail, and {what}: give --patient-key FILE, or --data-dir for the "
+            "gateway's own"
+        )
+    return NamesReader(lambda: keys, reader.names)
 
 
 def who() -> str:

@@ -99,6 +99,11 @@ class TrailReader:
         rows = self._connection.execute(_PATIENTS[column], (list(values),))
         return [(name, bytes(sealed)) for name, sealed in rows]
 
+    def a_name(self) -> tuple[str, bytes] | None:
+        """Some pseudonym and its sealed id, if there is one."""
+        row = self._connection.execute("SELECT name, sealed FROM audit.patient LIMIT 1").fetchone()
+        return None if row is None else (row[0], bytes(row[1]))
+
     def acts(self) -> list[SealedAct]:
         """What was removed by right, in order."""
         rows = self._connection.execute("SELECT act, signature FROM audit.removal ORDER BY number")

@@ -325,6 +325,32 @@ def test_nobody_is_erased_whom_a_hold_names(audit, trail, keys, tmp_path):
     assert audit("erase", "--patient", "anna", "--reason", "asked for") == (0, "1 names of the patient are erased\n")
 
 
+def test_who_names_a_patient_needs_the_key(audit, trail, keys, tmp_path, monkeypatch):
+    """Without it, or with another, nothing would be held, found or erased, and nobody would know."""
+    name_patient(trail, keys, "anna")
+    own, other = tmp_path / "audit" / KEY, tmp_path / "other.key"
+    elsewhere = tmp_path / "elsewhere.key"
+    own.rename(elsewhere)
+    load_or_make_key(other)
+    commands = (
+        ("hold", "case-7", "--patient", "anna", "--reason", "court order"),
+        ("erase", "--patient", "anna", "--reason", "asked for"),
+        ("report", "patient", "--patient", "anna"),
+        ("export", "--format", "csv", "--with-ids", "--out", str(tmp_path / "out.csv")),
+    )
+    for command in commands:
+        status, out = audit(*command)
+        assert (status, "their key is not here: give --patient-key" in out) == (2, True), out
+        status, out = audit(*command, "--patient-key", str(other))
+        assert (status, "this is not their key" in out) == (2, True), out
+        assert audit(*command, "--patient-key", str(tmp_path / "none"))[0] == 2
+    assert audit("report", "user", "--user", "s-1")[0] == 0, "who names no patient needs none"
+    monkeypatch.setenv("CAREGATE_AUDIT_PATIENT_KEY", f"file:{elsewhere}")
+    assert audit("report", "patient", "--patient", "anna")[0] == 0
+    assert audit(*commands[0])[0] == 0
+    assert audit(*commands[1])[1].startswith("caregate audit: the patient is held by case-7"), "the hold is of her"
+
+
 def test_a_dry_run_removes_nothing(audit, trail):
     status, out = audit("remove", "--dry-run", now=at(2032, 2, 1))
     assert (status, out) == (0, "2026-01: 93 records are past 72 months\n")
