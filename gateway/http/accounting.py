@@ -21,11 +21,15 @@ from gateway.errors import (
     AuditOutcomeUnavailable,
     AuditUnavailable,
     BadTarget,
+    BindingRefused,
     ConfigUnavailable,
+    ConsentRefused,
     Delivery,
     GatewayError,
+    NotFound,
     Origin,
     RelayError,
+    TokenInvalid,
 )
 from gateway.http import problems
 from gateway.http.address import client_address
@@ -33,6 +37,8 @@ from gateway.http.application import TOLD
 from gateway.http.created import note_created
 from gateway.http.trace import note_trace
 from gateway.metrics import LATENCY_BUCKETS_S, Metrics
+from gateway.rbac.consent import CONSENT_REFUSED
+from gateway.rbac.decide import NOT_BOUND
 from gateway.routing.model import RESERVED_PREFIXES
 
 
@@ -141,7 +147,7 @@ class Accounting:
             for rule in ctx.shadow.split(","):
                 self._metrics.inc("caregate_shadow_refusals", (ctx.route.name if ctx.route is not None else "", rule))
         if ctx.error is not None:
-            self._metrics.inc("caregate_refusals", (ctx.error.code, ctx.error.origin.value))
+            self._metrics.inc("caregate_refusals", (_counted(ctx, ctx.error), ctx.error.origin.value))
             if ctx.rule.startswith(_LIMIT):
                 self._metrics.inc("caregate_limit_refusals", (ctx.rule.removeprefix(_LIMIT),))
         self._access_log.write(ctx, status, took_ns)
@@ -224,6 +230,17 @@ _LIMIT = "limit:"
 """What the rule of a request begins with that was over a rate limit."""
 _DURATION = "caregate_request_duration_seconds"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+_HIDDEN = {
+    "audience": TokenInvalid.code, NOT_BOUND.rule: BindingRefused.code, CONSENT_REFUSED.rule: ConsentRefused.code,
+}  # fmt: skip
+"""Rules that may refuse as if there were nothing -> the error's code where they do not."""
+
+
+def _counted(ctx: RequestContext, error: GatewayError) -> str:
+    """The code that an error is counted under: one who tries records that are not his is more than one who errs."""
+    return _HIDDEN.get(ctx.rule, error.code) if isinstance(error, NotFound) else error.code
 
 
 def _unrecorded(ctx: RequestContext) -> GatewayError:

@@ -82,6 +82,17 @@ def test_challenges_tell_expired_from_the_rest(ask):
     assert expired != wrong
 
 
+def test_who_tries_what_is_hidden_is_counted_as_refused(ask, gateway):
+    for role, claims, path in (
+        ("member", {"member": "m1"}, "/v1/members/m2/notes"), ("member", {}, "/v1/secret"), ("member", {}, "/v1/none"),
+    ):  # fmt: skip
+        assert ask(path, role, claims=claims).status_code == 404
+    counted = gateway.metrics.totals("caregate_refusals")
+    assert {code: number for (code, _), number in counted.items()} == {
+        "binding-refused": 1.0, "token-invalid": 1.0, "not-found": 1.0,
+    }  # fmt: skip
+
+
 def test_hidden_and_missing_have_the_same_body(ask):
     bodies = [
         ask(path, "member", claims={"member": "m1"}).json for path in ("/v1/secret", "/v1/x", "/v1/members/m2/notes")

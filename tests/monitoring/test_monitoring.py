@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from gateway import errors
 from gateway.metrics import DECLARATIONS
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -103,6 +104,21 @@ def test_only_metrics_that_are_there_are_asked_for(where, expression):
 
 def test_every_alert_is_tried():
     assert [alert for alert, _ in expressions() if alert.startswith("Caregate")] == list(FIRING)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "TokenInvalid", "Forbidden", "RoleRefused", "PermissionRefused", "ScopeRefused", "BindingRefused",
+        "ConsentRefused", "PurposeRefused", "SearchRefused", "EnrolmentRefused", "ClientUnauthenticated",
+        "TokenRequestRefused",
+    ],
+)  # fmt: skip
+def test_a_burst_is_of_whatever_refuses_access(error):
+    expression = dict(expressions())["CaregateDenialBurst"]
+    patterns = set(re.findall(r'code=~"(.+?)"', expression))
+    assert len(patterns) == 1
+    assert re.fullmatch(patterns.pop(), getattr(errors, error).code)
 
 
 def test_every_alert_says_what_to_do():
