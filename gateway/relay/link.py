@@ -215,6 +215,7 @@ class Link:
                 else:
                     self._writer = None
                     self._writing = False
+                    self._tell_room()
                     return
         except OSError:
             carrier.abort()
@@ -252,7 +253,8 @@ class Link:
             if not session.has_frames and not carrier.has_replies():
                 return True
             whole = carrier.write_now(session.data_to_send(self.clock()))
-            if session.outbox.flushed:
+            # NOTE: without a byte that left there is more room, too, once a stream has no credit of its own.
+            if session.outbox.flushed or self._crowd:
                 self._tell_flushed()
             if not whole:
                 # NOTE: nothing may overtake the rest that the carrier keeps.

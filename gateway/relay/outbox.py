@@ -81,12 +81,14 @@ class Outbox:
     """Frames of one connection in the order in which they leave.
 
     Units: `credit` body bytes the connection may still send, `limit_bytes` of bodies it may hold: who puts them asks
-    `takes_stream` or `has_room` before. `wholes` are frames that are all that their stream sends,
+    `takes_stream` or `has_room` before. `blocked_bytes` wait for credit of their own streams and stand in nobody's way:
+    they do not count there. `wholes` are frames that are all that their stream sends,
     with the size of their body, by their stream: their credit is taken when they are put. After `pop`, `heads`, `ends`
     and `flushed` tell what left; whoever reads them clears them.
     """
 
     __slots__ = (
+        "blocked_bytes",
         "control",
         "credit",
         "ends",
@@ -111,17 +113,20 @@ class Outbox:
         self.wholes: dict[int, tuple[bytes, int]] = {}
         self.starved: list[StreamQueue] = []
         self.queued_bytes = 0
+        self.blocked_bytes = 0
         self.heads: list[int] = []
         self.ends: list[int] = []
         self.flushed: list[tuple[int, int]] = []
 
     def takes_stream(self, size: int) -> bool:
         """May a stream begin with so many body bytes? An empty queue takes any."""
-        return not self.queued_bytes or self.queued_bytes + max(size, LEAST_ROOM_BYTES) <= self.limit_bytes
+        moving = self.queued_bytes - self.blocked_bytes
+        return not moving or moving + max(size, LEAST_ROOM_BYTES) <= self.limit_bytes
 
     def has_room(self, size: int) -> bool:
         """May an open stream put so many? Half of the queue is for new ones: uploads wait before they are refused."""
-        return not self.queued_bytes or self.queued_bytes + size <= self.limit_bytes // 2
+        moving = self.queued_bytes - self.blocked_bytes
+        return not moving or moving + size <= self.limit_bytes // 2
 
     def put_answer(self, frame: bytes) -> None:
         """A control frame that the peer caused.
@@ -170,12 +175,16 @@ class Outbox:
         if data:
             queue.put(data)
             self.queued_bytes += len(data)
+            if queue.place is Place.BLOCKED:
+                self.blocked_bytes += len(data)
         queue.end = queue.end or end
         if queue.place is Place.IDLE and (data or end):
             self._make_ready(queue)
 
     def _make_ready(self, queue: StreamQueue) -> None:
         if queue.place is not Place.READY:
+            if queue.place is Place.BLOCKED:
+                self.blocked_bytes -= queue.queued_bytes
             queue.place = Place.READY
             self.ring.append(queue)
 
@@ -183,6 +192,8 @@ class Outbox:
         """Forget the stream and what it has not sent."""
         queue = self.queues.pop(stream, None)
         if queue is not None:
+            if queue.place is Place.BLOCKED:
+                self.blocked_bytes -= queue.queued_bytes
             queue.place = Place.GONE
             queue.chunks = None
             self.queued_bytes -= queue.queued_bytes
@@ -286,6 +297,7 @@ class Outbox:
             queue.place = Place.IDLE
         elif not queue.credit:
             queue.place = Place.BLOCKED
+            self.blocked_bytes += queue.queued_bytes
         elif not self.credit:
             queue.place = Place.STARVED
             self.starved.append(queue)

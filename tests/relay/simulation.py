@@ -16,6 +16,7 @@ from gateway.relay import events as ev
 from gateway.relay import frames as fr
 from gateway.relay.core import Limits, NotSendable, Session
 from gateway.relay.frames import GoAwayCode, ResetCode
+from gateway.relay.outbox import Place
 from gateway.relay.session import GatewaySession, UnitSession
 from gateway.relay.states import State, StreamState
 
@@ -323,7 +324,9 @@ class World:
                 assert session.unread_bytes == sum(held.values())
             assert len(session.streams) <= self.limits.max_streams
             assert set(session.outbox.queues) <= set(session.streams)
-            assert session.outbox.queued_bytes == sum(q.queued_bytes for q in session.outbox.queues.values())
+            queues = session.outbox.queues.values()
+            assert session.outbox.queued_bytes == sum(q.queued_bytes for q in queues)
+            assert session.outbox.blocked_bytes == sum(q.queued_bytes for q in queues if q.place is Place.BLOCKED)
             # Windows bound what is on its way, whatever waits before them.
         for pipe in self.pipes.values():
             assert len(pipe) <= conn_window + 200_000

@@ -290,3 +290,36 @@ def test_who_waits_is_told_of_room(how):
     else:
         link._handle(link.session.tick(9.0))
     assert waits.told
+
+
+class Taking:
+    """A carrier that takes everything at once."""
+
+    def write_now(self, messages):
+        return True
+
+    write = write_now
+
+    def has_replies(self):
+        return False
+
+
+@pytest.mark.parametrize("writer", ["hub", "greenlet"])
+def test_who_waits_for_his_own_credit_stands_in_nobodys_way(writer):
+    link = still_link(0)
+    link.carrier = Taking()
+    stalled, waits = Upload(link), Upload(link)
+    window = Limits().stream_window
+    link.session.send_data(stalled.stream, bytes(window), False)
+    link.session.data_to_send(1.0, 2 * window)
+    link.session.take_flushed()
+    outbox = link.session.outbox
+    outbox.limit_bytes = 2 * LEAST_ROOM_BYTES
+    link.session.send_data(stalled.stream, bytes(LEAST_ROOM_BYTES), False)
+    waits.put()
+    assert not waits.put_bytes
+    link._write_now() if writer == "hub" else link._write_loop()
+    assert outbox.blocked_bytes == LEAST_ROOM_BYTES
+    assert waits.put_bytes >= LEAST_ROOM_BYTES
+    outbox.add_credit(stalled.stream, 1)
+    assert outbox.blocked_bytes == 0
