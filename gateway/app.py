@@ -119,7 +119,9 @@ class Gateway:
         )
         self._digests = ("", self.holder.current.digest)
         """Of the configuration before the one in force, and of that one."""
-        self.access_log = AccessLog(sys.stdout.fileno() if settings.access_log else -1, os.getpid(), settings.log_level)
+        self.access_log = AccessLog(
+            sys.stdout.fileno() if settings.access_log else -1, os.getpid(), settings.log_level, lost=self._count_lost
+        )
         self.audit = AuditTrail(
             self.database,
             settings.data_dir,
@@ -274,6 +276,9 @@ class Gateway:
             return False
         self.log.critical(f"{EARLY}=1: ANSWERS DO NOT WAIT FOR THEIR AUDIT EVENTS: for tests only, never in service")
         return True
+
+    def _count_lost(self, lines: int) -> None:
+        self.metrics.inc("caregate_log_lines_lost", (), lines)
 
     def _count_audit(self, outcome: str, number: int) -> None:
         self.metrics.inc("caregate_audit_events", (outcome,), number)

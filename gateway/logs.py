@@ -9,15 +9,19 @@ import logging
 import sys
 import time
 import traceback
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, cast
 
 import orjson
 import structlog
+
+from gateway.outlet import Outlet, outlet
 
 _LEVELS: Final = {"warn": "warning", "exception": "error"}
 """Methods of a logger that are not named after their level."""
 _SECOND_NS: Final = 1_000_000_000
 _RANKS: Final = {name.lower(): rank for name, rank in logging.getLevelNamesMapping().items()}
+_MOST_WAITING_BYTES: Final = 2**20
+_outlets: Final[dict[int, Outlet | None]] = {}
 _least = logging.INFO
 
 
@@ -29,12 +33,36 @@ def configure(level: str, **bound: object) -> structlog.typing.FilteringBoundLog
     structlog.configure(
         processors=[_enough, *shared, _render],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
-        logger_factory=structlog.BytesLoggerFactory(file=sys.stderr.buffer),
+        logger_factory=structlog.BytesLoggerFactory(file=cast("BinaryIO", _unstalled() or sys.stderr.buffer)),
         cache_logger_on_first_use=False,
     )
     # PERF: `worker_ms_per_dial` of `make fleet`: what `get_logger` returns makes a logger of itself for each line.
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger().bind(**bound)
     return logger
+
+
+def _unstalled() -> Outlet | None:
+    """Where lines go instead, if standard error is a pipe: its reader may stall."""
+    try:
+        fd = sys.stderr.fileno()
+    except (OSError, ValueError):
+        return None
+    if fd not in _outlets:
+        _outlets[fd] = outlet(fd, most=_MOST_WAITING_BYTES)
+    return _outlets[fd]
+
+
+class _Texts:
+    """A text stream over an outlet, as `logging` wants one."""
+
+    def __init__(self, under: Outlet) -> None:
+        self._under = under
+
+    def write(self, text: str) -> None:
+        self._under.write(text.encode("utf-8", "replace"))
+
+    def flush(self) -> None:
+        self._under.flush()
 
 
 def set_level(level: str) -> None:
@@ -72,7 +100,8 @@ class Stamp:
 
 def _adopt_libraries(shared: list[structlog.typing.Processor]) -> None:
     """What libraries, and gunicorn in a worker, say through `logging` comes out as the same JSON lines."""
-    handler = logging.StreamHandler(sys.stderr)
+    unstalled = _unstalled()
+    handler = logging.StreamHandler(sys.stderr if unstalled is None else _Texts(unstalled))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, structlog.stdlib.ExtraAdder(), *shared],
