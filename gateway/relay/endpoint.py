@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import falcon
@@ -163,6 +163,7 @@ class ConnectResource:
             login = self._tokens.check(unit_bearer(env))
             if ctx is not None:
                 ctx.unit = login.unit.id
+                login = Login(login.unit, replace(login.token, address=ctx.client_address))
             if not self._has_room(login.unit):
                 raise Conflict("The unit has as many connections as it may have", retry_after_s=60)
             self._spread(login.unit, env.get("caregate.socket"))

@@ -1,8 +1,8 @@
 """A unit's connection moves to a sibling worker, so that one crashed worker does not cost a unit all of its links.
 
 The socket travels over a unix socket of whole messages (SOCK_SEQPACKET, SCM_RIGHTS) with what was read of it: JSON
-{unit, kid, exp, jti, iat, unread}, and `live`, a `PassedConnection`, if the unit has said HELLO: a worker that leaves
-passes it on as it is. A TLS connection lives in its process and stays.
+{unit, kid, exp, jti, iat, unread, address}, and `live`, a `PassedConnection`, if the unit has said HELLO: a worker that
+leaves passes it on as it is. A TLS connection lives in its process and stays.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class _Record(msgspec.Struct, omit_defaults=True):
     iat: float
     unread: bytes = b""
     live: PassedConnection | None = None
+    address: str = ""
 
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -112,7 +113,7 @@ class Handover:
             self._incoming.discard(channel)
 
     def _take(self, record: _Record, descriptor: int) -> None:
-        token = LinkToken(record.kid, record.exp, record.jti, record.iat)
+        token = LinkToken(record.kid, record.exp, record.jti, record.iat, record.address)
         with socket.socket(fileno=descriptor) as sock:
             self._receive(record.unit, token, sock, record.unread, record.live)
 
@@ -124,7 +125,9 @@ class Handover:
         """
         if isinstance(sock, ssl.SSLSocket) or hasattr(sock, "cipher") or len(unread) > MAX_UNREAD_BYTES:
             return False
-        payload = _encode(_Record(unit, token.kid, token.expires_s, token.jti, token.issued_s, unread))
+        payload = _encode(
+            _Record(unit, token.kid, token.expires_s, token.jti, token.issued_s, unread, None, token.address)
+        )
         # A channel that is not new may be one to a worker that was replaced.
         return any(self._send(name, payload, sock) for _ in range(1 + (name in self._outgoing)))
 
@@ -138,7 +141,9 @@ class Handover:
 
         Afterwards as `pass_on`. Where it was not taken nothing has changed. Yields to the hub: no.
         """
-        payload = _encode(_Record(unit, token.kid, token.expires_s, token.jti, token.issued_s, b"", live))
+        payload = _encode(
+            _Record(unit, token.kid, token.expires_s, token.jti, token.issued_s, b"", live, token.address)
+        )
         return name in self._outgoing and len(payload) <= MAX_RECORD_BYTES and self._send(name, payload, sock)
 
     def _send(self, name: str, payload: bytes, sock: Any) -> bool:

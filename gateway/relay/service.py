@@ -313,11 +313,13 @@ class Relay:
             self._metrics.inc("caregate_relay_streams_let_go", ())
 
     def _on_event(self, event: str, unit: str, details: dict[str, object]) -> None:
+        address = ""
         if event == "connection.up":
             for connection in self.registry.local(unit):
                 if connection.conn == details["conn"]:
                     details = {**details, "agent": connection.agent, "kid": connection.kid}
-        self.observe(event, unit, details)
+                    address = connection.token.address
+        self.observe(event, unit, {**details, "client_address": address} if address else details)
         if self._metrics is not None and event in _HELD:
             self._metrics.inc("caregate_relay_units_connected", (), _HELD[event])
             if event != "connection.taken":

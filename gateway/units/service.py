@@ -30,6 +30,8 @@ RESTARTED: Final = "gateway-restarted"
 _KINDS: Final = {"connection.up": "unit.up", "connection.down": "unit.down", "connection.lost": "unit.lost"}
 """What the relay tells -> the kind of the audit event."""
 
+_TOLD: Final = ("conn", "kid", "why", "agent", "client_address")
+
 log = structlog.get_logger()
 
 
@@ -120,9 +122,7 @@ class Units:
         self.timeline.observe(event, unit, details)
         kind = _KINDS.get(event)
         if kind is not None:
-            about = {
-                name: own_word(str(details[name])) for name in ("conn", "kid", "why", "agent") if details.get(name)
-            }
+            about = {name: own_word(str(details[name])) for name in _TOLD if details.get(name)}
             self._note("unit.replaced" if about.get("why") == "replaced" else kind, "allowed", unit=unit, **about)
 
     def _on_change(self) -> None:

@@ -123,3 +123,4 @@ def test_what_happens_beside_accesses_is_in_the_trail(platform, wait) -> None:
     wait(lambda: len({event["detail"]["worker"] for event in events(platform, "worker.started")}) >= 5, 30)
     assert {event["unit"] for event in events(platform, "unit.up")} >= {story.HOSPITAL}
     assert all(event["detail"]["conn"] for event in events(platform, "unit.up"))
+    assert {event.get("client_address") for event in events(platform, "unit.up")} == {"127.0.0.1"}

@@ -16,7 +16,7 @@ from gateway.relay.handover import MAX_UNREAD_BYTES, Handover, _Record
 from gateway.relay.link_token import LinkToken
 from gateway.relay.passed import PassedConnection, SessionState
 
-TOKEN = LinkToken("k1", 1_700_000_300.0, "j1", 1_700_000_000.0)
+TOKEN = LinkToken("k1", 1_700_000_300.0, "j1", 1_700_000_000.0, "192.0.2.7")
 SESSION = SessionState(
     agreed_streams=64, max_streams=2, stream_window=262_144, conn_window=4_194_304, max_frame=131_072, credit=4_000_000,
     owed=17, last_stream=4_294_967_291, ping_s=15.0, suspect_s=20.0, dead_s=35.0, last_received_s=26_000.125,
