@@ -3,6 +3,7 @@ from typing import Any, final
 
 from fastpath.bucket import BucketTable
 from fastpath.cells import Cells
+from fastpath.token import Verified
 
 BEGUN: int
 CHARGED_ADDRESS: int
@@ -64,3 +65,5 @@ class Lane:
         clock_ns: Callable[[], int],
     ) -> None: ...
     def enter(self, env: dict[str, Any], target: object) -> int: ...
+
+def caller_of(roles: dict[str, Any], verified: Verified, scopes: Callable[[Any, dict[str, Any]], object]) -> Any: ...

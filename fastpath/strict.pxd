@@ -3,3 +3,4 @@ cdef enum:
 
 cdef bytes base64url_bytes(const unsigned char* text, Py_ssize_t n)
 cdef dict decode_json_object(bytes text)
+cdef bytes der_signature(bytes raw)

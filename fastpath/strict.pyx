@@ -329,3 +329,42 @@ def decode_object(text not None):
     Raises: ValueError.
     """
     return decode_json_object(text)
+
+
+# --- signatures
+
+cdef bytes _der_integer(bytes value):
+    value = value.lstrip(b"\0")
+    if not value:
+        return None
+    if value[0] & 0x80:
+        value = b"\0" + value
+    return b"\x02" + bytes((len(value),)) + value
+
+
+cdef bytes der_signature(bytes raw):
+    """An ECDSA signature r || s as the DER sequence that OpenSSL wants; None if r or s is zero."""
+    cdef Py_ssize_t half = len(raw) // 2
+    cdef bytes r = _der_integer(raw[:half]), s = _der_integer(raw[half:])
+    if r is None or s is None:
+        return None
+    cdef Py_ssize_t length = len(r) + len(s)
+    return (b"\x30" if length < 128 else b"\x30\x81") + bytes((length,)) + r + s
+
+
+# --- claims
+
+
+def is_name(value):
+    """Is it text of 1 to 256 characters?"""
+    return isinstance(value, str) and 0 < len(value) <= 256
+
+
+def is_name_or_names(value):
+    """Is it a name, or a list of names?"""
+    if type(value) is not list:
+        return is_name(value)
+    for member in value:
+        if not is_name(member):
+            return False
+    return True

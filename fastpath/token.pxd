@@ -49,6 +49,7 @@ cdef class Verifier:
     cdef dict _by_alg
     cdef set _live
     cdef dict _issuers
+    cdef dict _headers
     cdef readonly Revoked revocations
     cdef readonly frozenset known_audiences
     cdef tuple _checks
@@ -65,7 +66,8 @@ cdef class Verifier:
     cdef readonly Py_ssize_t misses
 
     cdef _add(self, Key key)
-    cdef Verified hit_text(self, const uint8_t* text, Py_ssize_t size, double now_s)
+    cdef Verified verify_text(self, const uint8_t* text, Py_ssize_t size, const Digest* digest, double now_s)
+    cdef Verified hit_text(self, const uint8_t* text, Py_ssize_t size, Digest* digest, double now_s)
     cdef bint _is_revoked(self, Verified verified) except -1
     cdef bint _holds(self, Verified verified, double now_s) except -1
     cdef int _check_again(self, Verified verified, double now_s) except -1

@@ -8,7 +8,7 @@ Source: RFC 7515 (JWS), RFC 7518 (algorithms), RFC 7519 (claims), RFC 8037 (EdDS
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.math cimport floor
@@ -18,7 +18,7 @@ from libc.string cimport memchr, memcpy
 from fastpath.remembered cimport Digest, Remembered
 from fastpath.revoked cimport Revoked
 from fastpath.primitives cimport fetch, siphash128
-from fastpath.strict cimport base64url_bytes, decode_json_object
+from fastpath.strict cimport base64url_bytes, decode_json_object, der_signature
 
 import hashlib
 import hmac
@@ -27,6 +27,7 @@ import os
 
 cdef enum:
     MAX_TOKEN_BYTES = 8192
+    MAX_HEADERS = 64  # a key's tokens mostly have the same one, which is read once
     MEAN_TOKEN_BYTES = 1024  # the cache holds at most this many bytes of token text per entry on average
 
 cdef double MAX_DATE_S = 253402300799.0  # 9999-12-31T23:59:59Z
@@ -72,25 +73,6 @@ ALGORITHMS = frozenset(
     ["EdDSA"] + [family + size for family in ("HS", "RS", "PS", "ES") for size in ("256", "384", "512")]
 )
 cdef frozenset _ALGORITHMS = ALGORITHMS
-
-
-cdef bytes _der_integer(bytes value):
-    value = value.lstrip(b"\0")
-    if not value:
-        return None
-    if value[0] & 0x80:
-        value = b"\0" + value
-    return b"\x02" + bytes((len(value),)) + value
-
-
-cdef bytes _der_signature(bytes raw):
-    """An ECDSA signature r || s as the DER sequence that OpenSSL wants; None if r or s is zero."""
-    cdef Py_ssize_t half = len(raw) // 2
-    cdef bytes r = _der_integer(raw[:half]), s = _der_integer(raw[half:])
-    if r is None or s is None:
-        return None
-    cdef Py_ssize_t length = len(r) + len(s)
-    return (b"\x30" if length < 128 else b"\x30\x81") + bytes((length,)) + r + s
 
 
 @cython.auto_pickle(False)
@@ -161,7 +143,7 @@ cdef class Key:
         if self._signature_bytes:
             if len(signature) != self._signature_bytes:
                 return False
-            signature = _der_signature(signature)
+            signature = der_signature(signature)
             if signature is None:
                 return False
         return self._verifies(signature, data) is True
@@ -213,9 +195,16 @@ cdef frozenset _REFUSED_HEADERS = frozenset(
 )
 
 
-cdef int _check_header(dict header) except -1:
-    """SEC: what a token brings along to be verified with is the sender's choice; an extension that changes how it is
-    read is not ours to guess."""
+cdef dict _header(const uint8_t* text, Py_ssize_t n):
+    """The header in a token's first part.
+
+    SEC: what a token brings along to be verified with is the sender's choice; an extension that changes how it is
+    read is not ours to guess.
+    """
+    cdef bytes raw = base64url_bytes(text, n)
+    if raw is None:
+        raise TokenError("malformed", "the token is not three parts of base64url")
+    cdef dict header = _decode_part(raw, "header")
     if not _REFUSED_HEADERS.isdisjoint(header):
         raise TokenError("header", "the header embeds a key or asks for an extension")
     alg = header.get("alg")
@@ -231,7 +220,7 @@ cdef int _check_header(dict header) except -1:
     typ = header.get("typ", _absent)
     if typ is not _absent and typ != "JWT" and not _is_access_token_type(typ):
         raise TokenError("header", "typ is not that of a bearer token")
-    return 0
+    return header
 
 
 cdef bint _is_access_token_type(typ) except -1:
@@ -266,7 +255,7 @@ cdef class Verifier:
             raise ValueError(f"max_token_bytes is not 1 to {MAX_TOKEN_BYTES}")
         if not 0 <= leeway_s <= 3600:
             raise ValueError("leeway_s is not 0 to 3600")
-        self._by_kid, self._by_alg, self._live, self._issuers = {}, {}, set(), {}
+        self._by_kid, self._by_alg, self._live, self._issuers, self._headers = {}, {}, set(), {}, {}
         self._leeway_s, self._require_kid, self._require_sub = leeway_s, require_kid, require_sub
         for key in keys:
             self._add(key)
@@ -357,52 +346,54 @@ cdef class Verifier:
 
     def verify(self, token, double now_s):
         """Raises: TokenError; ValueError if `now_s` is no time; TypeError if `token` is neither str nor bytes."""
-        cdef Verified verified
         cdef Digest digest
-        cdef PyObject* found
         cdef const uint8_t* text
         cdef Py_ssize_t size
-        cdef bint aged = False
-        if not 0.0 <= now_s <= MAX_DATE_S:
-            raise ValueError("now_s is not a time")
         if type(token) is bytes:
             token = token.decode("latin-1")
         elif type(token) is not str:
             raise TypeError("a token is str or bytes")
-        if len(token) > self._max_token_bytes:
-            raise TokenError("too-large", "the token is longer than the gateway accepts")
         if not token.isascii():
             raise TokenError("malformed", "the token is not three parts of base64url")
         text = <const uint8_t*> PyUnicode_AsUTF8AndSize(token, &size)
         siphash128(digest.words, self._secret, text, <size_t> size)
-        found = self._young.find(&digest)
-        if found == NULL:
-            found = self._old.find(&digest)
-            aged = True
+        return self.verify_text(text, size, &digest, now_s)
+
+    cdef Verified verify_text(self, const uint8_t* text, Py_ssize_t size, const Digest* digest, double now_s):
+        """`verify` for other kernels, of ASCII text whose digest they know."""
+        cdef Verified verified
+        cdef PyObject* found = self._young.find(digest)
+        cdef bint aged = found == NULL
+        if not 0.0 <= now_s <= MAX_DATE_S:
+            raise ValueError("now_s is not a time")
+        if size > self._max_token_bytes:
+            raise TokenError("too-large", "the token is longer than the gateway accepts")
+        if aged:
+            found = self._old.find(digest)
         if found == NULL:
             self.misses += 1
             verified = self._verify_unseen(text, size, now_s)
-            self._remember(&digest, size, verified)
+            self._remember(digest, size, verified)
             return verified
         verified = <Verified> found
         self._check_again(verified, now_s)
         if aged:
-            self._remember(&digest, size, verified)
+            self._remember(digest, size, verified)
         self.hits += 1
         return verified
 
     def hit(self, str token not None, double now_s):
         """What `verify` returns for a token it remembers and would not refuse now; None otherwise."""
+        cdef Digest digest
         cdef Py_ssize_t size
         cdef const uint8_t* text = <const uint8_t*> PyUnicode_AsUTF8AndSize(token, &size)
-        return self.hit_text(text, size, now_s)
+        return self.hit_text(text, size, &digest, now_s)
 
-    cdef Verified hit_text(self, const uint8_t* text, Py_ssize_t size, double now_s):
-        """`hit` for other kernels."""
-        cdef Digest digest
+    cdef Verified hit_text(self, const uint8_t* text, Py_ssize_t size, Digest* digest, double now_s):
+        """`hit` for other kernels; `digest` becomes the text's."""
         cdef PyObject* found
         siphash128(digest.words, self._secret, text, <size_t> size)
-        found = self._young.find(&digest)
+        found = self._young.find(digest)
         if found == NULL:
             return None
         fetch(found)
@@ -468,21 +459,25 @@ cdef class Verifier:
             second = <const uint8_t*> memchr(first + 1, 46, <size_t> (text + n - first - 1))
         if second == NULL or first == text or second == first + 1:
             raise TokenError("malformed", "the token is not three parts of base64url")
-        cdef bytes header = base64url_bytes(text, first - text)
+        cdef bytes opening = text[:first - text]
+        cdef dict header = self._headers.get(opening)
         cdef bytes payload = base64url_bytes(first + 1, second - first - 1)
         cdef bytes signature = base64url_bytes(second + 1, text + n - second - 1)
-        if header is None or payload is None or signature is None:
+        if payload is None or signature is None:
             raise TokenError("malformed", "the token is not three parts of base64url")
-        cdef Key key = self._find_key(
-            _decode_part(header, "header"), _issuer_in(payload, self._issuers) if self._issuers else None
-        )
-        if not key._signed(signature, PyBytes_FromStringAndSize(<const char*> text, second - text)):
+        cdef bint is_new = header is None
+        if is_new:
+            header = _header(text, first - text)
+        cdef Key key = self._find_key(header, _issuer_in(payload, self._issuers) if self._issuers else None)
+        if not key._signed(signature, text[:second - text]):
             raise TokenError("signature", "the signature does not fit")
+        # SEC: only what a key of ours has signed is kept, so nobody else decides what is.
+        if is_new and len(self._headers) < MAX_HEADERS:
+            self._headers[opening] = header
         # SEC: before its signature is known to be good, the payload says nothing but whose key is to be tried.
         return self._check_claims(key, _decode_part(payload, "payload"), now_s)
 
     cdef Key _find_key(self, dict header, str issuer):
-        _check_header(header)
         alg = header["alg"]
         kid = header.get("kid")
         if issuer is not None and kid is not None:

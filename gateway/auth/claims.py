@@ -9,16 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from fastpath.strict import is_name, is_name_or_names
+
 ClaimCheck = tuple[str, Callable[[Any], bool], str]
 """Shape: (claim, whether its value is good, what it must be)."""
-
-
-def is_name(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 256
-
-
-def is_name_or_names(value: Any) -> bool:
-    return is_name(value) or (isinstance(value, list) and all(map(is_name, value)))
 
 
 CHECKS: tuple[ClaimCheck, ...] = (

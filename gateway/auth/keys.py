@@ -5,9 +5,9 @@ Raises everywhere: ValueError, which says what is wrong and where, and never sho
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jwt
@@ -31,41 +31,43 @@ from gateway.auth.jwk import (
 
 MAX_KEY_TEXT_BYTES = 1_048_576
 _FAST_BITS = 2048
-_HASHLIB = {"256": hashlib.sha256, "384": hashlib.sha384, "512": hashlib.sha512}
 _HASH: dict[str, hashes.HashAlgorithm] = {"256": hashes.SHA256(), "384": hashes.SHA384(), "512": hashes.SHA512()}
 
 
 class SignatureCheck:
-    """A public key bound to the one algorithm it verifies: the material of a `fastpath.token.Key`."""
+    """A public key bound to the one algorithm it verifies: the material of a `fastpath.token.Key`.
 
-    __slots__ = ("_arguments", "_hash", "_opens", "_verify", "alg")
+    Shapes: `verifies(signature, data)` says whether the key has signed `data`.
+    """
+
+    __slots__ = ("alg", "verifies")
 
     def __init__(self, alg: str, public_key: PublicKey) -> None:
         self.alg = alg
-        self._verify: Callable[..., None] = public_key.verify
-        self._arguments = _verify_arguments(alg)
-        self._opens = _opener(alg, public_key)
-        self._hash = _HASHLIB.get(alg[2:], hashlib.sha256)
-
-    def verifies(self, signature: bytes, data: bytes) -> bool:
-        # SEC: only a yes of the kernel counts; whatever it does not open is cryptography's to judge.
-        if self._opens is not None and self._opens(signature, self._hash(data).digest()):
-            return True
-        try:
-            self._verify(signature, data, *self._arguments)
-        except InvalidSignature:
-            return False
-        return True
+        judged = partial(_is_signed, public_key.verify, _verify_arguments(alg))
+        modulus = _fast_modulus(alg, public_key)
+        self.verifies: Callable[[bytes, bytes], bool] = (
+            judged if modulus is None else fastpath.rsa.Check(modulus, judged).verifies
+        )
 
 
-def _opener(alg: str, key: PublicKey) -> Callable[[bytes, bytes], bool] | None:
+def _is_signed(verify: Callable[..., None], arguments: tuple[object, ...], signature: bytes, data: bytes) -> bool:
+    """What cryptography says."""
+    try:
+        verify(signature, data, *arguments)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _fast_modulus(alg: str, key: PublicKey) -> fastpath.rsa.Modulus | None:
     """What verifies faster than cryptography, where the processor and the key allow."""
     if fastpath.rsa.WAYS[0] == "plain" or not alg.startswith("RS") or not isinstance(key, rsa.RSAPublicKey):
         return None
     numbers = key.public_numbers()
     if key.key_size != _FAST_BITS or numbers.e != fastpath.rsa.EXPONENT:
         return None
-    return fastpath.rsa.Modulus(numbers.n, alg[2:]).opens
+    return fastpath.rsa.Modulus(numbers.n, alg[2:])
 
 
 def _verify_arguments(alg: str) -> tuple[object, ...]:

@@ -11,12 +11,13 @@ from urllib.parse import unquote_plus
 
 import falcon
 
+from fastpath.lane import caller_of
 from fastpath.token import TokenError, UnknownKey, Verified
 from gateway.config.snapshot import Snapshot
 from gateway.context import Principal, RequestContext
 from gateway.errors import TokenAmbiguous, TokenInvalid
 from gateway.metrics import Metrics
-from gateway.rbac.scopes import claimed, granted
+from gateway.rbac.scopes import Ceiling, Scopes, claimed, granted
 
 UNIT_LINKS = "/relay/"
 """Where units dial in: their tokens have another audience and are verified by the resource itself."""
@@ -57,29 +58,38 @@ class Identity:
             return None
         snapshot: Snapshot = ctx.snapshot
         try:
-            verified = self._verify(ctx, snapshot, token)
+            verified = snapshot.verifier.verify(token, self._clock_s())
         except TokenError as error:
-            ctx.rule = f"token:{error.code}"
-            self._metrics.inc("caregate_token_refusals", (error.code,))
-            raise TokenInvalid(expired=error.code == "expired") from None
+            verified = self.refused(ctx, token, error)
         principal = verified.principal
         if principal is None:
             principal = verified.principal = principal_of(snapshot, verified)
         ctx.principal = principal
         return verified
 
-    def _verify(self, ctx: RequestContext, snapshot: Snapshot, token: str) -> Verified:
-        """Raises: TokenError, KeysUnavailable."""
+    def refused(self, ctx: RequestContext, token: str, error: TokenError) -> Verified:
+        """What a token says that the verifier refuses for want of a key, which an identity provider may have by now.
+
+        Raises: TokenInvalid for any other; KeysUnavailable.
+        Yields to the hub: for such a key.
+        """
         try:
-            return snapshot.verifier.verify(token, self._clock_s())
-        except UnknownKey as error:
-            if error.issuer is None or error.kid is None:
-                raise
-            ctx.rule = "token:keys-unavailable"
-            if not self.knows_key(error.issuer, error.kid, _patience_s(ctx, snapshot)):
-                raise
-            ctx.rule = ""
-            return snapshot.verifier.verify(token, self._clock_s())
+            return self._verify_again(ctx, token, error)
+        except TokenError as final:
+            ctx.rule = f"token:{final.code}"
+            self._metrics.inc("caregate_token_refusals", (final.code,))
+            raise TokenInvalid(expired=final.code == "expired") from None
+
+    def _verify_again(self, ctx: RequestContext, token: str, error: TokenError) -> Verified:
+        """Raises: TokenError, KeysUnavailable."""
+        if not isinstance(error, UnknownKey) or error.issuer is None or error.kid is None:
+            raise error
+        snapshot: Snapshot = ctx.snapshot
+        ctx.rule = "token:keys-unavailable"
+        if not self.knows_key(error.issuer, error.kid, _patience_s(ctx, snapshot)):
+            raise error
+        ctx.rule = ""
+        return snapshot.verifier.verify(token, self._clock_s())
 
 
 def _patience_s(ctx: RequestContext, snapshot: Snapshot) -> float:
@@ -123,16 +133,10 @@ def _names_token(query: str) -> bool:
 
 def principal_of(snapshot: Snapshot, verified: Verified) -> Principal:
     """Who the bearer of a token is."""
-    role = snapshot.roles[str(verified.role)]
-    return Principal(
-        subject=str(verified.subject),
-        issuer=verified.claims["iss"],
-        audience=verified.audience,
-        role=role.name,
-        permissions=role.permissions,
-        token_id=verified.jti or "",
-        key_id=verified.key.kid or "",
-        expires_at_s=verified.expires_at_s,
-        claims=verified.claims,
-        scopes=None if role.scopes is None else granted(role.scopes, claimed(verified.claims)),
-    )
+    caller: Principal = caller_of(snapshot.roles, verified, scopes_of)
+    return caller
+
+
+def scopes_of(ceiling: Ceiling, claims: dict[str, Any]) -> Scopes:
+    """What the scopes that a token names grant to its role."""
+    return granted(ceiling, claimed(claims))

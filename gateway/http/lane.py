@@ -13,7 +13,7 @@ from gateway.config.snapshot import Snapshot, SnapshotHolder
 from gateway.context import RequestContext
 from gateway.http.address import client_address
 from gateway.http.admission import Admission
-from gateway.http.identity import Identity
+from gateway.http.identity import Identity, scopes_of
 from gateway.http.named import may_name
 from gateway.http.trace import note_trace
 from gateway.metrics import Metrics
@@ -46,7 +46,7 @@ class Lanes:
         self._clock_s = clock_s
         self.intent = intent
         """What is done between authorization and the resource of a `phi` route: see Authorization."""
-        self.identify = identity.identify
+        self.identify, self.refused, self.scopes = identity.identify, identity.refused, scopes_of
         self.bucket: Callable[[Rule, RequestContext], int] = admission.bucket
         self.decode = decode_segment
         self.trace = note_trace

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastpath.rsa import EXPONENT, WAYS, Modulus
+from fastpath.rsa import EXPONENT, WAYS, Check, Modulus
 from gateway.auth.keys import SignatureCheck
 
 PRIVATE = rsa.generate_private_key(EXPONENT, 2048)
@@ -126,8 +126,16 @@ class TestSignatureCheck:
         assert not check.verifies(good, b"other")
         assert not check.verifies(good[:-1] + bytes([good[-1] ^ 1]), TEXT)
 
-    def test_what_the_kernel_does_not_open_cryptography_is_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("gateway.auth.keys._opener", lambda alg, key: lambda signature, digest: False)
-        check = SignatureCheck("RS256", PRIVATE.public_key())
+    def test_what_the_kernel_does_not_open_somebody_else_is_asked(self) -> None:
+        asked: list[tuple[bytes, bytes]] = []
+
+        def otherwise(signature: bytes, data: bytes) -> bool:
+            asked.append((signature, data))
+            return data == b"other"
+
+        check = Check(Modulus(MODULUS, "256"), otherwise)
         assert check.verifies(sign("256"), TEXT)
-        assert not check.verifies(sign("256"), b"other")
+        assert asked == []
+        assert check.verifies(sign("256"), b"other")
+        assert not check.verifies(sign("256"), b"neither")
+        assert asked == [(sign("256"), b"other"), (sign("256"), b"neither")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
 from dataclasses import replace
 
 import falcon.testing
@@ -100,3 +101,26 @@ def test_a_new_snapshot_decides_at_once(gateway, both, tokens) -> None:
     assert both["l"].simulate_get("/v1/who", headers=fields).status_code == 404
     gateway.holder.swap(old)
     assert both["l"].simulate_get("/v1/who", headers=fields).status_code == 200
+
+
+def test_a_refused_token_is_verified_once(gateway, both, tokens) -> None:
+    """A flood of forged tokens costs one signature each."""
+    verifier = gateway.holder.current.verifier
+    for way, forged in (("l", tokens["forged"]), ("m", tokens["forged"][:-6] + "BBBBBB")):
+        before = verifier.misses
+        for _ in range(2):
+            assert both[way].simulate_get("/v1/who", headers={"Authorization": f"Bearer {forged}"}).status_code == 401
+        assert verifier.misses - before == 2
+
+
+def test_a_caller_is_the_same_whoever_finds_out(gateway, both, token) -> None:
+    """The lane makes the same principal of a token as the middleware."""
+    found, text = [], token("nurse", jti="same", wards=["w-1"])
+    for way in "lm":
+        gateway.holder.current.verifier.clear()
+        assert both[way].simulate_get("/v1/who", headers={"Authorization": f"Bearer {text}"}).status_code == 200
+        caller = gateway.holder.current.verifier.verify(text, time.time()).principal
+        found.append({name: getattr(caller, name) for name in dir(caller) if name[0] != "_" and name != "grants"})
+    assert found[0] == found[1]
+    assert found[0]["token_id"] == "same"
+    assert found[0]["role"] == "nurse"
