@@ -54,7 +54,7 @@ KINDS: dict[str, Kind] = {
     "unit.rotated": Kind("U", _NODE, ("kid",)),
     "unit.revoked": Kind("D", _NODE, ("kid", "worker")),
     "unit.enabled": Kind("U", _NODE, ("worker",)),
-    "unit": Kind("U", _NODE, ("what", "kid", "author", "actor", "reason")),
+    "unit": Kind("U", _NODE, ("what", "kid", "before", "digest", "author", "actor", "reason")),
     "login": Kind("E", _LOGIN, ("method", "session", "reason", "acr", "account", "alias")),
     "logout": Kind("E", _LOGOUT, ("session", "reason", "account")),
     "token.issued": Kind("C", _AUTHENTICATION, ("grant", "jti", "expires_s", "session", "family", "reason", "account")),

@@ -5,6 +5,7 @@ What is revoked is refused by every worker within a second: the insert notifies 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, LiteralString
 
+import orjson
 import psycopg
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
@@ -207,11 +209,22 @@ def add(connection: psycopg.Connection[Any], new: NewRevocation) -> Revoked:
 
 
 def change(
-    connection: psycopg.Connection[Any], kind: str, outcome: str, detail: dict[str, str], author: str, reason: str
-) -> None:
-    """Have a worker note a change in the audit trail. Raises: psycopg.Error."""
+    connection: psycopg.Connection[Any], kind: str, outcome: str, detail: dict[str, str], author: str, reason: str,
+    *, before: object = None, after: object = None,
+) -> None:  # fmt: skip
+    """Have a worker note a change in the audit trail.
+
+    Shapes: `before` and `after` are JSON values of which the trail has the digests; None: there was nothing, or it is
+    not known.
+    Raises: psycopg.Error.
+    """
     shown = {name: value[:256] for name, value in detail.items()}
+    shown |= {name: _digest(value) for name, value in (("before", before), ("digest", after)) if value is not None}
     connection.execute(_CHANGE, (kind, outcome, Jsonb(shown), author, reason))
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def listing(connection: psycopg.Connection[Any], limit: int, before: int | None = None) -> list[RevocationRow]:

@@ -185,8 +185,8 @@ class UnitOperator:
                     raise CodeSpent
                 cursor.execute(_RETRIED, (retry,))
             found = cursor.execute(_ISSUE, (digest, unit, lifetime_s, self._author, retry)).fetchone()
-            self._note(unit, "code-issued", "", "")
-        assert found is not None  # noqa: S101 - an INSERT of one row returns it
+            assert found is not None  # noqa: S101 - an INSERT of one row returns it
+            self._note(unit, "code-issued", "", "", after={"code": found.number, "until": found.expires_at})
         return found
 
     def cancel_code(self, unit: str, number: int, reason: str) -> bool:
@@ -194,7 +194,15 @@ class UnitOperator:
         with answering(), self._connection.transaction():
             cancelled = self._connection.execute(_CANCEL, (unit, number)).rowcount > 0
             if cancelled:
-                self._note(unit, "code-cancelled", "", reason)
+                of = {"code": number}
+                self._note(
+                    unit,
+                    "code-cancelled",
+                    "",
+                    reason,
+                    before={**of, "cancelled": False},
+                    after={**of, "cancelled": True},
+                )
         return cancelled
 
     def code(self, unit: str, number: int) -> IssuedCode | None:
@@ -231,14 +239,16 @@ class UnitOperator:
             self._connection.execute("SELECT pg_advisory_xact_lock(%s)", (ALONE,))
             changed = self._connection.execute(query, values).rowcount > 0
             if changed:
-                self._note(*event)
+                revoked = event[1] != "enabled"
+                self._note(*event, before={"revoked": not revoked}, after={"revoked": revoked})
         return changed
 
-    def _note(self, unit: str, kind: str, kid: str, why: str) -> None:
-        """Write it into the timeline, and have a worker keep it in the audit trail."""
+    def _note(self, unit: str, kind: str, kid: str, why: str, *, before: object = None, after: object = None) -> None:
+        """Write it into the timeline, and have a worker keep it in the audit trail, see store.revocation.change."""
         self._connection.execute(_EVENT, (unit, kind, kid, why, self._author))
         detail = {name: value for name, value in (("what", kind), ("unit", unit), ("kid", kid)) if value}
-        change(self._connection, "unit", "allowed", detail, self._author or "operator", why)
+        author = self._author or "operator"
+        change(self._connection, "unit", "allowed", detail, author, why, before=before, after=after)
 
     def keys(self, unit: str | None = None) -> list[RegisteredKey]:
         """The registered keys of one unit or of all."""

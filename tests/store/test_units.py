@@ -257,3 +257,8 @@ def test_what_an_operator_does_goes_into_the_audit_trail(store, operator, operat
         ("code-issued", None, "operator", ""), ("key-revoked", "kid-a", "mia", "lost"),
         ("revoked", None, "mia", "gone"), ("enabled", None, "mia", "back"),
     ]  # fmt: skip
+    details = [detail for _, detail, *_ in rows]
+    assert [("before" in one, len(one["digest"])) for one in details] == [
+        (False, 64), (True, 64), (False, 64), (True, 64), (True, 64), (True, 64),
+    ]  # fmt: skip
+    assert (details[4]["before"], details[4]["digest"]) == (details[5]["digest"], details[5]["before"])
