@@ -46,7 +46,7 @@ DECLARATIONS: tuple[Declaration, ...] = (
     Declaration("caregate_unit_key_oldest_age_seconds", "maximum", "Age of the oldest live key of a unit."),
     Declaration("caregate_relay_buffer_ratio", "maximum", "Relay buffers in use, of the fullest worker."),
     Declaration(
-        "caregate_relay_streams_let_go", "counter", "Relayed requests that failed because buffers were full of theirs."
+        "caregate_relay_streams_dropped", "counter", "Relayed requests that failed because buffers were full of theirs."
     ),
     Declaration("caregate_relay_units_connected", "gauge", "Unit connections held."),
     Declaration(

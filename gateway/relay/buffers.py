@@ -1,5 +1,5 @@
-"""What a worker keeps of bodies in memory: no new large one where it is much, and who stands still lets go of his where
-it is too much."""
+"""What a worker keeps of bodies in memory: no new large one where it is much; where it is too much, streams that stand
+still are dropped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LARGE_BYTES: Final = 65_536
 BUFFER_BYTES: Final = 268_435_456
 
 BUFFERS_FULL: Final = "buffers-full"
-"""Why a stream ended that had to let go."""
+"""Why a stream ended that was dropped."""
 
 
 class Holder(Protocol):
@@ -24,8 +24,8 @@ class Holder(Protocol):
     @property
     def held_bytes(self) -> int: ...
 
-    def let_go(self) -> None:
-        """Drop them: the stream fails. May not block."""
+    def drop(self) -> None:
+        """Forget them: the stream fails. May not block."""
 
 
 class Buffers:
@@ -33,14 +33,14 @@ class Buffers:
     sixteenth of it has come, so that small requests pay for none of it.
 
     Units: bytes. Shapes: `meters` say what is kept, each byte once; `spares` drop what is kept only to be sent again;
-    `holders` are the streams that may have to let go. `on_let_go` is told of each that had to.
+    `holders` are the streams that may be dropped; `on_dropped` is told of each that was.
     """
 
-    def __init__(self, limit_bytes: int = BUFFER_BYTES, on_let_go: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, limit_bytes: int = BUFFER_BYTES, on_dropped: Callable[[], None] = lambda: None) -> None:
         self._much = limit_bytes * 4 // 5
         self._too_much = limit_bytes * 7 // 8
         self._look_after = limit_bytes // 16
-        self._on_let_go = on_let_go
+        self._on_dropped = on_dropped
         self._arrived = 0
         self.meters: list[Callable[[], int]] = []
         self.spares: list[Callable[[], None]] = []
@@ -67,11 +67,11 @@ class Buffers:
         for spare in self.spares:
             spare()
         over, now_s = self.held_bytes() - self._much, time.monotonic()
-        holders = [(holder.held_bytes, holder) for holders in self.holders for holder in holders()]
-        holders.sort(key=lambda entry: entry[0] * (now_s - entry[1].moved_s), reverse=True)
-        for held, holder in holders:
-            if over <= 0 or not held:
+        found = [(held, holder) for holders in self.holders for holder in holders() if (held := holder.held_bytes)]
+        found.sort(key=lambda entry: entry[0] * (now_s - entry[1].moved_s), reverse=True)
+        for held, holder in found:
+            if over <= 0:
                 return
             over -= held
-            holder.let_go()
-            self._on_let_go()
+            holder.drop()
+            self._on_dropped()

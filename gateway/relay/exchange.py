@@ -15,7 +15,7 @@ from gateway.bodies import ReadInterrupted
 from gateway.errors import ClientDisconnected, Delivery
 from gateway.relay.buffers import BUFFERS_FULL
 from gateway.relay.frames import ResetCode, Response
-from gateway.relay.link import LET_GO, Failure, Link
+from gateway.relay.link import DROPPED, Failure, Link
 
 Watch = Callable[[Callable[[], None] | None], None]
 
@@ -289,11 +289,11 @@ class Exchange:
         queued = 0 if self.link is None else self.link.session.queued_bytes(self.stream)
         return queued + sum(map(len, self.chunks))
 
-    def let_go(self) -> None:
+    def drop(self) -> None:
         """See buffers.Holder. A whole answer of which the caller has not read the rest is none any more."""
         delivery = self.cancel(ResetCode.CANCEL, BUFFERS_FULL)
         self.complete = False
-        self.failure = self.failure or Failure(LET_GO, BUFFERS_FULL, delivery or Delivery.RESPONSE_STARTED)
+        self.failure = self.failure or Failure(DROPPED, BUFFERS_FULL, delivery or Delivery.RESPONSE_STARTED)
         self._rouse()
 
     def abandon(self) -> None:

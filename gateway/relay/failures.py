@@ -25,7 +25,7 @@ from gateway.errors import (
     UnitUpstreamUnreachable,
 )
 from gateway.relay.frames import RefusalReason, ResetCode
-from gateway.relay.link import LET_GO, LOST, Failure
+from gateway.relay.link import DROPPED, LOST, Failure
 
 _TIMEOUTS: Final[dict[Delivery, type[RelayError]]] = {
     Delivery.NOT_DISPATCHED: UnitQueueTimeout,
@@ -37,7 +37,7 @@ _TIMEOUTS: Final[dict[Delivery, type[RelayError]]] = {
 _CODES: Final[dict[int, tuple[type[RelayError], type[RelayError]]]] = {
     # code: the error if the request was certainly not dispatched, and otherwise
     LOST: (UnitDisconnected, UnitDisconnected),
-    LET_GO: (UnitOverloaded, UnitOverloaded),
+    DROPPED: (UnitOverloaded, UnitOverloaded),
     ResetCode.CANCEL: (UnitRefused, UnitDisconnected),
     ResetCode.REFUSED: (UnitRefused, UnitBadResponse),
     ResetCode.UPSTREAM_CONNECT: (UnitUpstreamUnreachable, UnitBadResponse),

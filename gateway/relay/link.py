@@ -20,7 +20,7 @@ from gateway.relay.session import GatewaySession
 from gateway.relay.states import State
 
 LOST: Final = 0x100
-LET_GO: Final = 0x101
+DROPPED: Final = 0x101
 """Reset codes of this machine's own: the unit's connection ended; a worker had no room for what nobody took of the
 stream. Between workers they travel in RESET."""
 

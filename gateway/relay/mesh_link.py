@@ -27,7 +27,7 @@ from gateway.relay.buffers import BUFFERS_FULL
 from gateway.relay.core import Limits, NotSendable
 from gateway.relay.failures import NOT_CONNECTED, STREAMS
 from gateway.relay.frames import Hello, Oversize, Request, ResetCode, Response, Welcome
-from gateway.relay.link import LET_GO, CarrierFault, Failure, Link, Sink, quietly_shut
+from gateway.relay.link import DROPPED, CarrierFault, Failure, Link, Sink, quietly_shut
 from gateway.relay.readable import Readable
 from gateway.relay.registry import Membership, Registry, by_use
 from gateway.relay.session import GatewaySession, UnitSession
@@ -404,12 +404,12 @@ class Forward:
         queued = 0 if onward is None else onward.session.queued_bytes(self.onward_stream)
         return self._left + self.waiting_bytes + queued
 
-    def let_go(self) -> None:
+    def drop(self) -> None:
         """See buffers.Holder."""
         delivery, self._waiting = None, None
         if self.onward is not None:
             delivery = self.onward.reset(self.onward_stream, ResetCode.CANCEL, BUFFERS_FULL)
-        self.on_failed(Failure(LET_GO, BUFFERS_FULL, delivery or Delivery.RESPONSE_STARTED))
+        self.on_failed(Failure(DROPPED, BUFFERS_FULL, delivery or Delivery.RESPONSE_STARTED))
 
     def back_flushed(self, size: int) -> None:
         """Bytes of the answer left for the sibling."""

@@ -24,7 +24,7 @@ from gateway.relay.dispatcher import Call, Dispatcher
 from gateway.relay.exchange import Body, Exchange
 from gateway.relay.failures import error_of
 from gateway.relay.frames import Fields, ResetCode, Response
-from gateway.relay.link import LET_GO
+from gateway.relay.link import DROPPED
 from gateway.relay.request import NO_BODY, RequestBody, build_request
 from gateway.routing.location import tell_places
 from gateway.routing.model import Route, UnitAction
@@ -238,7 +238,7 @@ def _pieces(ctx: RequestContext, unit: str, exchange: Exchange, left_bytes: int)
         exchange.consumed(len(piece))
     if not exchange.complete:
         failure = exchange.failure
-        full = failure is not None and failure.code == LET_GO
+        full = failure is not None and failure.code == DROPPED
         ctx.error = error_of(unit, failure) if failure is not None and full else UnitTruncated(unit)
         raise ctx.error
 

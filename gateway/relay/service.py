@@ -83,7 +83,7 @@ class Relay:
             dead_s=getattr(settings, "relay_dead_ms", 35_000) / 1000,
             hello_s=getattr(settings, "relay_hello_timeout_ms", 5_000) / 1000,
         )
-        buffers = Buffers(getattr(settings, "relay_buffer_bytes", BUFFER_BYTES), self._on_let_go)
+        buffers = Buffers(getattr(settings, "relay_buffer_bytes", BUFFER_BYTES), self._on_dropped)
         self.registry = Registry(self._on_event, buffers=buffers)
         self._used = UsedTokens(settings.run_dir / "used-tokens.ring")
         self.fabric = Fabric(settings.run_dir, self.registry)
@@ -308,9 +308,9 @@ class Relay:
             return TOKEN_REVOKED
         return self.refuses(unit_id, token.kid) or ("" if known else "disabled")
 
-    def _on_let_go(self) -> None:
+    def _on_dropped(self) -> None:
         if self._metrics is not None:
-            self._metrics.inc("caregate_relay_streams_let_go", ())
+            self._metrics.inc("caregate_relay_streams_dropped", ())
 
     def _on_event(self, event: str, unit: str, details: dict[str, object]) -> None:
         address = ""

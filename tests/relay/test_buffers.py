@@ -137,7 +137,7 @@ def test_a_full_worker_takes_no_large_body_for_its_units_from_a_sibling(rig, gat
         pytest.param("POST", True, "dispatched", False, id="acknowledged"),
     ],
 )
-def test_an_upload_that_has_to_let_go(rig, gateway, method, acknowledged, delivery, retryable):
+def test_an_upload_that_is_dropped(rig, gateway, method, acknowledged, delivery, retryable):
     """At the worker that holds the unit; its answer says what the unit may have done."""
     gateway.unit.script = lambda unit, event: acknowledged and unit.ack(event.stream)
     head = f"{method} /units/hospital/slow HTTP/1.1\r\nHost: test\r\nContent-Length: 300000\r\n\r\n".encode()
@@ -146,7 +146,7 @@ def test_an_upload_that_has_to_let_go(rig, gateway, method, acknowledged, delive
     rig.until(lambda: gateway.unit.bodies and rig.states() == {"accepted" if acknowledged else "sent"})
     buffers = gateway.holder.relay.registry.buffers
     (holder,) = [holder for holders in buffers.holders for holder in holders()]
-    holder.let_go()
+    holder.drop()
     response = http.client.HTTPResponse(gateway.callers[0], method=method)
     response.begin()
     answer = Answer(response)
@@ -162,7 +162,7 @@ class Kept:
     def __init__(self, held_bytes, moved_s):
         self.held_bytes, self.moved_s, self.gone = held_bytes, moved_s, False
 
-    def let_go(self):
+    def drop(self):
         self.gone, self.held_bytes = True, 0
 
 
@@ -184,10 +184,10 @@ def bound(*kept):
         pytest.param([(70_000, 5.0), (71_000, 0.0)], [False, True], id="the longest"),
         pytest.param([(1_000, 0.0), (140_000, 9.0)], [False, True], id="the most"),
         pytest.param([(47_000, t) for t in (2.0, 0.0, 1.0)], [False, True, False], id="no more than needed"),
-        pytest.param([(200_000, 0.0), (0, 0.0)], [True, False], id="who has nothing"),
+        pytest.param([(0, 0.0), (200_000, 10.0)], [False, True], id="only who has something"),
     ],
 )
-def test_who_lets_go(monkeypatch, held, gone):
+def test_who_is_dropped(monkeypatch, held, gone):
     monkeypatch.setattr("gateway.relay.buffers.time.monotonic", lambda: 10.0)
     kept = [Kept(*one) for one in held]
     buffers, told = bound(*kept)
@@ -201,7 +201,7 @@ def test_who_lets_go(monkeypatch, held, gone):
 def test_what_is_kept_for_a_repetition_goes_first():
     spare, stalled = Kept(20_000, 0.0), Kept(125_000, 0.0)
     buffers, _ = bound(spare, stalled)
-    buffers.spares.append(spare.let_go)
+    buffers.spares.append(spare.drop)
     buffers.arrived(10_000)
     assert (spare.gone, stalled.gone) == (True, False)
 
