@@ -273,7 +273,8 @@ class Session:
             raise ProtocolViolation("credit", "more than the connection's credit")
         self._owed += size
         if self._owed * 2 >= self.conn_window:
-            self._control(fr.Window(0, self._owed))
+            # SEC: of small windows a peer that reads nothing could have as many frames wait as it sends bytes.
+            self._answer(fr.Window(0, self._owed))
             self._receive_credit += self._owed
             self._owed = 0
 

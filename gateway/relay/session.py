@@ -200,7 +200,7 @@ class GatewaySession(Session):
             return None
         if record.bodyless or status in (204, 304) or (length is not None and length != size):
             return None
-        if size > record.receive_credit or size > self._receive_credit:
+        if size > record.receive_credit or size > self._receive_credit or self.outbox.is_flooded:
             return None
         self._spend(size)
         record.unconsumed += size

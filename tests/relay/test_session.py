@@ -529,6 +529,16 @@ def test_leaving_before_the_greetings_is_the_end(side):
     assert session.data_to_send(0.0)[-1] == fr.encode(fr.GoAway(0, 10, 20, "stopping"))
 
 
+def test_credit_that_the_peer_does_not_read_is_a_violation():
+    gateway, unit = pair(Limits(max_streams=8, stream_window=1_000, conn_window=1, max_frame=1_100))
+    stream = advance(gateway, unit, 1)
+    gateway.reset(stream, ResetCode.CANCEL)
+    for _ in range(2_000):
+        events = gateway.receive(fr.encode(fr.Data(stream, b"x", False)), 0.0)
+    assert (gateway.state, events) == (State.CLOSED, [])
+    assert len(gateway.outbox.control) <= 1_025
+
+
 def test_a_flood_of_tokens_is_a_violation():
     gateway, _ = pair()
     events = []
