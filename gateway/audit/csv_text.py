@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 
 from gateway.audit.event import AuditEvent
@@ -19,13 +20,15 @@ EVENT_COLUMNS = (
 )  # fmt: skip
 _FORMULA = frozenset("=+-@\t\r\n|%\uff1d\uff0b\uff0d\uff20")
 """What begins a formula, or a command, in one spreadsheet or another; full-width forms too."""
+_SKIPPED = re.compile(r"(?:[^\S\t\r\n]|['\"\ufeff\u200b-\u200f\u2060])*")
+"""White space, marks that are not seen, quotes."""
 
 
 def cell(value: object) -> str:
     """A value as a spreadsheet shows it and does not run it: what would be a formula begins with an apostrophe."""
     text = str(value).replace("\0", "\ufffd")
     # SEC: spreadsheets skip white space, and quotes of their own, before they look for a formula.
-    begins = text.lstrip(" \u00a0'\"\ufeff")[:1]
+    begins = _SKIPPED.sub("", text, count=1)[:1]
     is_number = text.lstrip("-").isdigit() and text.count("-") <= 1
     return "'" + text if begins in _FORMULA and begins and not is_number else text
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gateway.cli import audit_export, audit_report, audit_retention
 from gateway.cli.audit_source import add_source, checkpoints_of, dsn_of, folder_of, guarded, iso, keys_of, outside_of
+from gateway.cli.said import positive
 
 if TYPE_CHECKING:
     from gateway.audit.retention import Acts, SealedAct
@@ -34,6 +35,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     verify.add_argument(
         "--key", type=Path, action="append", metavar="FILE", help="public key in PEM; may be given more than once"
     )
+    verify.add_argument(
+        "--fresh", type=positive, metavar="MINUTES",
+        help="fail if what is covered ends longer ago: who cuts off the end and its checkpoints leaves nothing else",
+    )  # fmt: skip
     verify.set_defaults(run=guarded(_verify))
     unfinished = actions.add_parser(
         "unfinished",
@@ -64,7 +69,7 @@ def _verify(options: argparse.Namespace) -> int:
         starts = {chain: start for chain, (start, _) in export.chains.items()}
         acts = read_acts([*export.acts, *_acts_of(options)], keys)
         verify(export.chains, export.lines, anchors, verdict, starts.get, span.end_of, acts)
-        return _tell(verdict, acts)
+        return _tell(verdict, acts, options.fresh)
     with TrailReader(dsn_of(options)) as reader:
         in_database, outside = list(reader.numbered_checkpoints()), checkpoints_of(options)
         compare_copies(in_database, outside, read_shipped(outside_of(options)), verdict)
@@ -77,7 +82,7 @@ def _verify(options: argparse.Namespace) -> int:
 
         acts = read_acts([*reader.acts(), *_acts_of(options)], keys)
         verify(reader.chains(), lines, anchors, verdict, span.start_of, span.end_of, acts)
-    return _tell(verdict, acts)
+    return _tell(verdict, acts, options.fresh)
 
 
 def _unfinished(options: argparse.Namespace) -> int:
@@ -101,7 +106,10 @@ def _acts_of(options: argparse.Namespace) -> list[SealedAct]:
     return read_file(folder_of(options) / ACTS)
 
 
-def _tell(verdict: Verdict, acts: Acts) -> int:
+def _tell(verdict: Verdict, acts: Acts, fresh_min: int | None) -> int:
+    """Units: `fresh_min` minutes; None: it may be of any age."""
+    if fresh_min is not None and 0 < verdict.covers_ms < (time.time() - fresh_min * 60) * 1000:
+        verdict.find("", 0, f"the last is older than {fresh_min} minutes: cut off, or nobody signs")
     for act in acts.acts:
         held = f", {', '.join(act.held)} held" if act.held else ""
         what = f"{act.records} records of {', '.join(act.months)} removed, kept for {act.keep_months} months{held}"

@@ -456,6 +456,21 @@ def test_who_takes_everything_away_is_not_believed(verify, as_owner):
     assert verify()[0] == 1
 
 
+def test_who_cuts_all_that_is_new_leaves_an_old_end(verify, as_owner, monkeypatch):
+    from gateway.cli import audit
+
+    as_owner(
+        f"DELETE FROM audit.event WHERE chain = '{A}' AND sequence > 20",
+        f"DELETE FROM audit.event WHERE chain = '{B}' AND sequence > 10",
+        "DELETE FROM audit.checkpoint WHERE number > 1",
+    )
+    assert verify(outside=False)[0] == 0
+    monkeypatch.setattr(audit.time, "time", lambda: 1_767_225_600 + 100.0)
+    assert verify("--fresh", "2", outside=False)[0] == 0
+    status, out = verify("--fresh", "1", outside=False)
+    assert (status, "checkpoints: the last is older than 1 minutes" in out) == (1, True), out
+
+
 def test_the_embedded_database_of_a_data_directory(written, postgres, capsys, tmp_path):
     (tmp_path / "audit").mkdir()
     (tmp_path / "audit" / "checkpoint.pub").write_bytes((written.folder / "audit.pub").read_bytes())

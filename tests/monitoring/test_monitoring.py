@@ -31,6 +31,7 @@ WELL = {
     "caregate_audit_spool_ratio": "0.1x60",
     "caregate_relay_buffer_ratio": "0.1x60",
     "caregate_metric_series_dropped": "0x60",
+    "caregate_log_lines_lost_total": "0x60",
     "caregate_unit_key_oldest_age_seconds": "86400x60",
     'caregate_upstream_breaker_open{upstream="terminology"}': "0x60",
     'caregate_audit_events_total{outcome="written"}': "0+600x60",
@@ -60,6 +61,7 @@ FIRING = {
     "CaregateQueueNearFull": {"caregate_relay_buffer_ratio": "0.75x60"},
     "CaregateErrors": {'caregate_requests_total{status="503"}': "0+60x60"},
     "CaregateSpansLost": {'caregate_trace_spans_total{outcome="failed"}': "0+30x60"},
+    "CaregateLogLinesLost": {"caregate_log_lines_lost_total": "0x40 0+60x20"},
     "CaregateMetricSeriesDropped": {"caregate_metric_series_dropped": "4x60"},
 }
 
