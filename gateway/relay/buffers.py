@@ -32,7 +32,8 @@ class Buffers:
     """Above four fifths of the limit no large body begins; above seven eighths room is made. It is summed up whenever a
     sixteenth of it has come, so that small requests pay for none of it.
 
-    Units: bytes. Shapes: `meters` say what is kept, each byte once; `spares` drop what is kept only to be sent again;
+    Units: bytes. Shapes: `meters` say what is kept, and twice what is kept to be sent again and has not left yet;
+    `spares` drop what is kept only to be sent again;
     `holders` are the streams that may be dropped; `on_dropped` is told of each that was.
     """
 
