@@ -135,12 +135,16 @@ class TrailReader:
                 yield chain, sequence, canonical.encode()
 
     def unfinished(self, from_ms: int, to_ms: int) -> Iterator[tuple[str, str, int, str, str]]:
-        """Intents without an outcome. Shapes: occurred_at, chain, sequence, request_id, route."""
+        """Intents without an outcome; what else their requests did, such as the use of an emergency case, is none.
+
+        Shapes: occurred_at, chain, sequence, request_id, route.
+        """
         query = """
         SELECT i.occurred_at::text, i.chain, i.sequence, i.request_id, i.route FROM audit.event i
         WHERE i.phase = 'intent' AND i.occurred_at >= to_timestamp(%s / 1000.0)
         AND i.occurred_at < to_timestamp(%s / 1000.0)
-        AND NOT EXISTS (SELECT FROM audit.event o WHERE o.request_id = i.request_id AND o.phase = 'outcome')
+        AND NOT EXISTS (SELECT FROM audit.event o WHERE o.request_id = i.request_id AND o.phase = 'outcome'
+            AND o.kind = i.kind)
         ORDER BY i.occurred_at
         """
         yield from self._connection.execute(query, (from_ms, to_ms))

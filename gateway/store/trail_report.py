@@ -26,6 +26,7 @@ _OUTCOME: LiteralString = "e.phase = 'outcome'"
 _ONCE: LiteralString = """
 (e.phase = 'outcome' OR (e.phase = 'intent' AND NOT EXISTS (
     SELECT FROM audit.event o WHERE o.request_id = e.request_id AND o.request_id <> '' AND o.phase = 'outcome'
+    AND o.kind = e.kind
     AND o.occurred_at BETWEEN e.occurred_at - interval '1 minute' AND e.occurred_at + interval '1 hour')))
 """
 """One event of each access, as in trail_search: who died before the outcome may have seen the record all the same."""

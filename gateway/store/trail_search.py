@@ -27,9 +27,11 @@ SELECT set_config('caregate.audit_scope', %s, true), set_config('caregate.audit_
 _ACCESSES: LiteralString = """
 (phase = 'outcome' OR (phase = 'intent' AND NOT EXISTS (
     SELECT FROM audit.visible o WHERE o.request_id = e.request_id AND o.request_id <> '' AND o.phase = 'outcome'
+    AND o.kind = e.kind
     AND o.occurred_at BETWEEN e.occurred_at - interval '1 minute' AND e.occurred_at + interval '1 hour')))
 """
-"""One event of each access: its outcome, or its intent where there is none."""
+"""One event of each access: its outcome, or its intent where there is none. What else the request did, such as the use
+of an emergency case, is no outcome of it."""
 _ORDER: LiteralString = "ORDER BY occurred_at DESC, chain DESC, sequence DESC"
 _PAGE: LiteralString = """
 SELECT occurred_at, chain, sequence, canonical FROM audit.visible e WHERE {}

@@ -243,6 +243,7 @@ class TestReports:
         events(
             *(self.access(n / 10, request_id=f"h-{n}", subject="s-3") for n in range(3)),
             self.access(1, request_id="died", subject="s-3", unit="u-2", **about),
+            self.access(1, request_id="died", kind="break-glass.used", subject="s-9", unit=""),
             self.access(2, request_id="lived", subject="s-3", **about),
             self.access(2.01, request_id="lived", subject="s-3", patient="p-1"),
         )

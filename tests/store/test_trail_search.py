@@ -39,6 +39,8 @@ def made(count, seed=1):
         ended = draw.random() > 0.1
         if draw.random() < 0.5:
             yield event(at_ms, kind, "intent", outcome="pending", **fields)
+        if draw.random() < 0.1:
+            yield event(at_ms, "break-glass.used", "outcome", outcome="allowed", **fields)
         if ended:
             outcome = draw.choice(["allowed", "allowed", "refused", "failed"])
             yield event(at_ms + draw.choice([0, 5, 4000]), kind, "outcome", outcome=outcome, **fields)
@@ -80,9 +82,9 @@ def store(postgres):
 
 def expected(events, search, scope):
     """The plain model: every event is looked at."""
-    ended = {e.request_id for _, e in events if e.phase == "outcome"}
+    ended = {(e.kind, e.request_id) for _, e in events if e.phase == "outcome"}
     for place, e in events:
-        shown = e.phase == "outcome" or (e.phase == "intent" and e.request_id not in ended)
+        shown = e.phase == "outcome" or (e.phase == "intent" and (e.kind, e.request_id) not in ended)
         if "phase" not in search.where and not shown:
             continue
         seen = scope.everything or e.unit in scope.units or e.patient in scope.patients
