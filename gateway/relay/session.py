@@ -200,7 +200,9 @@ class GatewaySession(Session):
             return None
         if record.bodyless or status in (204, 304) or (length is not None and length != size):
             return None
-        if size > record.receive_credit or size > self._receive_credit or self.outbox.is_flooded:
+        if size > record.receive_credit or size > self._receive_credit:
+            return None
+        if 2 * (self._owed + size) >= self.conn_window and self.outbox.is_flooded:
             return None
         self._spend(size)
         record.unconsumed += size
