@@ -404,8 +404,9 @@ class Link:
         self._flush_soon()
 
     def _has_more_than_acks(self) -> bool:
-        outbox = self._session.outbox
-        return bool(outbox.ring) or len(outbox.control) > self._waiting_acks
+        session = self._session
+        outbox = session.outbox
+        return bool(outbox.ring) or len(outbox.control) > self._waiting_acks or bool(session.due)
 
     def send_response(self, stream: int, response: Response, body: bytes, end: bool) -> bool:
         return self._sent(self._session.send_response(stream, response, body, end))

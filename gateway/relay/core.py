@@ -112,10 +112,11 @@ class Session:
     """What both sides share. Use GatewaySession or UnitSession.
 
     The owner feeds `receive`, calls `tick` at `next_deadline_s`, writes what `data_to_send` returns, and closes the
-    transport after SessionClosed. The connection's credit is given back as soon as bytes are here, a stream's when its
-    owner has consumed them: who leaves his own unread stops no other.
+    transport after SessionClosed. The connection's credit is given back once bytes are here, a stream's when its owner
+    has consumed them, both with the next write: who leaves his own unread stops no other.
 
     Units: every `now_s` is seconds of one monotonic clock; `unread_bytes` what was received and not yet consumed.
+    Shapes: `due` the streams, and 0 for the connection, that are owed so much that a WINDOW leaves with the next write.
     """
 
     role: ClassVar[Role]
@@ -145,6 +146,7 @@ class Session:
         self._owed = 0
         self.unread_bytes = 0
         self._unconsumed: dict[int, int] = {}
+        self.due: dict[int, bool] = {}
         self._deadlines: list[tuple[float, int]] = []
 
     # --- what the owner asks
@@ -153,7 +155,7 @@ class Session:
     def has_frames(self) -> bool:
         """Is there anything to write?"""
         outbox = self.outbox
-        return bool(outbox.control or outbox.ring)
+        return bool(outbox.control or outbox.ring or self.due)
 
     @property
     def idle(self) -> bool:
@@ -205,6 +207,8 @@ class Session:
     def data_to_send(self, now_s: float, budget_bytes: int = WRITE_BYTES) -> list[bytes]:
         """The next messages, in order. What is returned counts as sent, whatever becomes of the write."""
         outbox = self.outbox
+        if self.due:
+            self._grant()
         messages = outbox.pop(budget_bytes, now_s)
         if outbox.heads:
             heads, outbox.heads = outbox.heads, []
@@ -237,13 +241,12 @@ class Session:
             return
         record = self.streams.get(stream)
         if record is None:
-            left = self._unconsumed.get(stream)
-            if left == size:
-                # PERF: `relay_small`: a whole answer, read at once.
-                del self._unconsumed[stream]
-                self.unread_bytes -= size
-            elif left is not None:
-                self._release(stream, min(size, left), left)
+            # PERF: `relay_small`: nearly always a whole answer, read at once.
+            left = self._unconsumed.pop(stream, 0)
+            if left > size:
+                self._unconsumed[stream] = left - size
+                left = size
+            self.unread_bytes -= left
             return
         size = min(size, record.unconsumed)
         record.unconsumed -= size
@@ -252,23 +255,11 @@ class Session:
             return
         record.owed += size
         if record.owed * 2 >= self.stream_window:
-            self._control(fr.Window(stream, record.owed))
-            record.receive_credit += record.owed
-            record.owed = 0
-
-    def _release(self, stream: int, size: int, left: int) -> None:
-        """Of what a finished stream left to read."""
-        self.unread_bytes -= size
-        if left == size:
-            del self._unconsumed[stream]
-        else:
-            self._unconsumed[stream] = left - size
+            self.due[stream] = True
 
     def discard(self, stream: int) -> None:
         """Nobody will read what is left of a finished stream."""
-        left = self._unconsumed.get(stream)
-        if left is not None:
-            self._release(stream, left, left)
+        self.unread_bytes -= self._unconsumed.pop(stream, 0)
 
     def _spend(self, size: int) -> None:
         """Body bytes that arrived take the connection's credit, and are owed. Raises: ProtocolViolation."""
@@ -277,10 +268,23 @@ class Session:
             raise ProtocolViolation("credit", "more than the connection's credit")
         self._owed += size
         if self._owed * 2 >= self.conn_window:
-            # SEC: of small windows a peer that reads nothing could have as many frames wait as it sends bytes.
-            self._answer(fr.Window(0, self._owed))
+            self.due[0] = True
+
+    def _grant(self) -> None:
+        """Give back what is owed, now that it can leave.
+
+        SEC: not before: who sends on without reading uses up his credit, and one WINDOW a stream is all that waits.
+        """
+        due, self.due = self.due, {}
+        if due.pop(0, False):
+            self._control(fr.Window(0, self._owed))
             self._receive_credit += self._owed
             self._owed = 0
+        for stream in due:
+            record = self.streams[stream]
+            self._control(fr.Window(stream, record.owed))
+            record.receive_credit += record.owed
+            record.owed = 0
 
     def reset(self, stream: int, code: ResetCode, reason: str = "", dispatched: bool | None = None) -> Delivery | None:
         """End the stream from this side: its one outcome. None if it has already ended."""
@@ -314,6 +318,7 @@ class Session:
     def _shut(self, reason: str) -> None:
         self.state = State.CLOSED
         self.close_reason = reason
+        self.due.clear()
         for stream in list(self.outbox.queues):
             self.outbox.drop(stream)
         self.outbox.wholes.clear()
@@ -530,6 +535,8 @@ class Session:
         record.state = state
         del self.streams[record.id]
         self.outbox.drop(record.id)
+        if self.due:
+            self.due.pop(record.id, None)
         if record.unconsumed:
             if state is StreamState.DONE:
                 self._unconsumed[record.id] = record.unconsumed

@@ -424,7 +424,7 @@ class Link:
         """`size` body bytes of the stream left this process."""
         session = self.session
         session.consumed(stream, size)
-        if session.outbox.control:
+        if session.has_frames:
             self._send_soon()
 
     def reset(self, stream: int, code: ResetCode, reason: str = "", dispatched: bool | None = None) -> Delivery | None:

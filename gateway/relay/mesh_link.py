@@ -373,9 +373,11 @@ class Forward:
             sent = self._back.session.send_response(self._stream, response, body, end)
         except Oversize:
             sent = False
+            self._back.forget(self._stream)
             self._back.reset(self._stream, ResetCode.UPSTREAM_PROTOCOL, "header over the limit", dispatched=True)
         if not sent and self.onward is not None:
             self.onward.reset(self.onward_stream, ResetCode.CANCEL, "nobody waits")
+        self._forget_if_told()
         self._back.poke()
 
     def on_data(self, body: bytes, end: bool) -> None:
@@ -385,6 +387,12 @@ class Forward:
             self._drop_waiting()
         if not self._back.send_data(self._stream, body, end) and self.onward is not None:
             self.onward.consumed(self.onward_stream, len(body))
+        self._forget_if_told()
+
+    def _forget_if_told(self) -> None:
+        """Once the unit has said all, and none of it waits for the sibling: that no byte waits is not told again."""
+        if self._ended and self._left <= 0:
+            self._back.forget(self._stream)
 
     def on_failed(self, failure: Failure) -> None:
         dispatched = {Delivery.NOT_DISPATCHED: False, Delivery.UNKNOWN: None}.get(failure.delivery, True)
@@ -417,5 +425,4 @@ class Forward:
         self.moved_s = self._back.clock()
         if self.onward is not None:
             self.onward.consumed(self.onward_stream, size)
-        if self._ended and self._left <= 0:
-            self._back.forget(self._stream)
+        self._forget_if_told()

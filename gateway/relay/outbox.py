@@ -16,7 +16,7 @@ LEAST_ROOM_BYTES: Final = 65_536
 """A queue with less room than for a piece of a body takes no new stream."""
 
 MAX_CONTROL_FRAMES: Final = 1_024
-"""SEC: answers that a peer can cause (PONG, RESET_ACK, credit of the connection) without reading them are bounded."""
+"""SEC: answers that a peer can cause (PONG, RESET_ACK) without reading them are bounded."""
 
 
 class Place(enum.Enum):
@@ -136,14 +136,9 @@ class Outbox:
         self.check_answers()
         self.control.append(frame)
 
-    @property
-    def is_flooded(self) -> bool:
-        """Do more control frames wait than a peer that reads leaves waiting?"""
-        return len(self.control) >= MAX_CONTROL_FRAMES
-
     def check_answers(self) -> None:
         """Is there room for one more control frame that the peer causes? Raises: ProtocolViolation."""
-        if self.is_flooded:
+        if len(self.control) >= MAX_CONTROL_FRAMES:
             raise ProtocolViolation("flood", "more answers caused than read")
 
     def open(self, stream: int, credit: int) -> None:

@@ -202,8 +202,6 @@ class GatewaySession(Session):
             return None
         if size > record.receive_credit or size > self._receive_credit:
             return None
-        if 2 * (self._owed + size) >= self.conn_window and self.outbox.is_flooded:
-            return None
         self._spend(size)
         record.unconsumed += size
         self.unread_bytes += size
