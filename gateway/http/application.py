@@ -7,7 +7,7 @@ generality (independent middleware, sinks, older routers, form parsing) that no 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import falcon
 from falcon._typing import _UNSET
@@ -71,6 +71,7 @@ class Application(falcon.App[Request, falcon.Response]):
     """
 
     lane: Lanes | None = None
+    _middleware: Steps  # type: ignore[assignment]
 
     def __call__(self, env: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """WSGI."""
@@ -96,7 +97,7 @@ class Application(falcon.App[Request, falcon.Response]):
             succeeded = False
             if not self._handle_exception(req, resp, error, {}):
                 raise
-        for process in cast("Steps", self._middleware)[2]:
+        for process in self._middleware[2]:
             try:
                 process(req, resp, resource[0], succeeded)
             except Exception as error:
@@ -107,7 +108,7 @@ class Application(falcon.App[Request, falcon.Response]):
 
     def _go_on(self, req: Request, resp: falcon.Response, done: int, found: list[object]) -> None:
         """The steps from where the lane stopped, and the responder. Shapes: `found` gets the resource."""
-        before, between, _ = cast("Steps", self._middleware)
+        before, between, _ = self._middleware
         for process in before[done:]:
             process(req, resp)
             if resp.complete:

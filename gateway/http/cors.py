@@ -67,7 +67,8 @@ class Cors:
         self, req: falcon.Request, resp: falcon.Response, resource: object, req_succeeded: bool
     ) -> None:
         """Let a page of an allowed origin read the answer, errors included."""
-        if "relay-source" in resp._headers:
+        # PERF: `relay_small` of `make bench`: one look at all names is a third of one at each.
+        if "relay-source" in resp._headers and "access-control-" in " ".join(resp._headers):
             # SEC: who may read is the audience's to say, whatever a unit or an upstream answered.
             for name in [n for n in resp._headers if n.startswith("access-control-")]:
                 del resp._headers[name]
