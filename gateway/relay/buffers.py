@@ -17,7 +17,11 @@ BUFFERS_FULL: Final = "buffers-full"
 
 
 class Holder(Protocol):
-    """A stream that keeps bytes until somebody takes them. Units: `moved_s` when he last did, monotonic seconds."""
+    """A stream that keeps bytes until somebody takes them.
+
+    Units: `moved_s` when he last did, or the first of them came: who waited for them has not stood still; monotonic
+    seconds.
+    """
 
     moved_s: float
 

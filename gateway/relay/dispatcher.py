@@ -146,9 +146,9 @@ class Dispatcher:
             self._bodies.discard(body)
 
     def kept_bytes(self) -> int:
-        """Of bodies in more than one piece: what waits for a repetition, and of answers what came before its time."""
+        """Of bodies in more than one piece: what waits for a repetition, and of answers what no session counts."""
         kept = sum(body.kept_bytes for body in self._bodies)
-        return kept + sum(exchange.early_bytes for exchange in self._long)
+        return kept + sum(exchange.kept_bytes for exchange in self._long)
 
     def _forget_bodies(self) -> None:
         """What is on its way then is not repeated."""

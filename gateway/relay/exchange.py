@@ -16,6 +16,7 @@ from gateway.errors import ClientDisconnected, Delivery
 from gateway.relay.buffers import BUFFERS_FULL
 from gateway.relay.frames import ResetCode, Response
 from gateway.relay.link import DROPPED, Failure, Link
+from gateway.relay.pieces import keep
 
 Watch = Callable[[Callable[[], None] | None], None]
 
@@ -158,7 +159,9 @@ class Exchange:
 
     def on_data(self, body: bytes, end: bool) -> None:
         if body:
-            self.chunks.append(body)
+            if not self.chunks:
+                self.moved_s = time.monotonic()
+            keep(self.chunks, body)
             if self._sending and self.link is not None and self._early + len(body) <= EARLY_BYTES:
                 self._early += len(body)
                 self.link.consumed(self.stream, len(body))
@@ -182,8 +185,12 @@ class Exchange:
         return self.complete or self.failure is not None
 
     @property
-    def early_bytes(self) -> int:
-        """Of the answer in hand, what the unit was given credit for already."""
+    def kept_bytes(self) -> int:
+        """Of the answer in hand, what no session counts: what the unit was given credit for already, and what is left
+        of a stream that failed, or whose link ended."""
+        link = self.link
+        if self.failure is not None or link is None or link.ended:
+            return sum(map(len, self.chunks))
         return self._early
 
     def send(self, data: bytes, end: bool) -> None:

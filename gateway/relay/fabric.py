@@ -96,7 +96,7 @@ class Fabric:
     def buffered_bytes(self) -> int:
         """Body bytes in memory on their way between workers. NOTE: what units sent or are to be sent, they count."""
         asked = sum(link.session.buffered_bytes for link in self._asking)
-        return asked + sum(link.waiting_bytes for link in self._holding.values())
+        return asked + sum(link.kept_bytes for link in self._holding.values())
 
     def _forwards(self) -> Iterator[Forward]:
         for link in self._holding.values():

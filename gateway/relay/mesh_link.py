@@ -291,9 +291,9 @@ class HoldingLink(Link):
                 forward.back_flushed(size)
 
     @property
-    def waiting_bytes(self) -> int:
-        """Of requests' bodies, for room on the connections of units."""
-        return sum(forward.waiting_bytes for forward in self._forwards.values())
+    def kept_bytes(self) -> int:
+        """What no session counts."""
+        return sum(forward.kept_bytes for forward in self._forwards.values())
 
     @property
     def forwards(self) -> Iterable[Forward]:
@@ -333,12 +333,25 @@ class Forward:
         onward = self.onward
         if onward is None:
             return False
+        self._begin_to_keep()
         if not self._waiting and onward.has_room(self.onward_stream, len(body)):
             return onward.send_data(self.onward_stream, body, end)
         if self._waiting is None:
             self._waiting = deque()
         self._waiting.append((body, end))
         return True
+
+    def _begin_to_keep(self) -> None:
+        """See buffers.Holder: of the moment at which bytes come."""
+        onward = self.onward
+        if not (self._left or self._waiting or (onward and onward.session.queued_bytes(self.onward_stream))):
+            self.moved_s = self._back.clock()
+
+    @property
+    def kept_bytes(self) -> int:
+        """What no session counts: the request's body before its connection, the answer's after it has ended."""
+        left = self._left if self.onward is not None and self.onward.ended else 0
+        return self.waiting_bytes + left
 
     @property
     def waiting_bytes(self) -> int:
@@ -365,6 +378,7 @@ class Forward:
         self._back.poke()
 
     def on_response(self, response: Response, body: bytes, end: bool) -> None:
+        self._begin_to_keep()
         self._left += len(body)
         self._ended = end
         if end:
@@ -381,6 +395,7 @@ class Forward:
         self._back.poke()
 
     def on_data(self, body: bytes, end: bool) -> None:
+        self._begin_to_keep()
         self._left += len(body)
         self._ended = end
         if end:

@@ -8,6 +8,7 @@ from typing import Final
 
 from fastpath.frames import END_BODY, PREFIX_BYTES, pack_frame
 from gateway.relay.frames import MAX_CREDIT, FrameType, ProtocolViolation
+from gateway.relay.pieces import keep
 
 TURN_BYTES: Final = 32_768
 """How much of one stream leaves before the next stream has its turn."""
@@ -49,7 +50,7 @@ class StreamQueue:
     def put(self, data: bytes) -> None:
         if self.chunks is None:
             self.chunks = deque()
-        self.chunks.append(data)
+        keep(self.chunks, data)
         self.queued_bytes += len(data)
 
     def take(self, size: int) -> bytes | memoryview:

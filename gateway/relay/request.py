@@ -18,6 +18,7 @@ from gateway.http1.deadlines import NEVER
 from gateway.relay.context_token import sign_context
 from gateway.relay.decoding import field_fault
 from gateway.relay.frames import Fields, Request
+from gateway.relay.pieces import keep
 from gateway.routing.model import Route, UnitAction
 from gateway.routing.onward import LEFT_OUT, LEFT_OUT_BEGINNINGS, refuse_content, refuse_override
 from gateway.routing.query import check_query
@@ -249,7 +250,7 @@ class RequestBody:
             raise BodyTooLarge("The body is larger than this route takes", close=True)
         self._end = not piece if self._length is None else self._received >= self._length or not piece
         if self._kept is not None:
-            self._kept.append(piece)
+            keep(self._kept, piece)
             if self._received > KEEP_BYTES:
                 self._kept = None
         return piece, self._end

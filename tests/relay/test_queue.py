@@ -259,7 +259,13 @@ def test_who_has_ended_stands_in_no_line(crowded, end):
 def test_what_waited_for_a_unit_that_has_answered_is_given_back(crowded):
     link, given = crowded.link, []
     session = SimpleNamespace(send_ack=lambda stream: True, send_response=lambda *answer: True)
-    back = SimpleNamespace(session=session, poke=lambda: None, consumed=lambda stream, size: given.append(size))
+    back = SimpleNamespace(
+        session=session,
+        poke=lambda: None,
+        consumed=lambda stream, size: given.append(size),
+        clock=lambda: 0.0,
+        forget=lambda stream: None,
+    )
     forward = Forward(back, 7)
     forward.onward = link
     forward.onward_stream = link.start(fr.Request("i", "PUT", "/", []), 9.0, forward, b"", False)
