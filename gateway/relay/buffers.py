@@ -12,6 +12,9 @@ LARGE_BYTES: Final = 65_536
 
 BUFFER_BYTES: Final = 268_435_456
 
+SUM_SHARE: Final = 32
+"""PERF: of 5,000 streams the sum takes 4 ms of the hub: at most a 32nd of its time goes there for large bodies."""
+
 BUFFERS_FULL: Final = "buffers-full"
 """Why a stream ended that was dropped."""
 
@@ -47,6 +50,8 @@ class Buffers:
         self._look_after = limit_bytes // 16
         self._on_dropped = on_dropped
         self._arrived = 0
+        self._recent = 0
+        self._stale_s = 0.0
         self.meters: list[Callable[[], int]] = []
         self.spares: list[Callable[[], None]] = []
         self.holders: list[Callable[[], Iterable[Holder]]] = []
@@ -57,7 +62,15 @@ class Buffers:
 
     def takes(self, length: int | None) -> bool:
         """May a body of this length begin? None: nobody knows it."""
-        return (length is not None and length <= LARGE_BYTES) or self.held_bytes() <= self._much
+        return (length is not None and length <= LARGE_BYTES) or self._recently_held() <= self._much
+
+    def _recently_held(self) -> int:
+        now_s = time.monotonic()
+        if now_s >= self._stale_s:
+            begun_s = time.thread_time()
+            self._recent = self.held_bytes()
+            self._stale_s = now_s + SUM_SHARE * (time.thread_time() - begun_s)
+        return self._recent
 
     def arrived(self, size: int) -> None:
         """So many bytes more may be kept by now. NOTE: any stream may fail in here."""
@@ -69,6 +82,7 @@ class Buffers:
 
     def _make_room(self) -> None:
         """Until it is not much any more. Who keeps much for long goes first: who is slow, not who has just arrived."""
+        self._stale_s = 0.0
         for spare in self.spares:
             spare()
         over, now_s = self.held_bytes() - self._much, time.monotonic()

@@ -44,7 +44,8 @@ def gateway(rig, request):
 
 def limit(worker, size):
     """From so many bytes on it takes no new large body."""
-    worker.relay.registry.buffers._much = size - 1
+    buffers = worker.relay.registry.buffers
+    buffers._much, buffers._stale_s = size - 1, 0.0
 
 
 def code(answer):
@@ -221,4 +222,30 @@ def test_what_a_full_worker_takes(length):
     buffers, _ = bound(Kept(128_000, 0.0))
     assert buffers.takes(length)
     buffers.meters.append(lambda: 1)
+    buffers._stale_s = 0.0
     assert buffers.takes(length) == (length is not None and length <= 65_536)
+
+
+def test_summing_up_takes_little_of_the_time(monkeypatch):
+    """A sum of 4 ms holds for 32 times as long; who was dropped is seen at once."""
+    now = SimpleNamespace(s=10.0)
+    clock = SimpleNamespace(monotonic=lambda: now.s, thread_time=lambda: now.s)
+    monkeypatch.setattr("gateway.relay.buffers.time", clock)
+    buffers, summed = Buffers(LIMIT), []
+
+    def meter():
+        now.s += 0.004
+        summed.append(now.s)
+        return 150_000
+
+    buffers.meters.append(meter)
+    assert not any(buffers.takes(None) for _ in range(5))
+    assert len(summed) == 1
+    now.s += 0.125
+    assert not buffers.takes(None)
+    assert len(summed) == 2
+    buffers.meters[:] = [lambda: 0, lambda: 141_000 - 141_000 * len(dropped)]
+    dropped = []
+    buffers.spares.append(lambda: dropped.append(1))
+    buffers.arrived(10_000)
+    assert buffers.takes(None)
