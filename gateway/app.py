@@ -130,6 +130,7 @@ class Gateway:
             spool_bytes=settings.audit_spool_bytes,
             count=self._count_audit,
             measure=self._measure_audit,
+            unfinished=lambda found: self.metrics.set("caregate_audit_unfinished_intents", (), found),
             admit=self._admit,
             early=self._is_early(),
             key=self._audit_key(settings),

@@ -70,6 +70,11 @@ DECLARATIONS: tuple[Declaration, ...] = (
     Declaration("caregate_audit_backlog", "gauge", "Audit events that wait for the database."),
     Declaration("caregate_audit_lag_seconds", "maximum", "How long audit events have waited for the database."),
     Declaration("caregate_audit_spool_ratio", "maximum", "Audit spool in use, of the fullest worker."),
+    Declaration(
+        "caregate_audit_unfinished_intents",
+        "maximum",
+        "Requests of the last hour that were begun and never ended, as the trail has it.",
+    ),
     Declaration("caregate_log_lines_lost", "counter", "Lines of the access log that nobody read in time."),
     Declaration("caregate_trace_spans", "counter", "Spans by what became of them.", ("outcome",)),
     Declaration("caregate_config_version", "maximum", "Version of the configuration in force."),

@@ -9,6 +9,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import gevent
@@ -22,6 +23,7 @@ from gateway.audit.copies import Copy
 from gateway.audit.lines import append, end_at_line
 from gateway.audit.spool import chains, lock_chain, sync_folder
 from gateway.audit.state import State
+from gateway.audit.unfinished import Unfinished
 from gateway.errors import GatewayError
 from gateway.store.audit import AuditStore, RowRefused
 
@@ -37,6 +39,7 @@ _LOOK_S = 5.0
 _SET_BACK_S = 1.0
 _MONTHS_S = 6 * 3600.0
 _MONTHS_RETRY_S = 60.0
+_UNFINISHED_S = 60.0
 _STORE_TIMEOUT_S = 5.0
 _MOST_WAITING = 100_000
 
@@ -62,9 +65,10 @@ class Notary:
         copies: Iterable[Path],
         count: Callable[[str, int], None],
         months_ahead: int = 3,
+        unfinished: Callable[[int], None] = lambda found: None,
     ) -> None:
         """Shapes: `copies` are further folders that get the same lines; `count` hears of checkpoints: sealed, unsealed,
-        uncopied.
+        uncopied; `unfinished` of how many requests of late were begun and never ended.
         """
         self._store = store
         self._root = root
@@ -77,6 +81,8 @@ class Notary:
         self._count = count
         self._months_ahead = months_ahead
         self._months_s = 0.0
+        self._unfinished = Unfinished(partial(store.count_unfinished, timeout_s=_STORE_TIMEOUT_S), unfinished)
+        self._unfinished_s = 0.0
         self._lock = -1
         self._key: Ed25519PrivateKey | None = None
         self._source = ""
@@ -120,6 +126,9 @@ class Notary:
             if self._lock >= 0 and now_s >= self._months_s:
                 self._months_s = now_s + _MONTHS_RETRY_S
                 self._attempt(self._make_months)
+            if self._lock >= 0 and now_s >= self._unfinished_s:
+                self._unfinished_s = now_s + _UNFINISHED_S
+                self._attempt(self._unfinished.look)
             self._stopping.wait(timeout=min(_LOOK_S, self._interval_s))
 
     def _is_set_back(self) -> bool:

@@ -57,10 +57,12 @@ class AuditTrail:
         months_ahead: int = 3,
         patients: Callable[[], Keys] | None = None,
         measure: Callable[[int], None] = lambda pending: None,
+        unfinished: Callable[[int], None] = lambda found: None,
         admit: Callable[[bool], None] = lambda ready: None,
         early: bool = False,
     ) -> None:
         """Shapes: `count(outcome, number)` hears of records: written, refused, damaged; `measure(pending)` of lag;
+        `unfinished(found)` of requests of late that were begun and never ended, in one worker of the machine;
         `admit(ready)` is told when `ready` changes. With `patients` their ids are replaced by pseudonyms. Checkpoints
         are signed with `key()`, by default a file's that is made at its first use. `early` breaks the promise of
         `record`, so that tests can see what that does.
@@ -79,6 +81,7 @@ class AuditTrail:
         self._spool_bytes = spool_bytes
         self._count = count
         self._measure = measure
+        self._unfinished = unfinished
         self._admit = admit
         self._early = early
         self._key = key or partial(load_or_make_key, self._root / KEY)
@@ -106,6 +109,7 @@ class AuditTrail:
         self._notary = Notary(
             self._store, self._root, node=self._node, key=self._key, interval_s=self._checkpoint_s,
             copies=self._checkpoint_copies, count=self._count, months_ahead=self._months_ahead,
+            unfinished=self._unfinished,
         )  # fmt: skip
 
     def record(self, ctx: RequestContext, status: int) -> None:

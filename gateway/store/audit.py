@@ -128,6 +128,17 @@ class AuditStore:
             found = connection.execute("SELECT audit.make_months(%s)", (ahead,)).fetchone()
             return int(found[0]) if found is not None else 0
 
+    def count_unfinished(self, since_s: float, until_s: float, timeout_s: float) -> int:
+        """Intents of a span of time that have no outcome. Units: seconds since 1970.
+
+        Raises: DatabaseUnavailable, DatabaseTimeout.
+        Yields to the hub: until the database answered.
+        """
+        query = "SELECT audit.count_unfinished(to_timestamp(%s), to_timestamp(%s))"
+        with self._asking(timeout_s) as connection:
+            found = connection.execute(query, (since_s, until_s)).fetchone()
+            return int(found[0]) if found is not None else 0
+
     @contextmanager
     def _asking(self, timeout_s: float) -> Iterator[psycopg.Connection[Any]]:
         with self._database.connection(timeout_s) as connection:

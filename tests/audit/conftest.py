@@ -23,12 +23,11 @@ BEGAN_MS = 1_767_225_600_000
 
 
 def event(n: int, at_ms: int, **changes: object) -> bytes:
-    values = {"request_id": f"r-{n}", "subject": f"s-{n % 7}", "patient": f"pat\t\\{n % 5}", "status": 200, **changes}
-    return encode_event(
-        AuditEvent(
-            v=1, kind="access", phase="outcome", at_ms=at_ms, duration_us=n, outcome="allowed", rule="allowed", **values
-        )
-    )
+    values = {
+        "kind": "access", "phase": "outcome", "request_id": f"r-{n}", "subject": f"s-{n % 7}",
+        "patient": f"pat\t\\{n % 5}", "status": 200, **changes,
+    }  # fmt: skip
+    return encode_event(AuditEvent(v=1, at_ms=at_ms, duration_us=n, outcome="allowed", rule="allowed", **values))
 
 
 @dataclass
