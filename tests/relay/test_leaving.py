@@ -337,6 +337,7 @@ def test_a_request_that_reaches_the_old_worker_is_sent_to_the_new_one(rig, worke
     unit = rig.unit(leaving)
     settled(rig, leaving, (other, third))
     leave(leaving)
+    rig.until(lambda: any(worker.relay.registry.local("hospital") for worker in (other, third)))
     holder, asker = (other, third) if other.relay.registry.local("hospital") else (third, other)
     rig.until(lambda: asker.relay.registry.connected("hospital"))
     failures = []
