@@ -97,32 +97,43 @@ cdef class Waiters:
 
     PERF: `loadtests.audit_cost`: a Waiter of gevent's and a method of Python's around it cost 1.5 us more a wait.
     Shapes: `switch()` of the hub, `current()` is the greenlet that runs; `ask()` is called by the first who waits while
-    `asked` is False, and makes it True; `failed(context, type, error, traceback)` is told what nobody caught.
+    `asked` is False, and makes it True; `failed(context, type, error, traceback)` is told what nobody caught; `refusal()`
+    makes the error of who waits in vain, and of whoever comes while `closed`.
     """
 
     cdef list _waiting
-    cdef object _switch, _current, _ask, _failed
-    cdef public bint asked
+    cdef object _switch, _current, _ask, _failed, _refusal
+    cdef public bint asked, closed
 
-    def __init__(self, switch, current, ask, failed):
+    def __init__(self, switch, current, ask, failed, refusal):
         self._waiting, self._switch, self._current, self._ask, self._failed = [], switch, current, ask, failed
+        self._refusal = refusal
 
     def __len__(self):
         return PyList_GET_SIZE(self._waiting)
 
     def wait(self):
-        """What `tell` is given for the batch that this greenlet is in. Yields to the hub: yes."""
-        cdef _Place place = _Place.__new__(_Place)
+        """Until `tell` says of the batch that this greenlet is in that all is well.
+
+        Raises: the refusal.
+        Yields to the hub: yes.
+        """
+        cdef _Place place
+        if self.closed:
+            raise self._refusal()
+        place = _Place.__new__(_Place)
         place.greenlet = self._current()
         self._waiting.append(place)
         if not self.asked:
             self.asked = True
             self._ask()
         try:
-            return self._switch()
+            well = self._switch()
         finally:
             # Who was killed meanwhile is told nothing.
             place.greenlet = None
+        if not well:
+            raise self._refusal()
 
     def take(self):
         """All who wait now, for `tell`; they wait for nothing else any more."""

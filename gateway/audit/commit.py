@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from gevent import get_hub, getcurrent
@@ -83,10 +84,16 @@ class Commit:
         self._beside = beside
         hub = get_hub()
         self._loop = hub.loop
-        self._waiters = Waiters(hub.switch, getcurrent, self._begin_soon, hub.handle_error)
+        self._waiters = Waiters(hub.switch, getcurrent, self._begin_soon, hub.handle_error, AuditUnavailable)
         self._free: list[Turn] = []
         self._under_way: list[Turn] = []
-        self._stuck = self._stopped = self._watching = False
+        self.wait: Callable[[], None] = self._waiters.wait
+        """Until every record that is in the spool now is durable.
+
+        Raises: AuditUnavailable if the disk fails or hangs.
+        Yields to the hub: yes.
+        """
+        self._stopped = self._watching = False
         self._took_s = 0.0
         self.durable = spool.sequence
         """Every record up to this sequence survives the machine."""
@@ -100,22 +107,13 @@ class Commit:
         turn.watcher.start(self._ended, turn)
         return turn
 
-    def wait(self) -> None:
-        """Until every record that is in the spool now is durable.
-
-        Raises: AuditUnavailable if the disk fails or hangs.
-        Yields to the hub: yes.
-        """
-        if self._stuck or not self._waiters.wait():
-            raise AuditUnavailable()
-
     def _begin_soon(self) -> None:
         # Whoever comes in the same turn of the hub is in the same sync.
         self._loop.run_callback(self._begin)
 
     def stop(self) -> None:
         """End; whoever waits is refused."""
-        self._stopped = self._stuck = True
+        self._stopped = self._waiters.closed = True
         self._timer.stop()
         self._timer.close()
         for turn in self._free + self._under_way:
@@ -128,7 +126,7 @@ class Commit:
 
     def _begin(self) -> None:
         self._waiters.asked = False
-        if self._stuck or not self._waiters or not self._may_begin():
+        if self._waiters.closed or not self._waiters or not self._may_begin():
             return
         turn = self._free.pop()
         turn.waiting = self._waiters.take()
@@ -171,8 +169,8 @@ class Commit:
             self._spool.synced(turn.head, turn.number)
             if self._beside is not None:
                 self._beside.synced(turn.mark)
-        if self._stuck and not self._stopped:
-            self._stuck = False
+        if self._waiters.closed and not self._stopped:
+            self._waiters.closed = False
             log.warning("the audit spool's disk answers again")
         self._waiters.tell(batch, not error)
         if error:
@@ -207,9 +205,9 @@ class Commit:
             return
         left_s = self._under_way[0].began_s + SLOW_S - time.monotonic()
         self._look_in(left_s if left_s > 0 else SLOW_S)
-        if left_s <= 0 and not self._stuck:
+        if left_s <= 0 and not self._waiters.closed:
             log.error("the audit spool's disk has not answered for %s s", SLOW_S)
-            self._stuck = True
+            self._waiters.closed = True
             self._spool.state.suspect = True
             self._waiters.tell(self._everybody(), False)
 

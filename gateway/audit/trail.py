@@ -118,11 +118,15 @@ class AuditTrail:
         Raises: AuditUnavailable.
         Yields to the hub: until the disk has it.
         """
-        if self._commit is None:
+        spool, commit = self._spool, self._commit
+        if spool is None or commit is None:
             raise AuditUnavailable()
-        self.enqueue_finished(ctx, status)
+        try:
+            self._keep(ctx, status, spool)
+        except SpoolFull:
+            raise self._no_room() from None
         if not self._early:
-            self._commit.wait()
+            commit.wait()
 
     def enqueue_finished(self, ctx: RequestContext, status: int) -> None:
         """Keep the event of a request. It survives the process from here on.

@@ -115,7 +115,7 @@ class Accounting:
         for name, value in ctx.limit_headers:
             headers[name.lower()] = value
         if ctx.route is not None and ctx.route.phi:
-            resp.set_header("Cache-Control", "no-store")
+            headers["cache-control"] = "no-store"
         try:
             if ctx.method in CHANGING:
                 self._note_consent(ctx, resp)

@@ -111,20 +111,25 @@ class TestWaiters:
     @pytest.fixture
     def waiters(self, asked: list[str]) -> Waiters:
         hub = gevent.get_hub()
-        return Waiters(hub.switch, gevent.getcurrent, lambda: asked.append("asked"), hub.handle_error)
+        return Waiters(hub.switch, gevent.getcurrent, lambda: asked.append("asked"), hub.handle_error, BlockingIOError)
 
     def test_all_who_wait_are_told_in_their_order(self, waiters: Waiters, asked: list[str]) -> None:
-        told: list[tuple[int, object]] = []
-        jobs = [gevent.spawn(lambda n=n: told.append((n, waiters.wait()))) for n in range(5)]
+        told: list[int] = []
+
+        def work(number: int) -> None:
+            waiters.wait()
+            told.append(number)
+
+        jobs = [gevent.spawn(work, number) for number in range(5)]
         gevent.sleep(0)
         assert (len(waiters), asked, told) == (5, ["asked"], [])
         batch = waiters.take()
         late = gevent.spawn(waiters.wait)
         gevent.sleep(0)
         assert (len(waiters), asked) == (1, ["asked"]), "somebody was asked already"
-        gevent.get_hub().loop.run_callback(waiters.tell, batch, "done")
+        gevent.get_hub().loop.run_callback(waiters.tell, batch, True)
         gevent.joinall(jobs, timeout=5)
-        assert told == [(n, "done") for n in range(5)]
+        assert told == [0, 1, 2, 3, 4]
         assert not late.ready()
         late.kill()
 
@@ -144,25 +149,48 @@ class TestWaiters:
         gevent.sleep(0)
         gevent.get_hub().loop.run_callback(waiters.tell, waiters.take(), True)
         gevent.joinall([killed, other], timeout=5)
-        assert other.value is True
+        assert other.successful()
         assert went_on == ["after its own wait"]
 
     def test_one_that_fails_does_not_keep_the_others_waiting(self) -> None:
         hub = greenlet.getcurrent()
         failed: list[tuple[object, ...]] = []
-        waiters = Waiters(hub.switch, greenlet.getcurrent, lambda: None, lambda *fault: failed.append(fault))
-        told: list[object] = []
+        waiters = Waiters(hub.switch, greenlet.getcurrent, lambda: None, lambda *fault: failed.append(fault), OSError)
+        told: list[str] = []
 
         def fail() -> None:
             waiters.wait()
             raise RuntimeError("nobody catches it")
 
-        for work in (fail, lambda: told.append(waiters.wait())):
+        def succeed() -> None:
+            waiters.wait()
+            told.append("well")
+
+        for work in (fail, succeed):
             greenlet.greenlet(work, hub).switch()
         waiters.tell(waiters.take(), True)
-        assert told == [True]
+        assert told == ["well"]
         ((context, kind, error, traceback),) = failed
         assert (context, kind, str(error), traceback is not None) == (waiters, RuntimeError, "nobody catches it", True)
+
+    def test_who_waits_in_vain_is_refused(self, waiters: Waiters) -> None:
+        job = gevent.spawn(waiters.wait)
+        gevent.sleep(0)
+        gevent.get_hub().loop.run_callback(waiters.tell, waiters.take(), False)
+        gevent.joinall([job], timeout=5)
+        assert isinstance(job.exception, BlockingIOError)
+
+    def test_while_closed_nobody_waits(self, waiters: Waiters, asked: list[str]) -> None:
+        waiters.closed = True
+        with pytest.raises(BlockingIOError):
+            waiters.wait()
+        assert (len(waiters), asked) == (0, [])
+        waiters.closed = False
+        job = gevent.spawn(waiters.wait)
+        gevent.sleep(0)
+        gevent.get_hub().loop.run_callback(waiters.tell, waiters.take(), True)
+        gevent.joinall([job], timeout=5)
+        assert job.successful()
 
     def test_no_batch(self, waiters: Waiters) -> None:
         with pytest.raises(TypeError):
