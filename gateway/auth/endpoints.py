@@ -282,10 +282,12 @@ class RevokeResource(Posted):
             raise TokenRequestRefused("unsupported_token_type", "The token has no jti to revoke it by")
         until_s = verified.expires_at_s + LEEWAY_S
         by = caller.id if caller is not None else ""
+        about = {"client": by, "jti": verified.jti, "session": str(verified.claims.get("sid", ""))}
+        # SEC: what is about to end is on the disk before it does.
+        self._note(self.kind, "pending", ctx=ctx, durable=True, **about)
         self._store.revoke(verified.jti, until_s, by)
         self._revoked(verified.jti, until_s)
-        sid = str(verified.claims.get("sid", ""))
-        self._note("token.revoked", "allowed", ctx=ctx, client=by, jti=verified.jti, session=sid)
+        self._note(self.kind, "allowed", ctx=ctx, durable=True, **about)
 
     def _end_session(self, ctx: RequestContext, text: str, caller: Caller | None) -> None:
         try:
@@ -295,11 +297,13 @@ class RevokeResource(Posted):
         except NotFound:
             return  # as in _revoke
         session = owned.session
+        about = {
+            "client": session.client, "subject": owned.account.subject, "role": session.role, "session": session.id,
+            "reason": "revoked",
+        }  # fmt: skip
+        self._note("logout", "pending", ctx=ctx, durable=True, **about)
         self._sessions.end(session.id, "revoked")
-        self._note(
-            "logout", "allowed", ctx=ctx, client=session.client, subject=owned.account.subject, role=session.role,
-            session=session.id, reason="revoked",
-        )  # fmt: skip
+        self._note("logout", "allowed", ctx=ctx, durable=True, **about)
 
     def _owned(self, text: str, caller: Caller | None) -> Owned:
         """Raises: NotFound, ClientUnauthenticated, TokenRequestRefused."""

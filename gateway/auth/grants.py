@@ -234,6 +234,8 @@ class Grants:
         proof = sessions.proof_of(asked.app.id, authenticated=asked.caller.proven, proof_key=asked.proof_key)
         verdict = sessions.judge(presented, asked.app.id, asked.proof_key, proof, role.lifetimes)
         if verdict is Verdict.REUSED:
+            # SEC: what is about to end is on the disk before it does.
+            self._note_reuse("pending", asked, presented)
             family.end("refresh-token-reused")
         if verdict not in (Verdict.ROTATE, Verdict.REPEAT):
             return verdict, None, "", ""
@@ -270,22 +272,21 @@ class Grants:
         )  # fmt: skip
 
     def _note_refresh(self, asked: Asked, verdict: Verdict, presented: Presented | None, jti: str) -> None:
-        who = {}
-        if presented is not None:
-            account = presented.account
-            who = {
-                "subject": account.subject, "role": account.role, "account": account.id,
-                "session": presented.session.id, "family": presented.session.id,
-            }  # fmt: skip
+        who = _who(presented) if presented is not None else {}
         good = verdict in (Verdict.ROTATE, Verdict.REPEAT)
         self._note(
             "token.refreshed", "allowed" if good else "refused", ctx=asked.ctx, client=asked.app.id, jti=jti,
             rule="" if verdict is Verdict.ROTATE else f"refresh:{verdict}", **who,
         )  # fmt: skip
-        if verdict is Verdict.REUSED:
-            self._note(
-                "token.revoked", "allowed", ctx=asked.ctx, client=asked.app.id, reason="refresh-token-reused", **who
-            )
+        if verdict is Verdict.REUSED and presented is not None:
+            self._note_reuse("allowed", asked, presented)
+
+    def _note_reuse(self, outcome: str, asked: Asked, presented: Presented) -> None:
+        """Raises: AuditUnavailable. Yields to the hub: until the disk has it."""
+        self._note(
+            "token.revoked", outcome, ctx=asked.ctx, durable=True, client=asked.app.id, reason="refresh-token-reused",
+            **_who(presented),
+        )  # fmt: skip
 
     # --- proxies
 
@@ -342,6 +343,15 @@ class Grants:
         if not own or not parent.jti or parent.expires_at_s <= self._now() + 1:
             return None
         return None if self._revoked.is_revoked(parent.jti, str(claims["sid"])) else parent
+
+
+def _who(presented: Presented) -> dict[str, str]:
+    """What the trail is told of a refresh token's session."""
+    account, session = presented.account, presented.session
+    return {
+        "subject": account.subject, "role": account.role, "account": account.id, "session": session.id,
+        "family": session.id,
+    }  # fmt: skip
 
 
 def _code_fault(asked: Asked, code: Code, uri: str, verifier: str) -> str:

@@ -28,6 +28,8 @@ from gateway.breakglass.model import MAX_OPEN, Case, NewCase
 from gateway.config.model import BreakGlass
 from gateway.context import Principal, RequestContext
 from gateway.errors import (
+    AuditOutcomeUnavailable,
+    AuditUnavailable,
     BadJson,
     BindingRefused,
     Conflict,
@@ -45,6 +47,8 @@ PATH: Final = "/access/v1/break-glass"
 REVIEWS_PATH: Final = "/access/v1/break-glass-reviews"
 STARTED: Final = "break-glass.started"
 LISTED: Final = "break-glass.listed"
+ENDED: Final = "break-glass.ended"
+REVIEWED: Final = "break-glass.reviewed"
 MAX_BODY_BYTES: Final = 8_192
 PAGE: Final = 50
 _AT: Final = re.compile(r" - at `\$?(.*)`\Z")
@@ -103,6 +107,15 @@ class _Part:
         if principal.role not in rules.roles:
             raise RoleRefused()
         return ctx, principal, rules
+
+    def _changed(self, ctx: RequestContext, kind: str, case: Case, **detail: str) -> None:
+        """Keep the event of a change that was made; `pending` came before it. Raises: AuditOutcomeUnavailable."""
+        try:
+            self._note(
+                kind, "allowed", ctx=ctx, durable=True, unit=case.unit, patient=case.patient, case=case.id, **detail
+            )
+        except AuditUnavailable:
+            raise AuditOutcomeUnavailable("The outcome of the change was not recorded") from None
 
 
 class CasesResource(_Part):
@@ -168,17 +181,18 @@ class CaseResource(_Part):
     def on_delete(self, req: falcon.Request, resp: falcon.Response, case: str) -> None:
         """End it. Yields to the hub: yes.
 
-        Raises: NotFound, TokenMissing, RoleRefused, AuditUnavailable, DatabaseUnavailable, DatabaseTimeout.
+        Raises: NotFound, TokenMissing, RoleRefused, AuditUnavailable (nothing was changed), AuditOutcomeUnavailable,
+        DatabaseUnavailable, DatabaseTimeout.
         """
-        with noting(self._note, req.context.gateway, "break-glass.ended", _case_of(case)):
+        with noting(self._note, req.context.gateway, ENDED, _case_of(case)):
             ctx, principal, _ = self._holder(req)
-            ended = self._store.end(_id(case), principal.issuer, principal.subject)
+            named = _id(case)
+            # SEC: what is about to be changed is on the disk before it is.
+            self._note(ENDED, "pending", ctx=ctx, durable=True, case=named)
+            ended = self._store.end(named, principal.issuer, principal.subject)
             if ended is None:
                 raise NotFound()
-        self._note(
-            "break-glass.ended", "allowed", ctx=ctx, unit=ended.unit, patient=ended.patient, case=ended.id,
-            reason="by its holder",
-        )  # fmt: skip
+        self._changed(ctx, ENDED, ended, reason="by its holder")
         resp.status = 204
 
 
@@ -211,20 +225,17 @@ class ReviewResource(_Part):
         """Yields to the hub: yes.
 
         Raises: NotFound, TokenMissing, RoleRefused, BindingRefused, BadJson, Unprocessable, Conflict,
-        AuditUnavailable, DatabaseUnavailable, DatabaseTimeout.
+        AuditUnavailable (nothing was changed), AuditOutcomeUnavailable, DatabaseUnavailable, DatabaseTimeout.
         """
         about = _case_of(case)
-        with noting(self._note, req.context.gateway, "break-glass.reviewed", about):
+        with noting(self._note, req.context.gateway, REVIEWED, about):
             written = self._review(req, case, about)
-        self._note(
-            "break-glass.reviewed", "allowed", ctx=req.context.gateway, durable=True, unit=written.unit,
-            patient=written.patient, case=written.id, verdict=written.verdict, reason=written.comment,
-        )  # fmt: skip
+        self._changed(req.context.gateway, REVIEWED, written, verdict=written.verdict, reason=written.comment)
         _answer(resp, written.as_json())
 
     def _review(self, req: falcon.Request, case: str, about: dict[str, str]) -> Case:
         """Write the review; `about` is filled in whether he may or not."""
-        _, principal, rules = _asked(req)
+        ctx, principal, rules = _asked(req)
         units = units_of(principal, rules)
         asked = decoded(read_body(req.env, MAX_BODY_BYTES), ReviewRequest)
         about |= {"verdict": asked.verdict, "reason": asked.comment}
@@ -240,6 +251,8 @@ class ReviewResource(_Part):
                 raise BindingRefused("One's own case is reviewed by somebody else")
             if found.verdict:
                 raise Conflict("The case has been reviewed")
+            # SEC: what is about to be written is on the disk before it is.
+            self._note(REVIEWED, "pending", ctx=ctx, durable=True, **about)
 
         written = self._store.review(_id(case), may, asked.verdict, asked.comment, principal.issuer, principal.subject)
         if written is None:

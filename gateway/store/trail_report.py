@@ -53,7 +53,8 @@ AND CASE WHEN %(from_hour)s <= %(to_hour)s
     "break-glass": """
 e.kind = 'break-glass.started' AND e.outcome = 'allowed'
 AND e.occurred_at < timestamptz 'epoch' + (%(now)s - %(review_ms)s) * interval '1 ms' AND NOT EXISTS (
-    SELECT FROM audit.event r WHERE r.kind = 'break-glass.reviewed' AND r.occurred_at >= e.occurred_at
+    SELECT FROM audit.event r WHERE r.kind = 'break-glass.reviewed' AND r.outcome = 'allowed'
+    AND r.occurred_at >= e.occurred_at
     AND r.canonical::json -> 'detail' ->> 'case' = e.canonical::json -> 'detail' ->> 'case')
 """,
 }

@@ -281,8 +281,10 @@ class TestReports:
         events(
             case(1, "started", "open"), case(2, "started", "done"), case(3, "reviewed", "done"),
             case(4, "used", "open"), case(5, "reviewed", "other"), case(6, "started", "refused", outcome="refused"),
+            case(7, "started", "tried"), case(8, "reviewed", "tried", outcome="refused"),
+            case(9, "reviewed", "tried", outcome="pending"),
         )  # fmt: skip
-        assert [one["request"] for one in report("break-glass")] == ["open"]
+        assert [one["request"] for one in report("break-glass")] == ["open", "tried"]
 
     def test_denial_bursts(self, events, report):
         def denied(minute, subject, **changes):

@@ -12,7 +12,7 @@ from gateway.audit.endpoint import AccessLogResource, ReadResource, SearchResour
 from gateway.breakglass.endpoint import CaseResource, CasesResource, ReviewResource, ReviewsResource
 from gateway.breakglass.model import Case
 from gateway.context import Principal, RequestContext
-from gateway.errors import AuditUnavailable, DatabaseUnavailable, GatewayError, RateLimited
+from gateway.errors import AuditOutcomeUnavailable, AuditUnavailable, DatabaseUnavailable, GatewayError, RateLimited
 
 CASE = "0" * 8 + "-0000-0000-0000-" + "0" * 12
 SPAN = "date=ge2026-01-01&date=lt2027-01-01"
@@ -20,26 +20,40 @@ START = {"unit": "north", "patient": "p-9", "reason": "she is unconscious"}
 REVIEW = {"verdict": "justified", "comment": "seen"}
 ASKED = {"unit": "north", "patient": "p-9", "reason": "she is unconscious", "purpose": "BTG"}
 
+CASE_OF_OWN = Case(CASE, "i", "own", "nurse", "", "north", "p-9", "", 0, 1, 0, 0, "", "", "")
+
 
 class Store:
     """The database behind all of them: who asks for anything gets its error, or nothing."""
 
-    def __init__(self, error: Exception | None) -> None:
+    def __init__(self, error: Exception | None = None, found: Case | None = None) -> None:
         self.error = error
+        self.found = found
+        self.changed: Case | None = None
 
     def _answer(self, *_):
         if self.error is not None:
             raise self.error
 
-    find = read = start = end = queue = _answer
+    find = read = start = queue = _answer
+
+    def end(self, case, *_):
+        self._answer()
+        self.changed = self.found
+        return self.found
 
     def review(self, case, may, *_):
         self._answer()
-        may(Case(case, "i", "own", "nurse", "", "north", "p-9", "", 0, 1, 0, 0, "", "", ""))
+        may(CASE_OF_OWN)
+        self.changed = CASE_OF_OWN
+        return self.changed
 
 
-def ask(resource, method, query="", body=None, role="nurse", subject="s", error=None, **params):
-    """The events of a request that is refused, and what it was refused with."""
+def ask(
+    resource, method, query="", body=None, role="nurse", subject="s", error=None, store=None, room=9,
+    refused=GatewayError, **params,
+):  # fmt: skip
+    """The events of a request that is refused; the trail has room for so many."""
     notes = []
     rules = SimpleNamespace(
         roles={"nurse"}, login_within_s=300, reviewers={"chief": SimpleNamespace(sees="all")}, default_s=60, max_s=600
@@ -60,11 +74,14 @@ def ask(resource, method, query="", body=None, role="nurse", subject="s", error=
 
     def note(kind, outcome, *, ctx, durable=False, **more):
         assert ctx.id == "id-1"
+        if len(notes) == room:
+            raise AuditUnavailable
+        assert durable or outcome != "pending"
         notes.append((kind, outcome, more))
 
     wake = () if resource.__module__ == "gateway.audit.endpoint" else (lambda: None,)
-    made = resource(Store(error), note, *wake, now=lambda: 1_000.0)
-    with pytest.raises(GatewayError):
+    made = resource(store or Store(error), note, *wake, now=lambda: 1_000.0)
+    with pytest.raises(refused):
         getattr(made, f"on_{method.lower()}")(req, SimpleNamespace(), **params)
     return notes
 
@@ -127,7 +144,7 @@ def ask(resource, method, query="", body=None, role="nurse", subject="s", error=
     ],
 )  # fmt: skip
 def test_an_attempt_that_is_refused(asked, kind, rule, more):
-    [(found, outcome, about)] = asked()
+    [(found, outcome, about)] = [event for event in asked() if event[1] != "pending"]
     assert (found, outcome, about.pop("rule"), about) == (kind, "refused", rule, more)
 
 
@@ -139,3 +156,21 @@ def test_what_fails_is_no_refusal():
 @pytest.mark.parametrize("error", [RateLimited(retry_after_s=1), AuditUnavailable()])
 def test_what_a_limit_refuses_and_what_cannot_be_kept_is_none(error):
     assert ask(SearchResource, "GET", SPAN, role="chief", error=error) == []
+
+
+@pytest.mark.parametrize(
+    ("resource", "method", "options"),
+    [
+        pytest.param(CaseResource, "DELETE", {}, id="ended"),
+        pytest.param(ReviewResource, "POST", {"body": REVIEW, "role": "chief"}, id="reviewed"),
+    ],
+)
+def test_no_case_is_changed_without_the_trail(resource, method, options):
+    full, later = Store(found=CASE_OF_OWN), Store(found=CASE_OF_OWN)
+    assert ask(resource, method, store=full, room=0, case=CASE, **options) == []
+    assert full.changed is None
+    [(kind, outcome, about)] = ask(
+        resource, method, store=later, room=1, refused=AuditOutcomeUnavailable, case=CASE, **options
+    )
+    assert later.changed == CASE_OF_OWN, "the trail failed in between, and has what was about to be done"
+    assert (kind.partition(".")[0], outcome, about["case"]) == ("break-glass", "pending", CASE)

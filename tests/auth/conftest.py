@@ -28,6 +28,7 @@ from gateway.app import Gateway
 from gateway.audit.trail import AuditTrail
 from gateway.auth import passwords, totp
 from gateway.auth.vault import Vault, load_or_make_key
+from gateway.errors import AuditUnavailable
 from gateway.settings import Settings
 from gateway.store.account_operator import AccountOperator
 from tests.auth.kit import (
@@ -49,6 +50,17 @@ from tests.auth.kit import (
     write_pair,
 )
 from tests.auth.scripted_provider import ScriptedProvider
+
+
+class Notes(list):
+    """Audit events; a trail that is full takes none."""
+
+    full = False
+
+    def append(self, event):
+        if self.full:
+            raise AuditUnavailable
+        super().append(event)
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +94,7 @@ def service(tmp_path, postgres, hashed, monkeypatch):
         dsn=postgres.gateway_dsn, bucket_capacity=1024, token_failures_per_minute=FAILURES,
         login_failures_per_hour=LOGIN_FAILURES,
     )  # fmt: skip
-    notes = []
+    notes = Notes()
     monkeypatch.setattr(AuditTrail, "note", lambda self, kind, outcome, **more: notes.append((kind, outcome, more)))
     gateway = Gateway(settings, shared.create(settings), 0)
     client = falcon.testing.TestClient(gateway.public)

@@ -23,6 +23,7 @@ from gateway.app import Gateway
 from gateway.audit.trail import AuditTrail
 from gateway.errors import DatabaseUnavailable
 from gateway.settings import Settings
+from tests.auth.conftest import Notes
 
 URL = "https://api.test"
 TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
@@ -113,7 +114,7 @@ def service(tmp_path, monkeypatch):
         config_path=tmp_path / "caregate.yaml", data_dir=tmp_path, run_dir=tmp_path / "run", access_log=False,
         dsn="host=/nowhere connect_timeout=1", bucket_capacity=1024, token_failures_per_minute=FAILURES,
     )  # fmt: skip
-    notes = []
+    notes = Notes()
     monkeypatch.setattr(AuditTrail, "note", lambda self, kind, outcome, **more: notes.append((kind, outcome, more)))
     gateway = Gateway(settings, shared.create(settings), 0)
     client = falcon.testing.TestClient(gateway.public)
@@ -424,6 +425,19 @@ def test_questions_about_tokens_are_events(post, grant, service):
     post("introspect", {"token": nurse_token(jti="hidden"), **proof("watch")})
     assert [(kind, outcome, more["client"], more["active"], more["jti"]) for kind, outcome, more in service.notes] == [
         ("token.introspected", "allowed", "watch", "yes", jti), ("token.introspected", "allowed", "watch", "no", ""),
+    ]  # fmt: skip
+
+
+def test_nothing_is_revoked_without_the_trail(post, grant, service):
+    token = grant()
+    service.notes.clear()
+    service.notes.full = True
+    answer = post("revoke", {"token": token, **proof()})
+    assert (answer.status_code, answer.headers["x-request-id"] != "", service.store.revoked) == (503, True, {})
+    service.notes.full = False
+    assert post("revoke", {"token": token, **proof()}).status_code == 200
+    assert [(kind, outcome, more["durable"]) for kind, outcome, more in service.notes] == [
+        ("token.revoked", "pending", True), ("token.revoked", "allowed", True),
     ]  # fmt: skip
 
 

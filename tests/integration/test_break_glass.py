@@ -95,7 +95,7 @@ def test_one_record_is_opened_read_ended_and_reviewed(platform, call, wait, doct
     assert call("POST", f"{CASES}/{case}/review", auditor, review).status == 409
     assert case not in [one["case"] for one in call("GET", REVIEWS, auditor).json["cases"]]
 
-    found = wait(lambda: (rows := events(platform, case)) and len(rows) >= 19 and rows)
+    found = wait(lambda: (rows := events(platform, case)) and len(rows) >= 22 and rows)
     kinds = [kind for kind, _ in found]
     assert kinds[0] == "break-glass.started"
     assert kinds.count("break-glass.used") == 13
