@@ -90,8 +90,16 @@ def test_what_is_left_to_the_steps_one_by_one(sinks, changes):
     assert not any([*sinks.events, *sinks.lines, *sinks.cells])
 
 
-@pytest.mark.parametrize("status", [200, "", "20", "2x0 OK", "099 A", "\u0662\u0660\u0660 OK", None])
-def test_no_status_line(sinks, status):
+def test_a_status_may_be_its_number(sinks):
+    """As units' and portal functions' are."""
+    assert sinks.books.settle(request(), 404, sinks) is True
+    assert (sinks.events, sinks.kinds) == ([("r-1", 404)], [("why", "GET", 404)])
+
+
+@pytest.mark.parametrize(
+    "status", ["", "20", "2x0 OK", "099 A", "\u0662\u0660\u0660 OK", None, 99, 1000, -200, True, 200.0]
+)
+def test_no_status(sinks, status):
     assert sinks.books.settle(request(), status, sinks) is False
     assert not any([*sinks.events, *sinks.lines, *sinks.cells])
 
