@@ -6,15 +6,9 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
-import hashlib
+from fastpath.sha256 cimport sha256_add, sha256_begin, sha256_end, sha256_here, sha256_sum
 
-cdef extern from "sha256.h" nogil:
-    ctypedef struct sha256_sum:
-        pass
-    bint sha256_here()
-    void sha256_begin(sha256_sum* sum)
-    void sha256_add(sha256_sum* sum, const unsigned char* at, size_t size)
-    void sha256_end(sha256_sum* sum, unsigned char* digest)
+import hashlib
 
 cdef enum:
     DIGEST = 32

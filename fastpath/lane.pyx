@@ -224,7 +224,9 @@ cdef class Lane:
         text += 7
         verified = self._verifier.hit_text(text, size, &digest, self._clock_s())
         if verified is None:
-            return self._unseen(ctx, text, size, &digest, purse)
+            verified = self._unseen(ctx, text, size, &digest, purse)
+            if verified is None:
+                return None
         if verified.principal is None:
             verified.principal = caller_of(self._roles, verified, self._scopes)
         # PERF: `scale` of `make bench`: of 100,000 callers nothing is near; what the next steps touch comes while these run.
@@ -241,24 +243,19 @@ cdef class Lane:
     ):
         """The same of a token that is not remembered, or holds no more; None if what is there may be no token at all.
 
+        PERF: `scale` of `make bench`: the grant is noted with the token now, so that its next request finds it there.
         Raises: what `refused` of the policy raises.
         PERF: `policy_rs256_unique` of `make bench`: in Python the way from here to a principal took 20 us.
         """
-        cdef Verified verified
         cdef Py_ssize_t i
         for i in range(size):
             if text[i] == 32 or text[i] == 9 or text[i] == 44:  # what `bearer_token` has an answer of its own for
                 return None
         self._note(ctx, purse)
         try:
-            verified = self._verifier.verify_text(text, size, digest, self._clock_s())
+            return self._verifier.verify_text(text, size, digest, self._clock_s())
         except TokenError as error:
-            verified = self._refused(ctx, text[:size].decode("ascii"), error)
-        # PERF: `scale` of `make bench`: the grant is noted with the token now, so that its next request finds it there.
-        if verified.principal is None:
-            verified.principal = caller_of(self._roles, verified, self._scopes)
-        ctx.principal = verified.principal
-        return verified
+            return self._refused(ctx, text[:size].decode("ascii"), error)
 
     cdef bint _find(self, RequestContext ctx, Verified verified) except -1:
         """Find the route and the caller's grant on it; False: no route, or one that shows itself to nobody else."""

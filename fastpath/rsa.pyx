@@ -15,17 +15,9 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
-import hashlib
+from fastpath.sha256 cimport SHA256_SIZE, sha256_add, sha256_begin, sha256_end, sha256_here, sha256_sum
 
-cdef extern from "sha256.h" nogil:
-    enum:
-        SHA256_SIZE
-    ctypedef struct sha256_sum:
-        pass
-    bint sha256_here()
-    void sha256_begin(sha256_sum* sum)
-    void sha256_add(sha256_sum* sum, const unsigned char* at, size_t size)
-    void sha256_end(sha256_sum* sum, unsigned char* digest)
+import hashlib
 
 cdef extern from "rsa.h" nogil:
     enum:

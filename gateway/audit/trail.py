@@ -25,10 +25,11 @@ from gateway.audit.kinds import ALSO
 from gateway.audit.notary import KEY, Notary, load_or_make_key
 from gateway.audit.pseudonyms import FOLDER as PATIENTS
 from gateway.audit.pseudonyms import Keys, Pseudonyms
+from gateway.audit.refusals import ending
 from gateway.audit.shipper import Shipper
 from gateway.audit.spool import Spool, SpoolFull, open_spool
 from gateway.context import RequestContext
-from gateway.errors import AuditUnavailable, Origin
+from gateway.errors import AuditUnavailable
 from gateway.store.audit import AuditStore
 from gateway.store.pool import Database
 
@@ -118,15 +119,11 @@ class AuditTrail:
         Raises: AuditUnavailable.
         Yields to the hub: until the disk has it.
         """
-        spool, commit = self._spool, self._commit
-        if spool is None or commit is None:
+        if self._commit is None:
             raise AuditUnavailable()
-        try:
-            self._keep(ctx, status, spool)
-        except SpoolFull:
-            raise self._no_room() from None
+        self.enqueue_finished(ctx, status)
         if not self._early:
-            commit.wait()
+            self._commit.wait()
 
     def enqueue_finished(self, ctx: RequestContext, status: int) -> None:
         """Keep the event of a request. It survives the process from here on.
@@ -146,7 +143,7 @@ class AuditTrail:
 
         Raises: AuditUnavailable.
         """
-        outcome, rule = _ended(ctx)
+        outcome, rule = ending(ctx, ctx.error)
         for patient in also_named(ctx)[:MAX_OTHERS]:
             assert ctx.route is not None  # noqa: S101 - or it would name nobody
             self.note(
@@ -164,7 +161,7 @@ class AuditTrail:
         if change is None:
             return
         assert ctx.route is not None  # noqa: S101 - or it would be about nothing
-        outcome, rule = _ended(ctx)
+        outcome, rule = ending(ctx, ctx.error)
         now = answer if answer and outcome == "allowed" else b""
         digest = hashlib.sha256(now).hexdigest() if now else ""
         patient = change.patient or patient_answered(now, own_bases(ctx.route, ctx))
@@ -299,13 +296,6 @@ class AuditTrail:
         self.become(ready=False)
         self._count("unwritten", 1)
         return AuditUnavailable()
-
-
-def _ended(ctx: RequestContext) -> tuple[str, str]:
-    """How a request ended, and by which rule."""
-    error = ctx.error
-    outcome = "allowed" if error is None else "refused" if error.origin is Origin.CLIENT else "failed"
-    return outcome, error.code if error is not None and ctx.rule in ("", "allowed") else ctx.rule
 
 
 def _patient_of(ctx: RequestContext | None) -> str:

@@ -238,8 +238,10 @@ def _pieces(ctx: RequestContext, unit: str, exchange: Exchange, left_bytes: int)
         exchange.consumed(len(piece))
     if not exchange.complete:
         failure = exchange.failure
-        full = failure is not None and failure.code == DROPPED
-        ctx.error = error_of(unit, failure) if failure is not None and full else UnitTruncated(unit)
+        if failure is not None and failure.code == DROPPED:
+            ctx.error = error_of(unit, failure)
+        else:
+            ctx.error = UnitTruncated(unit)
         raise ctx.error
 
 
